@@ -1,0 +1,83 @@
+"""The command line: one module per command, imported only when that command runs."""
+
+import importlib
+import sys
+import warnings
+from typing import Any
+
+# Command -> (module, one line of help). A nested command is written with a space.
+COMMANDS = {
+    "prepare": ("lpa.cli.prepare", "documents in, tokens on disk"),
+    "train": ("lpa.cli.train", "train a model from a recipe"),
+    "eval perplexity": ("lpa.cli.eval_perplexity", "perplexity of a model on held-out text"),
+    "generate": ("lpa.cli.generate", "continue a prompt"),
+    "demo": ("lpa.cli.demo", "train dense and LPA side by side on a bundled corpus"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; a user's mistake becomes one line and exit code 2."""
+    arguments = sys.argv[1:] if argv is None else argv
+    command, rest = _split_command(arguments)
+    if command is None:
+        _print_overview(arguments)
+        return
+
+    from lpa.errors import LPAWarning, UserError
+
+    # A warning for the user is one line too, without the source line that Python would quote.
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("default", LPAWarning)
+    try:
+        importlib.import_module(COMMANDS[command][0]).main(rest)
+    except UserError as error:
+        from lpa.cli.parsing import fail
+
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("lpa: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The longest command that the arguments begin with, and what is left of them."""
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if len(arguments) >= words and name in COMMANDS:
+            return name, arguments[words:]
+    return None, arguments
+
+
+def _print_overview(arguments: list[str]) -> None:
+    import lpa
+
+    if "--version" in arguments:
+        print(f"lpa {lpa.__version__}")
+        return
+    lines = {name: line for name, (_, line) in COMMANDS.items()}
+    words = [word for word in arguments if not word.startswith("-")]
+    if words:  # not a command, so at best the name of a group such as `eval`
+        group = {name: line for name, line in lines.items() if name.split()[0] == words[0]}
+        if not group or len(words) > 1:
+            accepted = ", ".join(group or lines)
+            print(
+                f"lpa: error: unknown command '{' '.join(words)}'; expected one of: {accepted}",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
+        lines = group
+
+    width = max(map(len, lines)) + 2
+    print(f"usage: lpa {words[0] + ' ' if words else ''}COMMAND [options]\n")
+    print("Pre-train language models with low-rank attention, beside their dense baselines.\n")
+    print("\n".join(f"  {name:<{width}}{line}" for name, line in lines.items()))
+    print("\nlpa COMMAND --help tells each command's options, with examples.")
+    if not arguments:
+        raise SystemExit(2)
+
+
+def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    from lpa.errors import LPAWarning
+
+    if issubclass(category, LPAWarning):
+        print(f"lpa: warning: {message}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Between dense models and low-rank ones."""

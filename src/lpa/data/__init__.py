@@ -1,0 +1,1 @@
+"""Documents in, tokens on disk, batches out."""

@@ -1,0 +1,1 @@
+"""Configuration, model and arithmetic of the decoder."""

@@ -1,0 +1,1 @@
+"""Experiments as declared runs, and their reports."""

@@ -1,0 +1,1 @@
+"""From a configuration and prepared data to a trained model."""
