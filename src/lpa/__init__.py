@@ -49,13 +49,14 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# The Auto classes live in these two modules; each mapping is filled as soon as its module exists, so
-# `import lpa` need not import transformers (seconds) to register with it.
+# The Auto classes live in these modules of transformers. They learn of this package as soon as they
+# exist, so `import lpa` need not import transformers (seconds) to register with it.
 @wrapt.when_imported("transformers.models.auto.configuration_auto")
 def _register_config(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_config()
 
 
 @wrapt.when_imported("transformers.models.auto.modeling_auto")
-def _register_models(_: Any) -> None:
-    importlib.import_module("lpa.model.auto").register_models()
+@wrapt.when_imported("transformers.modeling_layers")
+def _load_models(_: Any) -> None:
+    importlib.import_module("lpa.model.auto").load_models()

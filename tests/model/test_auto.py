@@ -1,0 +1,34 @@
+"""`import lpa` makes the Auto classes know the model, in whichever order things are imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+BUILD = """
+config = transformers.AutoConfig.for_model("lpa", vocab_size=61, hidden_size=32,
+    intermediate_size=80, num_hidden_layers=1, num_attention_heads=4, rank=8)
+model = transformers.AutoModelForCausalLM.from_config(config)
+print(type(config).__name__, type(model).__name__, type(model.model).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import lpa\nimport transformers",
+        "import transformers\nimport lpa",
+        "import transformers\ntransformers.AutoModelForCausalLM\nimport lpa",
+        "import lpa\nfrom lpa.model import LPAForCausalLM\nimport transformers",
+    ],
+)
+def test_auto_classes_know_the_model(imports):
+    script = f"{imports}\n{BUILD}"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "LPAConfig LPAForCausalLM LPAModel", result.stderr
+
+
+def test_importing_the_package_imports_neither_torch_nor_transformers():
+    script = "import sys, lpa; print({'torch', 'transformers'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "set()", result.stderr

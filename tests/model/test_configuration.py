@@ -1,0 +1,82 @@
+import warnings
+
+import pytest
+
+from lpa.errors import LPAWarning, UserError
+from lpa.model import PRESETS, LPAConfig, preset_config
+from lpa.model.configuration_lpa import PLACEMENTS, PROJECTIONS
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "rank": 8,
+}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_placement_gives_ranks_to_its_projections_alone(placement):
+    config = LPAConfig(**SMALL, placement=placement)
+    low_rank = {name for name in PROJECTIONS if config.projection_rank(name)}
+    assert low_rank == set(PLACEMENTS[placement])
+
+
+def test_ranks_say_the_last_word():
+    config = LPAConfig(
+        **SMALL, placement="all", ffn_rank=12, ranks={"v_proj": 4, "q_proj": None, "up_proj": 6}
+    )
+    ranks = {name: config.projection_rank(name) for name in PROJECTIONS}
+    assert ranks == {
+        "q_proj": None,
+        "k_proj": 8,
+        "v_proj": 4,
+        "o_proj": 8,
+        "gate_proj": 12,
+        "up_proj": 6,
+        "down_proj": 12,
+    }
+
+
+def test_the_rank_defaults_to_a_quarter_of_the_width():
+    assert LPAConfig(**(SMALL | {"rank": None})).rank == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"placement": "attn"}, "placement: got 'attn'; expected one of none, attention"),
+        ({"rank": 0}, "rank: got 0; expected an integer from 1 to 32"),
+        ({"rank": 33}, "rank: got 33; expected an integer from 1 to 32"),
+        ({"ranks": {"v_proj": 40}}, "ranks.v_proj: got 40"),
+        ({"ranks": {"qkv": 4}}, "ranks: got 'qkv'; expected one of q_proj"),
+        ({"placement": "all", "ffn_rank": 33}, "ffn_rank: got 33"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: got 3; expected a divisor"),
+        ({"hidden_size": 0}, "hidden_size: got 0"),
+        ({"head_dim": 7}, "head_dim: got 7; expected an even number"),
+    ],
+)
+def test_bad_values_are_refused_by_name(fields, message):
+    with pytest.raises(UserError) as error:
+        LPAConfig(**(SMALL | fields))
+    assert message in str(error.value)
+
+
+def test_one_warning_for_four_projections_of_one_shape():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        LPAConfig(**(SMALL | {"rank": 16}))
+    assert [w.category for w in caught] == [LPAWarning]
+    assert "up to 15" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_in_every_placement(name):
+    for placement in PLACEMENTS:
+        assert preset_config(name, placement=placement).placement == placement
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(UserError, match="preset: got 'giant'; expected one of nano"):
+        preset_config("giant")

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lpa.model import LPAConfig, LPAForCausalLM, preset_config
+from lpa.model.configuration_lpa import PLACEMENTS
+from lpa.model.cost import forward_flops_per_token, parameter_count, training_flops_per_token
+
+# From the description of the 130M model of setting 2 (vocabulary 32000, head with bias).
+PAPER_130M = {
+    "none": 134_137_856,
+    "attention": 115_263_488,
+    "ffn": 116_443_136,
+    "all": 97_568_768,
+}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_parameters_of_the_130m_model(placement):
+    config = preset_config("paper-130m-s2", placement=placement)
+    with torch.device("meta"):
+        model = LPAForCausalLM(config)
+    assert sum(p.numel() for p in model.parameters()) == PAPER_130M[placement]
+    assert parameter_count(config) == PAPER_130M[placement]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_count_equals_the_model_with_grouped_queries_and_ranks(tied):
+    config = LPAConfig(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        rank=8,
+        ranks={"o_proj": None, "up_proj": 16},
+        tie_word_embeddings=tied,
+    )
+    assert parameter_count(config) == sum(p.numel() for p in LPAForCausalLM(config).parameters())
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_flops_equal_what_torch_counts(placement):
+    config = preset_config("nano", vocab_size=512, placement=placement, attn_implementation="eager")
+    model = LPAForCausalLM(config)
+    batch, context = 2, 48
+    input_ids = torch.zeros(batch, context, dtype=torch.long)
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        logits = model(input_ids, use_cache=False).logits
+    forward = counter.get_total_flops()
+    with counter:
+        logits.sum().backward()
+    backward = counter.get_total_flops()
+
+    # torch also counts the outer product of RoPE's angles: context × head_dim / 2 products per call.
+    tolerance = 1e-4
+    tokens = batch * context
+    assert forward / tokens == pytest.approx(
+        forward_flops_per_token(config, context), rel=tolerance
+    )
+    assert (forward + backward) / tokens == pytest.approx(
+        training_flops_per_token(config, context), rel=tolerance
+    )

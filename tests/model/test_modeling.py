@@ -1,0 +1,150 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lpa.lowrank import LowRankLinear
+from lpa.model import LPAConfig, LPAForCausalLM
+from lpa.model.configuration_lpa import PLACEMENTS
+
+
+def small_model(seed: int = 0, **fields) -> LPAForCausalLM:
+    torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "rank": 8,
+        # Far from nought, so that tokens differ by more than rounding.
+        "initializer_range": 0.3,
+    }
+    return LPAForCausalLM(LPAConfig(**(sizes | fields))).eval()
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.randint(97, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_low_rank_modules_stand_where_the_placement_says(placement):
+    model = small_model(placement=placement)
+    low_rank = {n for n, m in model.named_modules() if isinstance(m, LowRankLinear)}
+    attention = {f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qkvo"}
+    ffn = {f"model.layers.{i}.mlp.{p}_proj" for i in range(2) for p in ("gate", "up", "down")}
+    expected = {"none": set(), "attention": attention, "ffn": ffn, "all": attention | ffn}
+    assert low_rank == expected[placement]
+
+
+def test_a_position_sees_no_later_token(tokens):
+    model = small_model()
+    changed = tokens.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % 97
+    before, after = model(tokens).logits, model(changed).logits
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.allclose(before[:, 7:], after[:, 7:])
+
+
+def test_factors_start_with_the_deviation_that_their_product_needs():
+    model = small_model(hidden_size=256, intermediate_size=256, rank=64, initializer_range=0.02)
+    pair = model.model.layers[0].self_attn.q_proj
+    expected = math.sqrt(0.02 / math.sqrt(64))
+    for factor in (pair.down, pair.up):
+        assert factor.weight.std().item() == pytest.approx(expected, rel=0.02)
+    assert pair.dense().weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_next_token(tokens):
+    model = small_model(lm_head_bias=True)
+    labels = tokens.clone()
+    labels[0, 5:] = -100
+    output = model(tokens, labels=labels)
+    expected = F.cross_entropy(output.logits[:, :-1].reshape(-1, 97), labels[:, 1:].reshape(-1))
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_shifted_labels_score_the_last_position_too(tokens):
+    model = small_model()
+    targets = tokens.roll(-1, dims=1)
+    output = model(tokens, shift_labels=targets)
+    expected = F.cross_entropy(output.logits.reshape(-1, 97), targets.reshape(-1))
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_parts_of_a_batch_add_up_to_its_mean(tokens):
+    model = small_model()
+    labels = tokens.clone()
+    labels[0, 3:] = -100
+    whole = model(tokens, labels=labels).loss
+    targets = (labels[:, 1:] != -100).sum()
+    parts = [
+        model(tokens[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=targets).loss
+        for i in range(2)
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_chunked_training_loss_has_the_gradients_of_the_plain_one(bias):
+    model = small_model(lm_head_bias=bias)
+    tokens = torch.randint(97, (4, 32))
+    assert model._loss_options(tokens.numel()) is not None  # so the chunked path is what runs
+
+    model.train()
+    output = model(tokens, labels=tokens)
+    assert output.logits is None
+    output.loss.backward()
+    chunked = {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    model.zero_grad()
+    logits = model.eval()(tokens).logits
+    plain = F.cross_entropy(logits[:, :-1].reshape(-1, 97), tokens[:, 1:].reshape(-1))
+    plain.backward()
+    torch.testing.assert_close(output.loss, plain)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(chunked[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_generation_with_a_cache_equals_generation_without(placement, tokens):
+    model = small_model(placement=placement, num_key_value_heads=2)
+    kwargs = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    cached = model.generate(tokens, use_cache=True, **kwargs)
+    assert cached.shape == (2, 32)
+    assert torch.equal(cached, model.generate(tokens, use_cache=False, **kwargs))
+
+
+def test_cached_logits_equal_those_of_one_pass(tokens):
+    model = small_model()
+    whole = model(tokens).logits
+    start = model(tokens[:, :8], use_cache=True)
+    rest = model(tokens[:, 8:], past_key_values=start.past_key_values)
+    torch.testing.assert_close(rest.logits, whole[:, 8:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": True}, {"lm_head_bias": True}])
+def test_save_and_load_give_the_same_model_back(tmp_path, tokens, fields):
+    model = small_model(ranks={"v_proj": 4}, **fields)
+    model.save_pretrained(tmp_path)
+    loaded = LPAForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.ranks == {"v_proj": 4}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name)), name
+    assert torch.equal(model(tokens).logits, loaded(tokens).logits)
+
+
+def test_padding_on_the_left_changes_nothing(tokens):
+    model = small_model()
+    alone = model.generate(tokens[:1, 4:], max_new_tokens=8, do_sample=False, pad_token_id=0)
+    padded = tokens.clone()
+    padded[0, :4] = 0
+    mask = torch.ones_like(padded)
+    mask[0, :4] = 0
+    both = model.generate(
+        padded, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0
+    )
+    assert torch.equal(both[0, 4:], alone[0])
