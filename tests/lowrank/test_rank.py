@@ -28,5 +28,5 @@ def test_a_rank_that_saves_nothing_warns_and_names_break_even(rank):
 
 @pytest.mark.parametrize("rank", [0, 769, -3, 1.5, True, "8"])
 def test_refuses_what_is_no_rank(rank):
-    with pytest.raises(UserError, match="v_proj: got .*integer from 1 to 768"):
+    with pytest.raises(UserError, match=r"v_proj: got .*integer from 1 to 768"):
         check_rank(rank, 768, 2048, field="v_proj")
