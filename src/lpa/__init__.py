@@ -7,46 +7,24 @@ classes of transformers know `model_type: lpa` from then on, whichever of the tw
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import lazy_loader
 import wrapt
 
 __version__ = "0.1.0"
 
-# The room that defines each public name.
-_ROOMS = {
-    "LPAConfig": "lpa.model",
-    "LPAForCausalLM": "lpa.model",
-    "LPAModel": "lpa.model",
-    "LPAWarning": "lpa.errors",
-    "LowRankLinear": "lpa.lowrank",
-    "UserError": "lpa.errors",
-    "break_even_rank": "lpa.lowrank",
-}
-
-__all__ = [
-    "LPAConfig",
-    "LPAForCausalLM",
-    "LPAModel",
-    "LPAWarning",
-    "LowRankLinear",
-    "UserError",
-    "__version__",
-    "break_even_rank",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "errors": ["LPAWarning", "UserError"],
+        "lowrank": ["LowRankLinear", "break_even_rank"],
+        "model": ["LPAConfig", "LPAForCausalLM", "LPAModel"],
+    },
+)
 
 if TYPE_CHECKING:
     from lpa.errors import LPAWarning, UserError
     from lpa.lowrank import LowRankLinear, break_even_rank
     from lpa.model import LPAConfig, LPAForCausalLM, LPAModel
-
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(importlib.import_module(_ROOMS[name]), name)
-    raise AttributeError(f"module 'lpa' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
 
 
 # The Auto classes live in these modules of transformers. They learn of this package as soon as they

@@ -1,6 +1,7 @@
 """The argument parser that every command shares: one-line errors and examples under `--help`."""
 
 import argparse
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -21,16 +22,40 @@ def fail(message: str) -> NoReturn:
 class Parser(jsonargparse.ArgumentParser):
     """A jsonargparse parser whose errors are one line and whose epilog keeps its line breaks."""
 
-    def __init__(self, command: str, *, description: str, examples: str) -> None:
+    def __init__(
+        self, command: str, *, description: str, examples: str, usage: str | None = None
+    ) -> None:
         super().__init__(
             prog=f"lpa {command}",
+            usage=usage,
             description=description,
             epilog=f"examples:\n{examples}",
             formatter_class=_HelpFormatter,
         )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(message)
+        fail(self._say_what_is_accepted(one_line(message)))
+
+    def _say_what_is_accepted(self, message: str) -> str:
+        """A message of jsonargparse as: the field, what it got, what it accepts."""
+        if found := re.search(r"unrecognized arguments: (.*)", message):
+            return f"unknown option {found[1]}; `{self.prog} --help` lists what is accepted"
+        if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
+            return (
+                f"unknown key {found[1]}.{found[2]}; expected one of {self._keys(found[1] + '.')}"
+            )
+        if found := re.search(r"[Kk]ey [\"']([^\"']+)[\"'] is not expected", message):
+            return f"unknown key {found[1]}; expected one of {self._keys('')}"
+        if found := re.search(r"Parser key \"(\S+)\": Expected a (.*?)\. Got value: (.*)", message):
+            return f"{found[1]}: got {found[3]}; expected {found[2]}"
+        return message
+
+    def _keys(self, prefix: str) -> str:
+        """The keys below a prefix, or the groups where there is none."""
+        names = [action.dest for action in self._actions if action.dest.startswith(prefix)]
+        if not prefix:
+            names = [name.split(".")[0] for name in names if "." in name]
+        return ", ".join(dict.fromkeys(name.removeprefix(prefix) for name in names))
 
 
 class _HelpFormatter(
@@ -45,3 +70,8 @@ def add_json_flag(parser: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
+
+
+def add_overwrite_flag(parser: Any) -> None:
+    """The flag without which no command replaces what is there."""
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")

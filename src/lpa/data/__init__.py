@@ -1,1 +1,26 @@
-"""Documents in, tokens on disk, batches out."""
+"""Documents in, tokens on disk, batches out.
+
+The names load on first use: reading tokens needs neither the readers nor the tokenizers.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dataset": ["TokenDataset", "eval_windows", "split_tokens"],
+        "manifest": ["Manifest"],
+        "preparation": ["prepare"],
+        "sources": ["bundled_corpus", "read_documents"],
+        "tokenizer": ["load_tokenizer"],
+    },
+)
+
+if TYPE_CHECKING:
+    from lpa.data.dataset import TokenDataset, eval_windows, split_tokens
+    from lpa.data.manifest import Manifest
+    from lpa.data.preparation import prepare
+    from lpa.data.sources import bundled_corpus, read_documents
+    from lpa.data.tokenizer import load_tokenizer

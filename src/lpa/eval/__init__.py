@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity on held-out text."""
+"""What a trained model is worth: perplexity and text."""

@@ -158,7 +158,8 @@ class LPAModel(LPAPreTrainedModel):
 
     def __init__(self, config: LPAConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        # No padding_idx: where padding and end of text share a token, that one must learn too.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             LPADecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )

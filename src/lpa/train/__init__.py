@@ -1,1 +1,1 @@
-"""From a configuration and prepared data to a trained model."""
+"""Configuration, optimizer, loop, checkpoints and metrics of a training run."""

@@ -1,0 +1,61 @@
+"""`lpa generate`."""
+
+import json
+from pathlib import Path
+
+from lpa.cli.parsing import Parser, add_json_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "generate",
+        description="Continue a prompt with a trained model.",
+        examples="""\
+  lpa generate runs/lpa --prompt "My fellow Americans,"
+  lpa generate runs/lpa --prompt "The state of our union" --temperature 0 --max-new-tokens 50""",
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a run directory or a Hugging Face directory"
+    )
+    parser.add_argument("--prompt", type=str, default="", help="what to continue")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="the most tokens to add")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest token each time"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        help="sample from the tokens that hold this probability",
+    )
+    parser.add_argument("--num-samples", type=int, default=1, help="how many continuations")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from transformers.utils import logging
+
+    from lpa import console
+    from lpa.eval.generation import generate_text
+
+    logging.disable_progress_bar()  # transformers' own, for reading files
+    with console.stderr.status("generating"):
+        texts = generate_text(
+            arguments.model,
+            arguments.prompt,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            num_samples=arguments.num_samples,
+            seed=arguments.seed,
+            device=arguments.device,
+        )
+    if arguments.json:
+        print(json.dumps({"texts": texts}))
+    else:
+        print("\n\n---\n\n".join(texts))

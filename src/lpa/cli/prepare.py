@@ -1,0 +1,96 @@
+"""`lpa prepare`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "prepare",
+        description="Turn text into a prepared data directory: a tokenizer, token shards and a manifest.",
+        examples="""\
+  lpa prepare train.txt --validation valid.txt --test test.txt --vocab-size 4096 --out data
+  lpa prepare part-*.jsonl.gz --column text --tokenizer path/to/tokenizer --out data
+  lpa prepare book.txt --boundary blank --validation-fraction 0.05 --vocab-size 8192 --out data""",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        metavar="SOURCE",
+        help=".txt, .jsonl or .parquet files, the first two also as .gz",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the directory to make")
+    parser.add_argument("--vocab-size", type=int, help="train a byte-level BPE of this size")
+    parser.add_argument(
+        "--tokenizer",
+        type=str,
+        help="use this one: a directory, a tokenizer.json or a name of the hub",
+    )
+    parser.add_argument(
+        "--validation", nargs="+", type=Path, default=[], help="files of held-out text"
+    )
+    parser.add_argument("--test", nargs="+", type=Path, default=[], help="files of held-out text")
+    parser.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.01,
+        help="share of SOURCE to hold out where --validation names no file",
+    )
+    parser.add_argument(
+        "--test-fraction",
+        type=float,
+        default=0.0,
+        help="share of SOURCE to hold out where --test names no file",
+    )
+    parser.add_argument(
+        "--boundary",
+        choices=["file", "blank", "line"],
+        default="file",
+        help="where a document of a text file ends: with the file, at a blank line, with each line",
+    )
+    parser.add_argument(
+        "--column", type=str, default="text", help="field of the text in jsonl, parquet"
+    )
+    add_overwrite_flag(parser)
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from lpa import console
+    from lpa.data import prepare
+
+    with console.progress() as display:
+        bars: dict[str, int] = {}
+
+        def report(what: str, done: int, total: int | None) -> None:
+            if what not in bars:
+                bars[what] = display.add_task(what, total=total, status="documents")
+            display.update(bars[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        manifest = prepare(
+            arguments.sources,
+            arguments.out,
+            vocab_size=arguments.vocab_size,
+            tokenizer=arguments.tokenizer,
+            validation=arguments.validation,
+            test=arguments.test,
+            validation_fraction=arguments.validation_fraction,
+            test_fraction=arguments.test_fraction,
+            boundary=arguments.boundary,
+            column=arguments.column,
+            overwrite=arguments.overwrite,
+            report=report,
+        )
+    if arguments.json:
+        print(json.dumps(asdict(manifest)))
+        return
+    print(f"{arguments.out}: vocabulary of {manifest.vocab_size:,}")
+    for name, split in manifest.splits.items():
+        print(f"  {name:<11}{split.tokens:>14,} tokens  {split.documents:>10,} documents")

@@ -1,0 +1,95 @@
+"""What lies in a prepared data directory."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpa.errors import UserError
+from lpa.files import write_text
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+TOKENIZER_DIRECTORY = "tokenizer"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class Shard:
+    """A flat `.npy` file of token ids."""
+
+    name: str
+    tokens: int
+    sha256: str
+
+
+@dataclass
+class Split:
+    """One split: its shards in order, and how much text they came from.
+
+    `tokens` counts one end-of-text token after each document; `bytes` (of UTF-8) and `words` (runs
+    without white space) count the text itself.
+    """
+
+    shards: list[Shard]
+    tokens: int
+    documents: int
+    bytes: int
+    words: int
+
+
+@dataclass
+class Manifest:
+    """Describes a prepared data directory; written as `manifest.json` in it."""
+
+    tokenizer_sha256: str
+    vocab_size: int
+    dtype: str
+    eos_token_id: int
+    splits: dict[str, Split]
+    source: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+    def save(self, directory: Path) -> None:
+        write_text(directory / FILE_NAME, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> "Manifest":
+        """Read and check the manifest of a prepared data directory.
+
+        Raises:
+            UserError: no such directory, not a prepared one, or of another schema version.
+        """
+        path = directory / FILE_NAME
+        if not path.is_file():
+            what = f"has no {FILE_NAME}" if directory.is_dir() else "no such directory"
+            raise UserError(f"data {directory}: {what}; expected the output of `lpa prepare`")
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            version = fields["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise UserError(
+                    f"{path}: schema_version {version}; this version reads {SCHEMA_VERSION}"
+                )
+            fields["splits"] = {
+                name: Split(**(split | {"shards": [Shard(**shard) for shard in split["shards"]]}))
+                for name, split in fields["splits"].items()
+            }
+            manifest = cls(**fields)
+            np.dtype(manifest.dtype)
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: is not a manifest of this package ({error})") from error
+        return manifest
+
+    def split(self, name: str) -> Split:
+        """A split by name.
+
+        Raises:
+            UserError: the data has no such split, or an empty one.
+        """
+        if name not in self.splits or not self.splits[name].tokens:
+            present = ", ".join(key for key, split in self.splits.items() if split.tokens)
+            raise UserError(f"split: the data has no {name!r}; it has {present}")
+        return self.splits[name]

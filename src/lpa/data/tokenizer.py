@@ -1,0 +1,83 @@
+"""Tokenizers: train a byte-level BPE, or load an existing one."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lpa.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+_BYTES = 256
+
+
+def train_tokenizer(documents: Iterator[str], vocab_size: int, *, length: int | None = None) -> Any:
+    """A byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2) as a transformers tokenizer.
+
+    Args:
+        documents: texts to learn merges from.
+        vocab_size: tokens in all, counting 256 bytes and the end-of-text token.
+        length: number of documents, where known, for the progress bar.
+
+    Raises:
+        UserError: `vocab_size` leaves no room for the bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size <= _BYTES:
+        raise UserError(
+            f"vocab_size: got {vocab_size}; expected at least {_BYTES + 1}: "
+            f"every byte and {END_OF_TEXT}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer, length=length)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """A transformers tokenizer from a directory, a `tokenizer.json` or a model name of the hub.
+
+    Raises:
+        UserError: there is none, or it has no end-of-text token to end documents with.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        if Path(path).is_file():
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+            if END_OF_TEXT in tokenizer.get_vocab():
+                tokenizer.eos_token = tokenizer.pad_token = END_OF_TEXT
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(path))
+    # Of what lies at `path` anything may be wrong; the tokenizers library raises bare exceptions.
+    except Exception as error:
+        raise UserError(
+            f"tokenizer {path}: cannot be loaded; expected a directory written by save_pretrained, "
+            "a tokenizer.json, or a model name of the Hugging Face hub"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {path}: has no end-of-text token (eos_token)")
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of what a fast tokenizer does: its tokenizer.json without padding and truncation."""
+    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
