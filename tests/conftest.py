@@ -1,10 +1,25 @@
 """Fixtures that every test may use."""
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# A model and a run so small that a step takes milliseconds.
+TINY = [
+    *("--data.context", "32"),
+    *("--model.hidden_size", "32", "--model.intermediate_size", "64"),
+    *("--model.num_hidden_layers", "2", "--model.num_attention_heads", "2", "--model.rank", "8"),
+    *("--train.batch_size", "4", "--train.threads", "1", "--train.device", "cpu"),
+    *("--optim.warmup_steps", "2"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +28,67 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED.name}/ beside the checkout")
     return SHARED
+
+
+@dataclass
+class Finished:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+def run_lpa(*arguments: object, cwd: Path | None = None) -> Finished:
+    """Run the real command line in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "lpa", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+    return Finished(result.returncode, result.stdout, result.stderr)
+
+
+@pytest.fixture(scope="session")
+def lpa():
+    return run_lpa
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Options of `lpa train` for a tiny model."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """The bundled speeches of the test split, prepared with a small vocabulary."""
+    from lpa.data import bundled_corpus, prepare
+
+    out = tmp_path_factory.mktemp("prepared") / "data"
+    prepare(
+        [bundled_corpus("test")],
+        out,
+        vocab_size=300,
+        validation=[bundled_corpus("validation")],
+        test_fraction=0.1,
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, prepared) -> Path:
+    """A finished run of a tiny model."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    finished = run_lpa(
+        *("train", "--data.path", prepared, "--out", out, "--train.steps", 8, *TINY),
+        *("--train.eval_every", 4, "--train.eval_tokens", 500),
+    )
+    assert finished.code == 0, finished.stderr
+    return out

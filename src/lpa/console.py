@@ -9,10 +9,13 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+__all__ = ["Progress", "TaskID", "progress", "stderr"]
 
 # Standard output belongs to results (and to `--json`); everything said along the way goes here.
 stderr = Console(stderr=True)

@@ -55,7 +55,8 @@ def main(rest: list[str]) -> None:
     from transformers.utils import logging
 
     from lpa.train.config import RunConfig
-    from lpa.train.trainer import RunInterruptedError, train
+    from lpa.train.result import RunInterruptedError
+    from lpa.train.trainer import train
 
     logging.disable_progress_bar()  # transformers' own, for writing files
     config = RunConfig(

@@ -111,6 +111,10 @@ class TokenDataset(Dataset):
         return {"input_ids": tokens[:-1], "shift_labels": tokens[1:]}
 
 
+# Four turns suffice for large ranges; for a few thousand samples they leave traces of the input order.
+_TURNS = 8
+
+
 def permute(index: int, size: int, *, seed: int, epoch: int) -> int:
     """Where `index` goes in a permutation of range(size) drawn from (seed, epoch), without storing it.
 
@@ -122,7 +126,7 @@ def permute(index: int, size: int, *, seed: int, epoch: int) -> int:
     mask = (1 << half) - 1
     while True:
         left, right = index >> half, index & mask
-        for turn in range(4):
+        for turn in range(_TURNS):
             key = f"{seed}/{epoch}/{turn}/{right}".encode()
             digest = hashlib.blake2b(key, digest_size=8).digest()
             left, right = right, left ^ (int.from_bytes(digest, "little") & mask)

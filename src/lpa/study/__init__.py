@@ -1,1 +1,1 @@
-"""Experiments as declared runs, and their reports."""
+"""Comparisons of LPA with its baselines, and their reports."""

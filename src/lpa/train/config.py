@@ -56,6 +56,7 @@ class ModelConfig:
         tie_word_embeddings: whether the LM head shares the embedding's weights.
         lm_head_bias: whether the LM head has a bias.
         attention_dropout: probability.
+        initializer_range: standard deviation of the weights, of the product where they are low-rank.
     """
 
     preset: str = "nano"
@@ -72,6 +73,7 @@ class ModelConfig:
     tie_word_embeddings: bool | None = None
     lm_head_bias: bool | None = None
     attention_dropout: float | None = None
+    initializer_range: float | None = None
 
     def build(self, *, vocab_size: int, context: int) -> LPAConfig:
         """The model configuration for a vocabulary and context.

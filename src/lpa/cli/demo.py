@@ -1,0 +1,71 @@
+"""`lpa demo`."""
+
+import itertools
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "demo",
+        description="Train the dense Transformer and LPA side by side on a bundled corpus and compare "
+        "them: a few minutes on two CPU cores.",
+        examples="""\
+  lpa demo
+  lpa demo --out runs/longer --steps 400
+  lpa demo --out runs/other --seed 1 --json""",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the directory to make; by default the first free of runs/demo, runs/demo-2, …",
+    )
+    parser.add_argument("--steps", type=int, default=200, help="training steps of 2,048 tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and samples")
+    add_overwrite_flag(parser)
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from transformers.utils import logging
+
+    from lpa.study.demo import run_demo
+    from lpa.study.report import ROWS, cells
+
+    logging.disable_progress_bar()  # transformers' own, for reading files
+    out = arguments.out or _free_directory()
+    result = run_demo(
+        out, steps=arguments.steps, seed=arguments.seed, overwrite=arguments.overwrite
+    )
+    figures = {name: asdict(value) for name, value in result.figures.items()}
+    if arguments.json:
+        print(json.dumps(figures))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="dense Transformer and LPA, same data, seed and steps")
+    table.add_column("")
+    for heading in ("dense", "LPA", "LPA/dense"):
+        table.add_column(heading, justify="right")
+    for key, label, _ in ROWS:
+        table.add_row(label, *cells(key, figures))
+    stdout = Console()
+    stdout.print(table)
+    for name, sample in result.samples.items():
+        stdout.print(f"\n[bold]{name}[/bold] continues:", highlight=False)
+        stdout.print(sample, markup=False, highlight=False)
+    stdout.print(f"\nruns    {out / 'dense'}, {out / 'lpa'}", highlight=False, soft_wrap=True)
+    stdout.print(f"report  {result.report}", highlight=False, soft_wrap=True)
+
+
+def _free_directory() -> Path:
+    candidates = (Path("runs/demo" if n == 1 else f"runs/demo-{n}") for n in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
