@@ -1,6 +1,7 @@
 """`lpa train`."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def main(rest: list[str]) -> None:
     try:
         result = train(config, out, resume=arguments.resume, overwrite=arguments.overwrite)
     except RunInterruptedError as stop:
-        print(f"lpa: stopped by {stop}; the same command with --resume goes on from there")
+        print(f"lpa: stopped by {stop}; --resume goes on from there", file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None
     if result is None:
         print(f"{out}: stopped at step {config.train.stop_at}; --resume goes on from there")

@@ -1,0 +1,189 @@
+"""Runs through the real command line, stopped by real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lpa.train.checkpoint import checkpoints
+from lpa.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from lpa.train.metrics import read_metrics
+from lpa.train.trainer import Trainer
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def options(prepared, tiny):
+    """What the runs of this module share; dropout, so that random states matter too."""
+    return [
+        *("train", "--data.path", prepared, *tiny, "--train.steps", STEPS),
+        *("--model.attention_dropout", "0.1", "--checkpoint.every", 20, "--train.eval_every", 25),
+    ]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, lpa, options) -> Path:
+    """A run that was never stopped."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    finished = lpa(*options, "--out", out)
+    assert finished.code == 0, finished.stderr
+    return out
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    for name in ("final/model.safetensors", "checkpoints/step-00000060/optimizer.safetensors"):
+        ours, theirs = load_file(run / name), load_file(other / name)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), key
+    timed = {"tokens_per_second", "train_seconds"}
+    records = [
+        [{k: v for k, v in record.items() if k not in timed} for record in read_metrics(path)]
+        for path in (run, other)
+    ]
+    assert records[0] == records[1]
+
+
+def test_the_same_command_gives_the_same_bits(straight, options, lpa, tmp_path):
+    assert lpa(*options, "--out", tmp_path / "again").code == 0
+    assert_same_run(tmp_path / "again", straight)
+
+
+def test_the_loss_falls(straight):
+    losses = [record["loss"] for record in read_metrics(straight) if "loss" in record]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_stopping_halfway_and_going_on_changes_no_bit(straight, options, lpa, tmp_path):
+    out = tmp_path / "run"
+    first = lpa(*options, "--out", out, "--train.stop_at", 30)
+    assert first.code == 0, first.stderr
+    assert "stopped at step 30; --resume goes on" in first.stdout
+    assert not (out / "final").exists()
+    second = lpa(*options, "--out", out, "--resume")
+    assert second.code == 0, second.stderr
+    assert_same_run(out, straight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_goes_on_to_the_same_bits(straight, options, lpa, tmp_path, number):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lpa", *map(str, options), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while not checkpoints(out):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert not (out / "final").exists(), "the run ended before the signal came"
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:  # the step in hand is saved
+        assert process.returncode == 128 + number, stderr
+        assert f"stopped by {number.name} at step" in stderr
+    finished = lpa(*options, "--out", out, "--resume")
+    assert finished.code == 0, finished.stderr
+    assert_same_run(out, straight)
+
+
+def test_going_on_with_a_finished_run_reports_it_again(straight, options, lpa):
+    before = (straight / "final/model.safetensors").stat().st_mtime_ns
+    finished = lpa(*options, "--out", straight, "--resume", "--json")
+    assert finished.code == 0, finished.stderr
+    assert finished.json["steps"] == STEPS
+    assert (straight / "final/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_directory_holds_what_the_contract_says(straight):
+    config = yaml.safe_load((straight / "config.yaml").read_text())
+    assert config["train"]["steps"] == STEPS
+    assert config["optim"]["beta2"] == 0.95  # resolved: defaults are written out
+    assert [path.name for path in checkpoints(straight)] == ["step-00000040", "step-00000060"]
+    final = {path.name for path in (straight / "final").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= final
+    assert list(straight.glob("events.out.tfevents.*"))
+    assert not list(straight.rglob("*.tmp"))
+    result = json.loads((straight / "result.json").read_text())
+    assert result["tokens"] == STEPS * 4 * 32
+    assert [r["step"] for r in read_metrics(straight) if "validation_loss" in r] == [25, 50, 60]
+
+
+def test_final_loads_with_the_auto_classes(straight):
+    script = f"""
+import lpa
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(straight / "final")!r})
+tokenizer = AutoTokenizer.from_pretrained({str(straight / "final")!r})
+output = model.generate(**tokenizer("My fellow", return_tensors="pt"), max_new_tokens=4, do_sample=False)
+print(type(model).__name__, tokenizer.decode(output[0]).startswith("My fellow"), len(output[0]))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.split()[:2] == ["LPAForCausalLM", "True"], result.stderr
+
+
+def small_config(prepared, micro_batch_size: int) -> RunConfig:
+    return RunConfig(
+        data=DataConfig(prepared, context=32),
+        model=ModelConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, rank=8
+        ),
+        optim=OptimConfig(warmup_steps=2, clip=0.5),
+        train=TrainConfig(steps=10, batch_size=8, micro_batch_size=micro_batch_size, device="cpu"),
+    )
+
+
+def test_accumulated_micro_batches_equal_one_batch(prepared, tmp_path):
+    models = {}
+    for size in (8, 2, 1):
+        trainer = Trainer(small_config(prepared, size), tmp_path)
+        losses = [trainer._step()[0].item() for _ in range(5)]
+        models[size] = losses, dict(trainer.model.named_parameters())
+    for size in (2, 1):
+        assert models[size][0] == pytest.approx(models[8][0], rel=1e-5)
+        for name, parameter in models[size][1].items():
+            torch.testing.assert_close(
+                parameter, models[8][1][name], atol=2e-5, rtol=1e-3, msg=name
+            )
+
+
+def test_the_loss_reported_is_the_mean_over_the_batch(prepared, tmp_path):
+    trainer = Trainer(small_config(prepared, 2), tmp_path)
+    batch = trainer._batch(range(8))
+    expected = trainer.model(**batch).loss.item()
+    assert trainer._step()[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_bfloat16_trains_and_keeps_float32_weights(prepared, tmp_path):
+    config = small_config(prepared, 8)
+    config.train.dtype = "bfloat16"
+    trainer = Trainer(config, tmp_path)
+    losses = [trainer._step()[0].item() for _ in range(10)]
+    assert losses[-1] < losses[0]
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_steps_equal_plain_ones(prepared, tmp_path):
+    losses = {}
+    for compiled in (False, True):
+        config = small_config(prepared, 8)
+        config.train.compile = compiled
+        trainer = Trainer(config, tmp_path)
+        losses[compiled] = [trainer._step()[0].item() for _ in range(3)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
