@@ -23,7 +23,7 @@ def build_parser() -> Parser:
         type=Path,
         help="the directory to make; by default the first free of runs/demo, runs/demo-2, …",
     )
-    parser.add_argument("--steps", type=int, default=200, help="training steps of 2,048 tokens")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of 2,048 tokens")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and samples")
     add_overwrite_flag(parser)
     add_json_flag(parser)

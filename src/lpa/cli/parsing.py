@@ -44,18 +44,20 @@ class Parser(jsonargparse.ArgumentParser):
             return (
                 f"unknown key {found[1]}.{found[2]}; expected one of {self._keys(found[1] + '.')}"
             )
-        if found := re.search(r"[Kk]ey [\"']([^\"']+)[\"'] is not expected", message):
+        if found := re.search(r"Option '(\S+)' is not accepted", message):
             return f"unknown key {found[1]}; expected one of {self._keys('')}"
         if found := re.search(r"Parser key \"(\S+)\": Expected a (.*?)\. Got value: (.*)", message):
             return f"{found[1]}: got {found[3]}; expected {found[2]}"
         return message
 
     def _keys(self, prefix: str) -> str:
-        """The keys below a prefix, or the groups where there is none."""
-        names = [action.dest for action in self._actions if action.dest.startswith(prefix)]
-        if not prefix:
-            names = [name.split(".")[0] for name in names if "." in name]
-        return ", ".join(dict.fromkeys(name.removeprefix(prefix) for name in names))
+        """The keys below a prefix, or the sections where there is none."""
+        names = [action.dest for action in self._actions if "." in action.dest]
+        if prefix:
+            keys = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        else:
+            keys = [name.split(".")[0] for name in names]
+        return ", ".join(dict.fromkeys(keys))
 
 
 class _HelpFormatter(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -29,11 +30,13 @@ from lpa.train.metrics import read_metrics
 from lpa.train.result import RunResult
 
 VOCAB_SIZE = 2048
-STEPS = 200
+STEPS = 300
 PROMPT = "My fellow Americans,"
 
-# Name -> placement and learning rate; each rate is the best of those that scripts/tune_demo tries.
-MODELS = {"dense": ("none", 4e-3), "lpa": ("attention", 4e-3)}
+PLACEMENTS = {"dense": "none", "lpa": "attention"}
+
+# Each the best on the validation speeches of those that scripts/tune_demo tries.
+LEARNING_RATES = {"dense": 1e-3, "lpa": 2e-3}
 
 
 @dataclass
@@ -114,28 +117,17 @@ def run_demo(
     if overwrite and out.is_dir() and any(out.iterdir()) and not (out / "recipe.yaml").exists():
         raise UserError(f"--overwrite: {out} does not hold a demonstration (no recipe.yaml)")
     check_output(out, overwrite=overwrite)
+    if out.exists():
+        shutil.rmtree(out)
 
-    data = out / "data"
+    data = prepare_demo(out, steps=steps, seed=seed)
+    train_side_by_side(out, LEARNING_RATES, steps=steps)
+
+    results = {name: RunResult.load(out / name) for name in PLACEMENTS}
     with console.progress() as display:
-        bar = display.add_task("tokenizer and tokens", total=None, status="")
-        prepare(
-            [bundled_corpus("train")],
-            data,
-            vocab_size=VOCAB_SIZE,
-            validation=[bundled_corpus("validation")],
-            test=[bundled_corpus("test")],
-            overwrite=overwrite,
-        )
-        display.update(bar, total=1, completed=1)
-
-    write_text(out / "recipe.yaml", demo_config(data, steps=steps, seed=seed).to_yaml())
-    _train_side_by_side(out, steps)
-
-    results = {name: RunResult.load(out / name) for name in MODELS}
-    with console.progress() as display:
-        bar = display.add_task("test speeches and samples", total=len(MODELS), status="")
+        bar = display.add_task("test speeches and samples", total=len(PLACEMENTS), status="")
         figures, samples = {}, {}
-        for name in MODELS:
+        for name in PLACEMENTS:
             test = evaluate_perplexity(out / name, data, split="test", device="cpu", threads=1)
             figures[name] = DemoFigures.of(results[name], test)
             samples[name] = generate_text(
@@ -151,26 +143,47 @@ def run_demo(
     write_report(
         report,
         figures={name: asdict(value) for name, value in figures.items()},
-        curves={name: read_metrics(out / name) for name in MODELS},
+        curves={name: read_metrics(out / name) for name in PLACEMENTS},
         samples=samples,
         settings={
             "steps": steps,
             "seed": seed,
             "tokens": results["lpa"].tokens,
-            "learning rate": {name: rate for name, (_, rate) in MODELS.items()},
+            "learning rate": LEARNING_RATES,
         },
     )
     return DemoResult(figures=figures, samples=samples, report=report)
 
 
-def _train_side_by_side(out: Path, steps: int) -> None:
-    """Train both models at the same time, each in a process of its own, and show how far they are."""
+def prepare_demo(out: Path, *, steps: int = STEPS, seed: int = 0) -> Path:
+    """Write `data/` and the recipe that both models share; returns the data directory."""
+    data = out / "data"
+    with console.progress() as display:
+        bar = display.add_task("tokenizer and tokens", total=None, status="")
+        prepare(
+            [bundled_corpus("train")],
+            data,
+            vocab_size=VOCAB_SIZE,
+            validation=[bundled_corpus("validation")],
+            test=[bundled_corpus("test")],
+        )
+        display.update(bar, total=1, completed=1)
+    write_text(out / "recipe.yaml", demo_config(data, steps=steps, seed=seed).to_yaml())
+    return data
+
+
+def train_side_by_side(out: Path, learning_rates: dict[str, float], *, steps: int) -> None:
+    """Train both models at the same time, each in a process of its own, and show how far they are.
+
+    Raises:
+        UserError: one of them failed; the other is stopped.
+    """
     processes = {}
     try:
-        for name, (placement, rate) in MODELS.items():
+        for name, placement in PLACEMENTS.items():
             command = [sys.executable, "-m", "lpa", "train", str(out / "recipe.yaml")]
-            command += ["--model.placement", placement, "--optim.lr", str(rate)]
-            command += ["--out", str(out / name), "--overwrite"]
+            command += ["--model.placement", placement]
+            command += ["--optim.lr", str(learning_rates[name]), "--out", str(out / name)]
             processes[name] = subprocess.Popen(
                 command,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -181,7 +194,7 @@ def _train_side_by_side(out: Path, steps: int) -> None:
         with console.progress() as display:
             bars = {
                 name: display.add_task(f"training {name}", total=steps, status="")
-                for name in MODELS
+                for name in PLACEMENTS
             }
             while any(process.poll() is None for process in processes.values()):
                 time.sleep(0.5)

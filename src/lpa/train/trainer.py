@@ -21,7 +21,6 @@ from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.checkpoint import (
     Progress,
-    checkpoints,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -81,7 +80,7 @@ def train(
 def _check_new_run(out: Path, overwrite: bool) -> None:
     if overwrite and out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).exists():
         raise UserError(f"--overwrite: {out} is not a run directory (no {CONFIG_FILE})")
-    if not overwrite and checkpoints(out):
+    if not overwrite and (out / CONFIG_FILE).exists():
         raise UserError(
             f"--out {out}: already holds a run; pass --resume to go on with it, "
             "--overwrite to delete it, or choose a new directory"

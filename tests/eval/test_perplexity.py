@@ -1,0 +1,100 @@
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from lpa.data import Manifest, read_documents, split_tokens
+from lpa.data.sources import bundled_corpus
+from lpa.errors import UserError
+from lpa.eval.loading import load_model
+from lpa.eval.perplexity import evaluate_perplexity
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """A text that no part of which was trained on."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(next(read_documents([bundled_corpus("validation")]))[:5000])
+    return path
+
+
+def by_hand(model, tokens, context=32) -> float:
+    total = 0.0
+    for start in range(0, len(tokens) - 1, context):
+        window = torch.tensor(tokens[start : start + context + 1])
+        with torch.no_grad():
+            logits = model(window[None, :-1]).logits[0]
+        total += F.cross_entropy(logits.double(), window[1:], reduction="sum").item()
+    return total
+
+
+def test_prepared_data_token_by_token(run, prepared):
+    result = evaluate_perplexity(run, prepared, device="cpu")
+    model, _ = load_model(run, "cpu")
+    tokens = split_tokens(prepared, "test")  # the default where there is one
+    total = by_hand(model, tokens)
+    split = Manifest.load(prepared).split("test")
+    assert result.tokens == len(tokens) - 1
+    assert result.loss == pytest.approx(total / result.tokens, rel=1e-6)
+    assert result.perplexity == pytest.approx(math.exp(result.loss))
+    assert result.word_perplexity == pytest.approx(math.exp(total / split.words), rel=1e-4)
+    assert result.bits_per_byte == pytest.approx(total / math.log(2) / split.bytes, rel=1e-6)
+
+
+def test_a_text_file_is_tokenized_with_the_models_tokenizer(run, held_out):
+    result = evaluate_perplexity(run, held_out, device="cpu")
+    model, tokenizer = load_model(run, "cpu")
+    text = held_out.read_text()
+    tokens = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    total = by_hand(model, tokens)
+    assert result.tokens == len(tokens) - 1
+    assert result.loss == pytest.approx(total / result.tokens, rel=1e-6)
+    assert result.bits_per_byte == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-6)
+
+
+def test_batch_size_changes_nothing(run, prepared):
+    results = [evaluate_perplexity(run, prepared, batch_size=n, device="cpu") for n in (1, 16)]
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
+
+
+def test_the_trainer_reports_the_same_validation_perplexity(run, prepared):
+    reported = json.loads((run / "result.json").read_text())["validation"]
+    result = evaluate_perplexity(run, prepared, split="validation", device="cpu")
+    assert reported["tokens"] == result.tokens
+    assert reported["loss"] == pytest.approx(result.loss, rel=1e-6)
+
+
+def test_a_model_of_another_kind(tmp_path, run, held_out):
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(run / "final")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    result = evaluate_perplexity(tmp_path, held_out, device="cpu")
+    tokens = [*tokenizer(held_out.read_text())["input_ids"], tokenizer.eos_token_id]
+    assert result.loss == pytest.approx(by_hand(model, tokens) / result.tokens, rel=1e-5)
+
+
+def test_data_of_another_tokenizer_is_refused(tmp_path, run, held_out):
+    from lpa.data import prepare
+
+    prepare([held_out], tmp_path / "data", vocab_size=300)
+    with pytest.raises(UserError, match="was made with another tokenizer than the model's"):
+        evaluate_perplexity(run, tmp_path / "data", device="cpu")
+
+
+@pytest.mark.parametrize("context", [0, 33])
+def test_a_context_beyond_the_models_is_refused(run, prepared, context):
+    with pytest.raises(UserError, match=f"--context: got {context}; expected from 1 to 32"):
+        evaluate_perplexity(run, prepared, context=context, device="cpu")
