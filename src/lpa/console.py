@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Progress", "TaskID", "progress", "stderr"]
+__all__ = ["Progress", "TaskID", "hide_other_progress", "progress", "stderr"]
 
 # Standard output belongs to results (and to `--json`); everything said along the way goes here.
 stderr = Console(stderr=True)
@@ -38,3 +38,10 @@ def progress(*, transient: bool = False) -> Iterator[Progress]:
         refresh_per_second=4,
     ) as display:
         yield display
+
+
+def hide_other_progress() -> None:
+    """Switch off the bars that transformers draws while it reads and writes files."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

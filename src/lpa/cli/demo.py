@@ -33,12 +33,11 @@ def build_parser() -> Parser:
 def main(rest: list[str]) -> None:
     arguments = build_parser().parse_args(rest)
 
-    from transformers.utils import logging
-
+    from lpa import console
     from lpa.study.demo import run_demo
     from lpa.study.report import ROWS, cells
 
-    logging.disable_progress_bar()  # transformers' own, for reading files
+    console.hide_other_progress()
     out = arguments.out or _free_directory()
     result = run_demo(
         out, steps=arguments.steps, seed=arguments.seed, overwrite=arguments.overwrite

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_json_flag
+from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments
 
 
 def build_parser() -> Parser:
@@ -16,9 +16,7 @@ def build_parser() -> Parser:
   lpa eval perplexity runs/lpa --data data --split validation
   lpa eval perplexity path/to/hf-model --data test.txt --json""",
     )
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="a run directory or a Hugging Face directory"
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--data", type=Path, required=True, help="a prepared data directory or a file of text"
     )
@@ -29,7 +27,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--context", type=int, help="tokens per window; by default the model's")
     parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
     add_json_flag(parser)
     return parser
 
@@ -37,12 +34,10 @@ def build_parser() -> Parser:
 def main(rest: list[str]) -> None:
     arguments = build_parser().parse_args(rest)
 
-    from transformers.utils import logging
-
     from lpa import console
     from lpa.eval.perplexity import evaluate_perplexity
 
-    logging.disable_progress_bar()  # transformers' own, for reading files
+    console.hide_other_progress()
     with console.progress() as display:
         bar = display.add_task("scoring", total=None, status="tokens")
         result = evaluate_perplexity(

@@ -1,9 +1,8 @@
 """`lpa generate`."""
 
 import json
-from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_json_flag
+from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments
 
 
 def build_parser() -> Parser:
@@ -14,9 +13,7 @@ def build_parser() -> Parser:
   lpa generate runs/lpa --prompt "My fellow Americans,"
   lpa generate runs/lpa --prompt "The state of our union" --temperature 0 --max-new-tokens 50""",
     )
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="a run directory or a Hugging Face directory"
-    )
+    add_model_arguments(parser)
     parser.add_argument("--prompt", type=str, default="", help="what to continue")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="the most tokens to add")
     parser.add_argument(
@@ -30,7 +27,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--num-samples", type=int, default=1, help="how many continuations")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
     add_json_flag(parser)
     return parser
 
@@ -38,12 +34,10 @@ def build_parser() -> Parser:
 def main(rest: list[str]) -> None:
     arguments = build_parser().parse_args(rest)
 
-    from transformers.utils import logging
-
     from lpa import console
     from lpa.eval.generation import generate_text
 
-    logging.disable_progress_bar()  # transformers' own, for reading files
+    console.hide_other_progress()
     with console.stderr.status("generating"):
         texts = generate_text(
             arguments.model,

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -77,3 +78,11 @@ def add_json_flag(parser: Any) -> None:
 def add_overwrite_flag(parser: Any) -> None:
     """The flag without which no command replaces what is there."""
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+
+
+def add_model_arguments(parser: Any) -> None:
+    """Which trained model, and on what it runs."""
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a run directory or a Hugging Face directory"
+    )
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")

@@ -53,13 +53,12 @@ def main(rest: list[str]) -> None:
     arguments = parser.parse_args(rest)
     sections = parser.instantiate_classes(arguments)
 
-    from transformers.utils import logging
-
+    from lpa import console
     from lpa.train.config import RunConfig
     from lpa.train.result import RunInterruptedError
     from lpa.train.trainer import train
 
-    logging.disable_progress_bar()  # transformers' own, for writing files
+    console.hide_other_progress()
     config = RunConfig(
         **{name: sections[name] for name in ("data", "model", "optim", "train", "checkpoint")}
     )
