@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.lowrank import LowRankLinear
 from lpa.model import LPAConfig, LPAForCausalLM
@@ -135,6 +136,18 @@ def test_save_and_load_give_the_same_model_back(tmp_path, tokens, fields):
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, loaded.get_parameter(name)), name
     assert torch.equal(model(tokens).logits, loaded(tokens).logits)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_without_low_rank_it_is_llama(tokens, tied):
+    """The baseline is the model that everyone knows, weight for weight."""
+    model = small_model(placement="none", num_key_value_heads=2, tie_word_embeddings=tied)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    heads = ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings", "rms_norm_eps")
+    fields = {name: getattr(model.config, name) for name in names + heads}
+    llama = LlamaForCausalLM(LlamaConfig(**fields)).eval()
+    llama.load_state_dict(model.state_dict(), strict=True)
+    torch.testing.assert_close(model(tokens).logits, llama(tokens).logits)
 
 
 def test_padding_on_the_left_changes_nothing(tokens):

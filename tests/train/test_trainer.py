@@ -65,9 +65,10 @@ def test_the_loss_falls(straight):
 
 def test_stopping_halfway_and_going_on_changes_no_bit(straight, options, lpa, tmp_path):
     out = tmp_path / "run"
-    first = lpa(*options, "--out", out, "--train.stop_at", 30)
+    # Between two records, so that their means must be carried over too.
+    first = lpa(*options, "--out", out, "--train.stop_at", 33)
     assert first.code == 0, first.stderr
-    assert "stopped at step 30; --resume goes on" in first.stdout
+    assert "stopped at step 33; --resume goes on" in first.stdout
     assert not (out / "final").exists()
     second = lpa(*options, "--out", out, "--resume")
     assert second.code == 0, second.stderr
@@ -152,7 +153,7 @@ def test_accumulated_micro_batches_equal_one_batch(prepared, tmp_path):
     models = {}
     for size in (8, 2, 1):
         trainer = Trainer(small_config(prepared, size), tmp_path)
-        losses = [trainer._step()[0].item() for _ in range(5)]
+        losses = [trainer._step().item() for _ in range(5)]
         models[size] = losses, dict(trainer.model.named_parameters())
     for size in (2, 1):
         assert models[size][0] == pytest.approx(models[8][0], rel=1e-5)
@@ -166,14 +167,14 @@ def test_the_loss_reported_is_the_mean_over_the_batch(prepared, tmp_path):
     trainer = Trainer(small_config(prepared, 2), tmp_path)
     batch = trainer._batch(range(8))
     expected = trainer.model(**batch).loss.item()
-    assert trainer._step()[0].item() == pytest.approx(expected, rel=1e-5)
+    assert trainer._step().item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_bfloat16_trains_and_keeps_float32_weights(prepared, tmp_path):
     config = small_config(prepared, 8)
     config.train.dtype = "bfloat16"
     trainer = Trainer(config, tmp_path)
-    losses = [trainer._step()[0].item() for _ in range(10)]
+    losses = [trainer._step().item() for _ in range(10)]
     assert losses[-1] < losses[0]
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
@@ -185,5 +186,5 @@ def test_compiled_steps_equal_plain_ones(prepared, tmp_path):
         config = small_config(prepared, 8)
         config.train.compile = compiled
         trainer = Trainer(config, tmp_path)
-        losses[compiled] = [trainer._step()[0].item() for _ in range(3)]
+        losses[compiled] = [trainer._step().item() for _ in range(3)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)

@@ -90,7 +90,7 @@ def demo_config(data: Path, *, steps: int = STEPS, seed: int = 0) -> RunConfig:
             batch_size=8,
             seed=seed,
             log_every=5,
-            eval_every=max(1, steps // 8),
+            eval_every=max(1, steps // 6),
             device="cpu",
             threads=1,
         ),

@@ -26,6 +26,8 @@ class Progress:
         train_seconds: time spent in training steps, without evaluation and saving.
         wall_seconds: time since the run began, all processes together.
         peak_memory_bytes: the most memory that one of its processes held.
+        pending_loss, pending_steps, pending_seconds: sums since the last record in the metrics, so
+            that a run that goes on leaves the same records as one that was never stopped.
     """
 
     step: int = 0
@@ -33,6 +35,9 @@ class Progress:
     train_seconds: float = 0.0
     wall_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    pending_loss: float = 0.0
+    pending_steps: int = 0
+    pending_seconds: float = 0.0
 
 
 def checkpoints(run: Path) -> list[Path]:

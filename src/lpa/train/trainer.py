@@ -120,6 +120,8 @@ class Trainer:
             self.model.model.compile()
         self.optimizer = build_optimizer(self.model, config.optim)
         self.progress = Progress()
+        self._loss_total = torch.zeros((), device=self.device)  # since the last record
+        self._grad_norm = torch.zeros((), device=self.device)  # of the last step, before clipping
         self._session_start = time.perf_counter()
         self._earlier_seconds = 0.0
 
@@ -133,6 +135,7 @@ class Trainer:
         self.progress = load_checkpoint(
             self.out, self.model, self.optimizer, data_sha256=self._data_sha256
         )
+        self._loss_total.fill_(self.progress.pending_loss)
         self._earlier_seconds = self.progress.wall_seconds
 
     def save(self) -> None:
@@ -160,28 +163,29 @@ class Trainer:
                     completed=self.progress.step,
                     status="",
                 )
-                window = _Window(self.device)
+                self._start_clock()
                 while self.progress.step < last and not requests:
-                    loss, grad_norm = self._step()
-                    window.add(loss)
+                    self._step()
                     step = self.progress.step
                     done = step == settings.steps
-                    stopping = bool(requests) or step == last
                     # The last evaluation is that of the whole split, in _finish.
                     evaluating = self._due(settings.eval_every) and not done
-                    saving = self._due(self.config.checkpoint.every) or (stopping and not done)
-                    # A record comes before anything that takes time of its own, and before every
-                    # checkpoint, so that a run that goes on from there leaves the same records.
-                    if self._due(settings.log_every) or evaluating or saving or stopping:
-                        record = self._record(window, grad_norm)
-                        log.write(step, **record)
-                        rate = f"{record['tokens_per_second']:,.0f} tokens/s"
-                        display.update(bar, status=f"loss {record['loss']:.3f}  {rate}")
+                    saving = self._due(self.config.checkpoint.every) or (
+                        not done and (bool(requests) or step == last)
+                    )
+                    recording = self._due(settings.log_every) or done
+                    if recording or evaluating or saving:
+                        self._stop_clock()
+                        if recording:
+                            record = self._record()
+                            log.write(step, **record)
+                            rate = f"{record['tokens_per_second']:,.0f} tokens/s"
+                            display.update(bar, status=f"loss {record['loss']:.3f}  {rate}")
                         if evaluating:
                             self._evaluate(log, settings.eval_tokens)
                         if saving:
                             self.save()
-                        window = _Window(self.device)
+                        self._start_clock()
                     display.update(bar, completed=step)
             if self.progress.step == settings.steps:
                 return self._finish(log)
@@ -198,8 +202,31 @@ class Trainer:
     def _step_tokens(self) -> int:
         return self.config.train.batch_size * self.config.data.context
 
-    def _step(self) -> tuple[Tensor, Tensor]:
-        """One optimizer step: its loss, and the gradient norm before clipping."""
+    def _start_clock(self) -> None:
+        self._clock = time.perf_counter()
+
+    def _stop_clock(self) -> None:
+        """Bring loss and seconds since the last record up to date.
+
+        Reading the loss waits for the work queued on a GPU.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        progress = self.progress
+        progress.pending_loss = self._loss_total.item()
+        seconds = time.perf_counter() - self._clock
+        progress.pending_seconds += seconds
+        progress.train_seconds += seconds
+        if not math.isfinite(progress.pending_loss):
+            raise UserError(
+                f"training: the loss is {progress.pending_loss} by step {progress.step}; lower "
+                f"optim.lr (now {self.config.optim.lr}) or lengthen optim.warmup_steps; earlier "
+                "checkpoints are kept"
+            )
+
+    def _step(self) -> Tensor:
+        """One optimizer step; returns its loss."""
         settings = self.config.train
         step = self.progress.step + 1
         rate = learning_rate(self.config.optim, step, settings.steps)
@@ -220,12 +247,16 @@ class Trainer:
                 ).loss
             loss.backward()
             total += loss.detach()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.optim.clip
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step = step
         self.progress.tokens += self._step_tokens
-        return total, grad_norm
+        self.progress.pending_steps += 1
+        self._loss_total += total
+        return total
 
     def _batch(self, indices: range) -> dict[str, Tensor]:
         samples = [self.data[index] for index in indices]
@@ -236,27 +267,22 @@ class Trainer:
             for name in samples[0]
         }
 
-    def _record(self, window: "_Window", grad_norm: Tensor) -> dict[str, float]:
-        """The numbers of the steps since the last record.
-
-        Raises:
-            UserError: the loss is not finite.
-        """
-        loss, seconds = window.close()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"training: the loss is {loss} at step {self.progress.step}; lower optim.lr (now "
-                f"{self.config.optim.lr}) or lengthen optim.warmup_steps; earlier checkpoints are kept"
-            )
-        self.progress.train_seconds += seconds
-        return {
-            "tokens": self.progress.tokens,
-            "loss": loss,
+    def _record(self) -> dict[str, float]:
+        """The numbers of the steps since the last record; begins the next."""
+        progress = self.progress
+        record = {
+            "tokens": progress.tokens,
+            "loss": progress.pending_loss / progress.pending_steps,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": grad_norm.item(),
-            "tokens_per_second": window.steps * self._step_tokens / seconds,
-            "train_seconds": self.progress.train_seconds,
+            "grad_norm": self._grad_norm.item(),
+            "tokens_per_second": progress.pending_steps
+            * self._step_tokens
+            / progress.pending_seconds,
+            "train_seconds": progress.train_seconds,
         }
+        progress.pending_loss, progress.pending_steps, progress.pending_seconds = 0.0, 0, 0.0
+        self._loss_total.zero_()
+        return record
 
     def _evaluate(self, log: MetricsLog, limit: int) -> Perplexity | None:
         """Perplexity on the validation split, on its first `limit` tokens if that is not 0."""
@@ -322,24 +348,6 @@ class Trainer:
         self.progress.peak_memory_bytes = max(
             self.progress.peak_memory_bytes, peak_memory_bytes(self.device)
         )
-
-
-class _Window:
-    """The steps between two records: their mean loss, and how long they took."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.steps = 0
-        self._total = torch.zeros((), device=device)
-        self._start = time.perf_counter()
-
-    def add(self, loss: Tensor) -> None:
-        self._total += loss
-        self.steps += 1
-
-    def close(self) -> tuple[float, float]:
-        """Mean loss and seconds; reading the loss waits for the work queued on a GPU."""
-        mean = self._total.item() / self.steps
-        return mean, time.perf_counter() - self._start
 
 
 @contextmanager
