@@ -160,3 +160,11 @@ def test_a_manifest_of_another_version_is_refused(tmp_path, lines):
     (out / "manifest.json").write_text(json.dumps(fields | {"schema_version": 99}))
     with pytest.raises(UserError, match="schema_version 99"):
         Manifest.load(out)
+
+
+def test_text_too_short_to_hold_any_of_it_out_is_refused(tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("short")
+    with pytest.raises(UserError, match="validation: no text is left for it"):
+        prepare([path], tmp_path / "out", vocab_size=257)
+    assert not (tmp_path / "out").exists()

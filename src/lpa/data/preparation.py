@@ -128,7 +128,10 @@ def prepare(
         )
         for split, contents in manifest.splits.items():
             if contents.tokens == 0:
-                raise UserError(f"{split}: no text is left for it; expected more documents")
+                raise UserError(
+                    f"{split}: no text is left for it; give more text, a file of its own, or "
+                    f"a --{split}-fraction of 0"
+                )
         manifest.save(directory)
     return manifest
 
