@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from lpa.model import LPAConfig, LPAForCausalLM, LPAModel
 
 
-# The Auto classes live in these modules of transformers. They learn of this package as soon as they
-# exist, so `import lpa` need not import transformers (seconds) to register with it.
+# These modules of transformers hold the Auto classes. They learn of this package as soon as they exist,
+# so `import lpa` need not import transformers (seconds) to register with it.
 @wrapt.when_imported("transformers.models.auto.configuration_auto")
 def _register_config(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_config()
 
 
 @wrapt.when_imported("transformers.models.auto.modeling_auto")
-@wrapt.when_imported("transformers.modeling_layers")
-def _load_models(_: Any) -> None:
-    importlib.import_module("lpa.model.auto").load_models()
+def _register_models(_: Any) -> None:
+    importlib.import_module("lpa.model.auto").register_models()

@@ -20,6 +20,10 @@ print(type(config).__name__, type(model).__name__, type(model.model).__name__)
         "import transformers\nimport lpa",
         "import transformers\ntransformers.AutoModelForCausalLM\nimport lpa",
         "import lpa\nfrom lpa.model import LPAForCausalLM\nimport transformers",
+        # Modules of transformers that ours needs itself, half imported when the Auto classes appear.
+        "import lpa\nimport transformers\ntransformers.LlamaForCausalLM",
+        "import lpa\nimport transformers\ntransformers.GenerationMixin",
+        "import lpa\nimport transformers\ntransformers.pipeline",
     ],
 )
 def test_auto_classes_know_the_model(imports):

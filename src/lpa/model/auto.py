@@ -1,7 +1,15 @@
-"""Make the Auto classes of transformers know `model_type: lpa`, whichever package is imported first."""
+"""Make the Auto classes of transformers know `model_type: lpa`, whichever package is imported first.
+
+The Auto classes appear halfway through the import of almost any part of transformers, when parts that
+our models need are not complete yet. So they are given names that load our models on first use.
+"""
 
 import importlib
-import sys
+from typing import Any
+
+import wrapt
+
+_MODELS = {"AutoModel": "LPAModel", "AutoModelForCausalLM": "LPAForCausalLM"}
 
 
 def register_config() -> None:
@@ -13,12 +21,20 @@ def register_config() -> None:
     AutoConfig.register(LPAConfig.model_type, LPAConfig, exist_ok=True)
 
 
-def load_models() -> None:
-    """Import our models, which register themselves, unless what they import is half imported itself.
+def register_models() -> None:
+    """Map the configuration to its models."""
+    from transformers.models.auto import modeling_auto
 
-    `transformers.modeling_layers` imports the Auto classes on its way; called from there, this waits
-    for the call that follows once that module is complete.
-    """
-    layers = sys.modules.get("transformers.modeling_layers")
-    if layers is None or hasattr(layers, "GradientCheckpointingLayer"):
-        importlib.import_module("lpa.model.modeling_lpa")
+    from lpa.model.configuration_lpa import LPAConfig
+
+    for auto_class, name in _MODELS.items():
+        # `AutoModel.register` would look into the class at once; the mapping below it does not.
+        mapping = getattr(modeling_auto, auto_class)._model_mapping
+        mapping.register(LPAConfig, _model_on_first_use(name), exist_ok=True)
+
+
+def _model_on_first_use(name: str) -> Any:
+    def load() -> Any:
+        return getattr(importlib.import_module("lpa.model.modeling_lpa"), name)
+
+    return wrapt.LazyObjectProxy(load)

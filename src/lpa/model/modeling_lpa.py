@@ -18,7 +18,6 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
@@ -314,7 +313,3 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         if not torch.is_grad_enabled() or tokens < width or self.config.vocab_size <= width:
             return None
         return nn.LinearCrossEntropyOptions()
-
-
-AutoModel.register(LPAConfig, LPAModel, exist_ok=True)
-AutoModelForCausalLM.register(LPAConfig, LPAForCausalLM, exist_ok=True)
