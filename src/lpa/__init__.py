@@ -17,14 +17,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "errors": ["LPAWarning", "UserError"],
         "lowrank": ["LowRankLinear", "break_even_rank"],
-        "model": ["LPAConfig", "LPAForCausalLM", "LPAModel"],
+        "model": ["LPAConfig", "LPAForCausalLM", "LPAForSequenceClassification", "LPAModel"],
     },
 )
 
 if TYPE_CHECKING:
     from lpa.errors import LPAWarning, UserError
     from lpa.lowrank import LowRankLinear, break_even_rank
-    from lpa.model import LPAConfig, LPAForCausalLM, LPAModel
+    from lpa.model import LPAConfig, LPAForCausalLM, LPAForSequenceClassification, LPAModel
 
 
 # These modules of transformers hold the Auto classes. They learn of this package as soon as they exist,

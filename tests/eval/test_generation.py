@@ -3,7 +3,7 @@ import torch
 
 from lpa.errors import UserError
 from lpa.eval.generation import generate_text
-from lpa.eval.loading import load_model
+from lpa.train.loading import load_model
 
 PROMPT = "My fellow"
 

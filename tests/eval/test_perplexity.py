@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from lpa.data import Manifest, read_documents, split_tokens
 from lpa.data.sources import bundled_corpus
 from lpa.errors import UserError
-from lpa.eval.loading import load_model
 from lpa.eval.perplexity import evaluate_perplexity
+from lpa.train.loading import load_model
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 
 from lpa.errors import LPAWarning, UserError
 from lpa.model import PRESETS, LPAConfig, preset_config
-from lpa.model.configuration_lpa import PLACEMENTS, PROJECTIONS
+from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS, PLACEMENTS
 
 SMALL = {
     "vocab_size": 64,
@@ -16,18 +16,25 @@ SMALL = {
 }
 
 
+@pytest.mark.parametrize("decoder_type", FFN_PROJECTIONS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_placement_gives_ranks_to_its_projections_alone(placement):
-    config = LPAConfig(**SMALL, placement=placement)
-    low_rank = {name for name in PROJECTIONS if config.projection_rank(name)}
-    assert low_rank == set(PLACEMENTS[placement])
+def test_a_placement_gives_ranks_to_its_projections_alone(decoder_type, placement):
+    config = LPAConfig(**SMALL, decoder_type=decoder_type, placement=placement)
+    low_rank = {name for name in config.projections if config.projection_rank(name, 0)}
+    attention, ffn = set(ATTENTION_PROJECTIONS), set(FFN_PROJECTIONS[decoder_type])
+    expected = {"none": set(), "attention": attention, "ffn": ffn, "all": attention | ffn}
+    assert low_rank == expected[placement]
 
 
-def test_ranks_say_the_last_word():
+def test_ranks_and_dense_layers_say_the_last_word():
     config = LPAConfig(
-        **SMALL, placement="all", ffn_rank=12, ranks={"v_proj": 4, "q_proj": None, "up_proj": 6}
+        **SMALL,
+        placement="all",
+        ffn_rank=12,
+        ranks={"v_proj": 4, "q_proj": None, "up_proj": 6},
+        dense_layers=[1],
     )
-    ranks = {name: config.projection_rank(name) for name in PROJECTIONS}
+    ranks = {name: config.projection_rank(name, 0) for name in config.projections}
     assert ranks == {
         "q_proj": None,
         "k_proj": 8,
@@ -37,6 +44,7 @@ def test_ranks_say_the_last_word():
         "up_proj": 6,
         "down_proj": 12,
     }
+    assert not any(config.projection_rank(name, 1) for name in config.projections)
 
 
 def test_the_rank_defaults_to_a_quarter_of_the_width():
@@ -54,6 +62,10 @@ def test_the_rank_defaults_to_a_quarter_of_the_width():
         ({"placement": "all", "ffn_rank": 33}, "ffn_rank: got 33"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: got 3; expected a divisor"),
         ({"hidden_size": 0}, "hidden_size: got 0"),
+        ({"dense_layers": [2]}, "dense_layers: got 2; expected from 0 to 1"),
+        ({"decoder_type": "gpt"}, "decoder_type: got 'gpt'; expected one of llama, paper"),
+        ({"decoder_type": "paper", "ranks": {"up_proj": 4}}, "ranks: got 'up_proj'"),
+        ({"resid_pdrop": 1.0}, "resid_pdrop: got 1.0; expected at least 0 and below 1"),
         ({"head_dim": 7}, "head_dim: got 7; expected an even number"),
     ],
 )
@@ -78,5 +90,5 @@ def test_presets_are_valid_in_every_placement(name):
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(UserError, match="preset: got 'giant'; expected one of nano"):
+    with pytest.raises(UserError, match="preset: got 'giant'; expected one of paper-130m-s2"):
         preset_config("giant")

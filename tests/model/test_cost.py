@@ -2,26 +2,42 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lpa.model import LPAConfig, LPAForCausalLM, preset_config
+from lpa.model import PRESETS, LPAConfig, LPAForCausalLM, preset_config
 from lpa.model.configuration_lpa import PLACEMENTS
 from lpa.model.cost import forward_flops_per_token, parameter_count, training_flops_per_token
 
-# From the description of the 130M model of setting 2 (vocabulary 32000, head with bias).
-PAPER_130M = {
-    "none": 134_137_856,
-    "attention": 115_263_488,
-    "ffn": 116_443_136,
-    "all": 97_568_768,
+# From the description of the paper's models (vocabulary 32000, head with bias).
+PUBLISHED = {
+    "paper-130m-s2": {
+        "none": 134_137_856,
+        "attention": 115_263_488,
+        "ffn": 116_443_136,
+        "all": 97_568_768,
+    },
+    "paper-370m-s1": {
+        "none": 368_925_952,
+        "attention": 331_126_528,
+        "ffn": 356_263_168,
+        "all": 318_463_744,
+    },
 }
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_parameters_of_the_130m_model(placement):
-    config = preset_config("paper-130m-s2", placement=placement)
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_parameters_of_the_published_models(preset, placement):
+    assert (
+        parameter_count(preset_config(preset, placement=placement)) == PUBLISHED[preset][placement]
+    )
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_count_equals_the_model_of_every_preset(preset, placement):
+    config = preset_config(preset, placement=placement)
     with torch.device("meta"):
         model = LPAForCausalLM(config)
-    assert sum(p.numel() for p in model.parameters()) == PAPER_130M[placement]
-    assert parameter_count(config) == PAPER_130M[placement]
+    assert parameter_count(config) == model.num_parameters()
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -42,11 +58,16 @@ def test_count_equals_the_model_with_grouped_queries_and_ranks(tied):
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_flops_equal_what_torch_counts(placement):
-    config = preset_config("nano", vocab_size=512, placement=placement, attn_implementation="eager")
-    model = LPAForCausalLM(config)
-    batch, context = 2, 48
-    input_ids = torch.zeros(batch, context, dtype=torch.long)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flops_equal_what_torch_counts(preset, placement):
+    # Of two layers: all are alike, and the wide presets count faster so.
+    config = preset_config(
+        preset, placement=placement, num_hidden_layers=2, attn_implementation="eager"
+    )
+    batch, context = 2, 256
+    with torch.device("meta"):
+        model = LPAForCausalLM(config)
+        input_ids = torch.zeros(batch, context, dtype=torch.long)
 
     counter = FlopCounterMode(display=False)
     with counter:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lpa.errors import UserError
-from lpa.eval.loading import load_model
+from lpa.train.loading import load_model
 
 
 def generate_text(

@@ -12,8 +12,8 @@ from lpa.data.manifest import SPLITS, Manifest
 from lpa.data.sources import read_documents
 from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
-from lpa.eval.loading import load_model
 from lpa.train.evaluate import Perplexity, total_loss
+from lpa.train.loading import load_model
 
 
 def evaluate_perplexity(

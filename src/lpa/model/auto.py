@@ -9,7 +9,11 @@ from typing import Any
 
 import wrapt
 
-_MODELS = {"AutoModel": "LPAModel", "AutoModelForCausalLM": "LPAForCausalLM"}
+_MODELS = {
+    "AutoModel": "LPAModel",
+    "AutoModelForCausalLM": "LPAForCausalLM",
+    "AutoModelForSequenceClassification": "LPAForSequenceClassification",
+}
 
 
 def register_config() -> None:

@@ -1,4 +1,4 @@
-"""LPAConfig: a LLaMA-like decoder whose projections may be low-rank."""
+"""LPAConfig: a decoder whose projections may be low-rank."""
 
 from typing import Any
 
@@ -10,16 +10,17 @@ from lpa.errors import UserError
 from lpa.lowrank import check_rank
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-FFN_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-PROJECTIONS = (*ATTENTION_PROJECTIONS, *FFN_PROJECTIONS)
 
-# Placement -> the projections that it makes low-rank (Lv et al. 2024, section 3).
-PLACEMENTS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "attention": ATTENTION_PROJECTIONS,
-    "ffn": FFN_PROJECTIONS,
-    "all": PROJECTIONS,
+# Decoder -> the projections of its FFN.
+FFN_PROJECTIONS = {
+    "llama": ("gate_proj", "up_proj", "down_proj"),
+    "paper": ("fc1", "fc2"),
 }
+
+# Which projections are low-rank (Lv et al. 2024, section 3): none, those of one kind, or all.
+PLACEMENTS = ("none", "attention", "ffn", "all")
+
+_DEFAULT_ACTIVATION = {"llama": "silu", "paper": "relu"}
 
 
 @strict
@@ -27,15 +28,19 @@ class LPAConfig(PreTrainedConfig):
     """Configuration of a decoder with low-rank projections; HF's names where HF has one.
 
     Fields of this project:
+        decoder_type: `llama` (pre-norm RMSNorm, RoPE, SwiGLU, no biases; the paper's setting 2) or `paper`
+            (LayerNorm on each branch's output, learned positions, ReLU, biases; its setting 1).
         placement: which projections are low-rank: `none` (the dense Transformer), `attention` (LPA),
             `ffn` or `all`.
         rank: their rank; by default a quarter of `hidden_size`.
         ffn_rank: the rank of those in the FFN where it differs from `rank`.
         ranks: projection name -> rank, over what placement and rank say; None keeps one dense.
+        dense_layers: layers, counted from 0, that keep all projections dense.
         lm_head_bias: whether the LM head has a bias, as in the published code.
+        resid_pdrop: dropout on the output of each branch before it is added.
 
     Raises:
-        UserError: an unknown placement or projection, or a rank that its projection cannot have.
+        UserError: a value that the model cannot have, named.
     """
 
     model_type = "lpa"
@@ -48,10 +53,11 @@ class LPAConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    hidden_act: str = "silu"
+    hidden_act: str | None = None
     max_position_embeddings: int = 2048
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-5
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -59,10 +65,13 @@ class LPAConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     rope_parameters: RopeParameters | dict | None = None
     attention_dropout: int | float = 0.0
+    resid_pdrop: int | float = 0.0
+    decoder_type: str = "llama"
     placement: str = "attention"
     rank: int | None = None
     ffn_rank: int | None = None
     ranks: dict | None = None
+    dense_layers: list[int] | None = None
     lm_head_bias: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -72,9 +81,20 @@ class LPAConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.rank is None:
             self.rank = max(1, self.hidden_size // 4)
+        if self.decoder_type not in FFN_PROJECTIONS:
+            raise UserError(
+                f"decoder_type: got {self.decoder_type!r}; expected one of {', '.join(FFN_PROJECTIONS)}"
+            )
+        if self.hidden_act is None:
+            self.hidden_act = _DEFAULT_ACTIVATION[self.decoder_type]
         super().__post_init__(**kwargs)
         self._check_shape()
         self._check_ranks()
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The projections of a layer, in the order in which they are applied."""
+        return (*ATTENTION_PROJECTIONS, *FFN_PROJECTIONS[self.decoder_type])
 
     def projection_shape(self, projection: str) -> tuple[int, int]:
         """(in_features, out_features) of a projection."""
@@ -82,25 +102,35 @@ class LPAConfig(PreTrainedConfig):
         assert self.num_key_value_heads is not None
         queries = self.num_attention_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
+        widen = (self.hidden_size, self.intermediate_size)
         return {
             "q_proj": (self.hidden_size, queries),
             "k_proj": (self.hidden_size, keys),
             "v_proj": (self.hidden_size, keys),
             "o_proj": (queries, self.hidden_size),
-            "gate_proj": (self.hidden_size, self.intermediate_size),
-            "up_proj": (self.hidden_size, self.intermediate_size),
-            "down_proj": (self.intermediate_size, self.hidden_size),
+            "gate_proj": widen,
+            "up_proj": widen,
+            "down_proj": widen[::-1],
+            "fc1": widen,
+            "fc2": widen[::-1],
         }[projection]
 
-    def projection_rank(self, projection: str) -> int | None:
-        """The rank of a projection, or None where it is dense."""
-        if self.ranks is not None and projection in self.ranks:
-            return self.ranks[projection]
-        if projection not in PLACEMENTS[self.placement]:
+    def projection_rank(self, projection: str, layer_idx: int) -> int | None:
+        """The rank of a projection in a layer, or None where it is dense."""
+        if layer_idx in (self.dense_layers or ()):
             return None
-        if projection in FFN_PROJECTIONS and self.ffn_rank is not None:
-            return self.ffn_rank
-        return self.rank
+        return self._rank_and_field(projection)[0]
+
+    def _rank_and_field(self, projection: str) -> tuple[int | None, str]:
+        """The rank of a projection in the layers that are not kept dense, and what field says so."""
+        if self.ranks is not None and projection in self.ranks:
+            return self.ranks[projection], f"ranks.{projection}"
+        kind = "attention" if projection in ATTENTION_PROJECTIONS else "ffn"
+        if self.placement not in (kind, "all"):
+            return None, "placement"
+        if kind == "ffn" and self.ffn_rank is not None:
+            return self.ffn_rank, "ffn_rank"
+        return self.rank, "rank"
 
     def _check_shape(self) -> None:
         for field in (
@@ -122,10 +152,16 @@ class LPAConfig(PreTrainedConfig):
                 f"num_key_value_heads: got {self.num_key_value_heads}; "
                 f"expected a divisor of num_attention_heads ({self.num_attention_heads})"
             )
-        if self.head_dim % 2:
+        if self.decoder_type == "llama" and self.head_dim % 2:
             raise UserError(
                 f"head_dim: got {self.head_dim}; expected an even number, as RoPE turns pairs"
             )
+
+        for field in ("attention_dropout", "resid_pdrop"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(
+                    f"{field}: got {getattr(self, field)}; expected at least 0 and below 1"
+                )
 
     def _check_ranks(self) -> None:
         if self.placement not in PLACEMENTS:
@@ -133,21 +169,20 @@ class LPAConfig(PreTrainedConfig):
                 f"placement: got {self.placement!r}; expected one of {', '.join(PLACEMENTS)}"
             )
         for name in self.ranks or {}:
-            if name not in PROJECTIONS:
-                raise UserError(f"ranks: got {name!r}; expected one of {', '.join(PROJECTIONS)}")
+            if name not in self.projections:
+                raise UserError(
+                    f"ranks: got {name!r}; expected one of {', '.join(self.projections)}"
+                )
+        for layer in self.dense_layers or ():
+            if not 0 <= layer < self.num_hidden_layers:
+                raise UserError(
+                    f"dense_layers: got {layer}; expected from 0 to {self.num_hidden_layers - 1}"
+                )
         # One check per field and shape: four projections of the same shape deserve one warning.
         checked = set()
-        for projection in PROJECTIONS:
-            rank = self.projection_rank(projection)
-            if rank is None:
-                continue
-            if self.ranks is not None and projection in self.ranks:
-                field = f"ranks.{projection}"
-            elif projection in FFN_PROJECTIONS and self.ffn_rank is not None:
-                field = "ffn_rank"
-            else:
-                field = "rank"
+        for projection in self.projections:
+            rank, field = self._rank_and_field(projection)
             case = (field, *sorted(self.projection_shape(projection)))
-            if case not in checked:
+            if rank is not None and case not in checked:
                 check_rank(rank, *self.projection_shape(projection), field=field)
                 checked.add(case)

@@ -1,15 +1,33 @@
 """What a model costs, counted from its configuration without building it."""
 
-from lpa.model.configuration_lpa import PROJECTIONS, LPAConfig
+from lpa.model.configuration_lpa import LPAConfig
 
 
-def _projection_parameters(config: LPAConfig) -> int:
-    """Weights of the seven projections of one layer."""
+def projection_weights(config: LPAConfig) -> int:
+    """Weights, without biases, of the projections of all layers."""
     total = 0
-    for name in PROJECTIONS:
-        in_features, out_features = config.projection_shape(name)
-        rank = config.projection_rank(name)
-        total += in_features * out_features if rank is None else rank * (in_features + out_features)
+    for layer in range(config.num_hidden_layers):
+        for name in config.projections:
+            in_features, out_features = config.projection_shape(name)
+            rank = config.projection_rank(name, layer)
+            total += (
+                in_features * out_features if rank is None else rank * (in_features + out_features)
+            )
+    return total
+
+
+def _projection_biases(config: LPAConfig) -> int:
+    """Biases of the projections of all layers: the paper's decoder has one each."""
+    if config.decoder_type == "llama":
+        return 0
+    total = 0
+    for layer in range(config.num_hidden_layers):
+        for name in config.projections:
+            rank = config.projection_rank(name, layer)
+            if rank is None or name in ("o_proj", "fc2"):
+                total += config.projection_shape(name)[1]
+            else:
+                total += rank
     return total
 
 
@@ -18,8 +36,13 @@ def parameter_count(config: LPAConfig) -> int:
     embedding = config.vocab_size * config.hidden_size
     head = 0 if config.tie_word_embeddings else embedding
     head += config.vocab_size if config.lm_head_bias else 0
-    layer = _projection_parameters(config) + 2 * config.hidden_size
-    return embedding + config.num_hidden_layers * layer + config.hidden_size + head
+    if config.decoder_type == "llama":
+        positions, norms = 0, (2 * config.num_hidden_layers + 1) * config.hidden_size
+    else:  # LayerNorm has a weight and a bias, and there is no final one
+        positions = config.max_position_embeddings * config.hidden_size
+        norms = 4 * config.num_hidden_layers * config.hidden_size
+    projections = projection_weights(config) + _projection_biases(config)
+    return embedding + positions + projections + norms + head
 
 
 def forward_flops_per_token(config: LPAConfig, context: int) -> int:
@@ -27,13 +50,13 @@ def forward_flops_per_token(config: LPAConfig, context: int) -> int:
 
     A weight of a matrix costs a multiplication and an addition. Attention scores and their product
     with the values cost 2 · context · heads · head_dim each, counted over the full square as
-    `torch.utils.flop_counter` does, though a causal kernel may skip half. Norms, RoPE and other
-    element-wise work are not counted.
+    `torch.utils.flop_counter` does, though a causal kernel may skip half. Norms, biases, RoPE and
+    other element-wise work are not counted.
     """
     assert config.head_dim is not None
     scores = 4 * context * config.num_attention_heads * config.head_dim
-    layer = 2 * _projection_parameters(config) + scores
-    return config.num_hidden_layers * layer + 2 * config.vocab_size * config.hidden_size
+    head = 2 * config.vocab_size * config.hidden_size
+    return 2 * projection_weights(config) + config.num_hidden_layers * scores + head
 
 
 def training_flops_per_token(config: LPAConfig, context: int) -> int:

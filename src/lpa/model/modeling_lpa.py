@@ -1,7 +1,8 @@
-"""LPAForCausalLM: a LLaMA-like decoder in which any projection may be low-rank.
+"""LPAForCausalLM: a decoder in which any projection may be low-rank.
 
-What a layer computes is Llama's, so RoPE, RMSNorm, masks, caches, attention kernels and generation
-are those of transformers. The one thing of our own is `projection`: a dense map or a low-rank one.
+Masks, caches, attention kernels, generation, RoPE and RMSNorm are those of transformers. The one
+thing of our own is `projection`: a dense map or a low-rank one. The two decoders of the paper share
+everything but their positions, their FFN and the order of norm and branch in a layer.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
@@ -31,13 +36,23 @@ from lpa.lowrank import LowRankLinear
 from lpa.model.configuration_lpa import LPAConfig
 
 
-def projection(config: LPAConfig, name: str) -> nn.Module:
+def projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
     """The projection `name` of a layer: low-rank where the configuration gives it a rank."""
     in_features, out_features = config.projection_shape(name)
-    rank = config.projection_rank(name)
+    rank = config.projection_rank(name, layer_idx)
+    biased = config.decoder_type == "paper"
     if rank is None:
-        return nn.Linear(in_features, out_features, bias=False)
-    pair = LowRankLinear(in_features, out_features, rank, bias=False)
+        return nn.Linear(in_features, out_features, bias=biased)
+    # The paper's bias stands where its branch begins: at the latent of q, k, v and fc1, at the output
+    # of o and fc2.
+    at_output = name in ("o_proj", "fc2")
+    pair = LowRankLinear(
+        in_features,
+        out_features,
+        rank,
+        bias=biased and at_output,
+        down_bias=biased and not at_output,
+    )
     # An entry of B·A sums `rank` products of independent entries, so its variance is r σ⁴: this σ
     # gives the product the deviation that the dense projection would have.
     deviation = (config.initializer_range / rank**0.5) ** 0.5
@@ -46,7 +61,7 @@ def projection(config: LPAConfig, name: str) -> nn.Module:
 
 
 class LPAAttention(nn.Module):
-    """Causal multi-head attention with rotary positions and grouped keys and values."""
+    """Causal multi-head attention with grouped keys and values, and RoPE where positions are rotary."""
 
     def __init__(self, config: LPAConfig, layer_idx: int) -> None:
         super().__init__()
@@ -59,15 +74,15 @@ class LPAAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        self.q_proj = projection(config, "q_proj")
-        self.k_proj = projection(config, "k_proj")
-        self.v_proj = projection(config, "v_proj")
-        self.o_proj = projection(config, "o_proj")
+        self.q_proj = projection(config, "q_proj", layer_idx)
+        self.k_proj = projection(config, "k_proj", layer_idx)
+        self.v_proj = projection(config, "v_proj", layer_idx)
+        self.o_proj = projection(config, "o_proj", layer_idx)
 
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
@@ -77,7 +92,8 @@ class LPAAttention(nn.Module):
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if position_embeddings is not None:
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -97,34 +113,63 @@ class LPAAttention(nn.Module):
         return self.o_proj(output.reshape(*batch_and_length, -1)), weights
 
 
-class LPAMLP(nn.Module):
-    """SwiGLU: down(act(gate(x)) · up(x))."""
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer 2020): down(act(gate(x)) · up(x))."""
 
-    def __init__(self, config: LPAConfig) -> None:
+    def __init__(self, config: LPAConfig, layer_idx: int) -> None:
         super().__init__()
-        self.gate_proj = projection(config, "gate_proj")
-        self.up_proj = projection(config, "up_proj")
-        self.down_proj = projection(config, "down_proj")
+        self.gate_proj = projection(config, "gate_proj", layer_idx)
+        self.up_proj = projection(config, "up_proj", layer_idx)
+        self.down_proj = projection(config, "down_proj", layer_idx)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-class LPADecoderLayer(GradientCheckpointingLayer):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+class PlainMLP(nn.Module):
+    """fc2(act(fc1(x)))."""
 
     def __init__(self, config: LPAConfig, layer_idx: int) -> None:
         super().__init__()
+        self.fc1 = projection(config, "fc1", layer_idx)
+        self.fc2 = projection(config, "fc2", layer_idx)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act_fn(self.fc1(x)))
+
+
+class LPADecoderLayer(GradientCheckpointingLayer):
+    """Attention and FFN, each added to the stream; a norm at the beginning or the end of each branch.
+
+    llama: x + branch(norm(x)). paper: x + dropout(norm(branch(x))) (Lv et al. 2024, setting 1).
+    """
+
+    def __init__(self, config: LPAConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.norm_first = config.decoder_type == "llama"
         self.self_attn = LPAAttention(config, layer_idx)
-        self.mlp = LPAMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = (GatedMLP if self.norm_first else PlainMLP)(config, layer_idx)
+        self.input_layernorm = _norm(config)
+        self.post_attention_layernorm = _norm(config)
+        self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        def attention(x: Tensor) -> Tensor:
+            return self.self_attn(x, **kwargs)[0]
+
+        hidden_states = self._add(hidden_states, attention, self.input_layernorm)
+        return self._add(hidden_states, self.mlp, self.post_attention_layernorm)
+
+    def _add(self, x: Tensor, branch: Callable, norm: nn.Module) -> Tensor:
+        return x + self.dropout(branch(norm(x)) if self.norm_first else norm(branch(x)))
+
+
+def _norm(config: LPAConfig) -> nn.Module:
+    if config.decoder_type == "llama":
+        return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
 class LPAPreTrainedModel(PreTrainedModel):
@@ -162,8 +207,12 @@ class LPAModel(LPAPreTrainedModel):
         self.layers = nn.ModuleList(
             LPADecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        if config.decoder_type == "llama":
+            self.norm = _norm(config)
+            self.rotary_emb = LlamaRotaryEmbedding(config)
+        else:
+            self.norm = nn.Identity()  # each branch ends in a norm already
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -184,13 +233,8 @@ class LPAModel(LPAPreTrainedModel):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
-            position_ids = position_ids.unsqueeze(0)
-
+        # Before an empty cache exists, since packed sequences are kept apart only without one. Positions
+        # of our own making hold no packing, so they are not looked through for it.
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -198,8 +242,19 @@ class LPAModel(LPAPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
+            position_ids = position_ids.unsqueeze(0)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        hidden_states, position_embeddings = inputs_embeds, None
+        if self.config.decoder_type == "llama":
+            position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        else:
+            self._check_positions(seen, inputs_embeds.shape[1])
+            hidden_states = hidden_states + self.embed_positions(position_ids)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -212,6 +267,14 @@ class LPAModel(LPAPreTrainedModel):
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
+
+    def _check_positions(self, seen: int | Tensor, length: int) -> None:
+        """Learned positions end somewhere; without this a lookup would fail deep in a kernel."""
+        if isinstance(seen, int) and seen + length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"sequence length: got {seen + length}; expected at most max_position_embeddings "
+                f"({self.config.max_position_embeddings})"
+            )
 
 
 class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
@@ -313,3 +376,73 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         if not torch.is_grad_enabled() or tokens < width or self.config.vocab_size <= width:
             return None
         return nn.LinearCrossEntropyOptions()
+
+
+class LPAForSequenceClassification(LPAPreTrainedModel):
+    """The decoder with a linear head on the last token of each sequence.
+
+    `config.problem_type` says what labels are: `regression`, `single_label_classification` or
+    `multi_label_classification`; where it is None, their number and dtype do.
+    """
+
+    def __init__(self, config: LPAConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = LPAModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """input_ids, attention_mask: (batch, sequence), padded on either side -> logits: (batch, labels)."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        last = self._last_tokens(input_ids, attention_mask, hidden_states)
+        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+        logits = self.score(hidden_states[rows, last])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, pooled_logits=logits, config=self.config
+            )
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _last_tokens(
+        self, input_ids: Tensor | None, mask: Tensor | None, hidden_states: Tensor
+    ) -> Tensor:
+        """(batch,): the place of the last token that is not padding.
+
+        The mask says which are; without one the padding token does. The mask comes first since
+        padding and end of text may share a token.
+        """
+        batch, length = hidden_states.shape[:2]
+        places = torch.arange(length, device=hidden_states.device)
+        if mask is None:
+            if input_ids is None or self.config.pad_token_id is None:
+                return places[-1].expand(batch)
+            mask = input_ids != self.config.pad_token_id
+        return (places * mask.to(places)).argmax(-1)

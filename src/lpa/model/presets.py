@@ -1,32 +1,69 @@
 """Named architectures."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from lpa.errors import UserError
 from lpa.model.configuration_lpa import LPAConfig
 
-# Sizes only; the placement is attention unless said otherwise, and the vocabulary that of the data.
-PRESETS: dict[str, dict[str, Any]] = {
-    "nano": {
-        "hidden_size": 256,
-        "intermediate_size": 688,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 1024,
-        "rank": 64,
-    },
-    # Lv et al. 2024, setting 2 at 130M, as published.
-    "paper-130m-s2": {
-        "vocab_size": 32000,
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 256,
-        "rank": 128,
-        "ffn_rank": 384,
-        "lm_head_bias": True,
-    },
+
+@dataclass
+class Preset:
+    """Sizes of a model, in any placement; attention unless said otherwise.
+
+    Attributes:
+        origin: `published` (by Lv et al. 2024 in full), `our reading` (of what they published in
+            part), or `modern` (bias-free, merges to a stock Llama).
+        fields: of `LPAConfig`; the vocabulary only where it is part of what was published.
+    """
+
+    origin: str
+    fields: dict[str, Any]
+
+
+def _llama(
+    hidden_size: int, intermediate_size: int, layers: int, heads: int, context: int, **fields: Any
+) -> dict[str, Any]:
+    return {
+        "decoder_type": "llama",
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": context,
+        "rank": hidden_size // 4,
+        **fields,
+    }
+
+
+def _paper(
+    hidden_size: int, intermediate_size: int, layers: int, heads: int, context: int, **fields: Any
+) -> dict[str, Any]:
+    sizes = _llama(hidden_size, intermediate_size, layers, heads, context)
+    return {**sizes, "decoder_type": "paper", "resid_pdrop": 0.1, **_HEAD, **fields}
+
+
+# The published code's vocabulary, and its untied LM head with a bias.
+_HEAD: dict[str, Any] = {"vocab_size": 32000, "lm_head_bias": True}
+
+PRESETS: dict[str, Preset] = {
+    "paper-130m-s2": Preset(
+        "published", _llama(768, 2048, 12, 12, 256, rank=128, ffn_rank=384, **_HEAD)
+    ),
+    "paper-370m-s1": Preset("published", _paper(1024, 4096, 24, 8, 1024, rank=320, ffn_rank=768)),
+    # The sizes of the other setting at this scale; ranks in the same share of the width.
+    "130m-s1": Preset("our reading", _paper(768, 3072, 12, 12, 256, rank=256, ffn_rank=576)),
+    "370m-s2": Preset(
+        "our reading", _llama(1024, 2736, 24, 16, 1024, rank=256, ffn_rank=512, **_HEAD)
+    ),
+    "nano": Preset("modern", _llama(256, 688, 4, 4, 1024)),
+    "micro": Preset("modern", _llama(384, 1024, 6, 6, 1024)),
+    "mini": Preset("modern", _llama(512, 1376, 8, 8, 1024)),
+    "130m": Preset("modern", _llama(768, 2048, 12, 12, 2048)),
+    "370m": Preset("modern", _llama(1024, 2736, 24, 16, 2048)),
+    "1b": Preset("modern", _llama(2048, 5504, 24, 16, 2048)),
+    # The paper gives its 3B model no sizes; this is ours, about 3.2B dense, and modern as well.
+    "3b": Preset("our reading", _llama(2560, 6912, 38, 20, 2048)),
 }
 
 
@@ -38,4 +75,4 @@ def preset_config(name: str, **overrides: Any) -> LPAConfig:
     """
     if name not in PRESETS:
         raise UserError(f"preset: got {name!r}; expected one of {', '.join(PRESETS)}")
-    return LPAConfig(**(PRESETS[name] | overrides))
+    return LPAConfig(**(PRESETS[name].fields | overrides))

@@ -55,7 +55,9 @@ class ModelConfig:
         vocab_size: by default that of the data.
         tie_word_embeddings: whether the LM head shares the embedding's weights.
         lm_head_bias: whether the LM head has a bias.
-        attention_dropout: probability.
+        attention_dropout: probability of dropping an attention weight.
+        resid_pdrop: probability of dropping a branch's output before it is added.
+        dense_layers: layers, counted from 0, that keep all projections dense.
         initializer_range: standard deviation of the weights, of the product where they are low-rank.
     """
 
@@ -73,6 +75,8 @@ class ModelConfig:
     tie_word_embeddings: bool | None = None
     lm_head_bias: bool | None = None
     attention_dropout: float | None = None
+    resid_pdrop: float | None = None
+    dense_layers: list[int] | None = None
     initializer_range: float | None = None
 
     def build(self, *, vocab_size: int, context: int) -> LPAConfig:

@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from lpa.errors import UserError
-from lpa.eval.loading import load_model, model_directory
+from lpa.train.loading import load_model, model_directory
 
 
 def test_a_run_means_its_final_model(run):

@@ -1,0 +1,62 @@
+"""`lpa convert import-published`."""
+
+import json
+from pathlib import Path
+
+from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "convert import-published",
+        description="Turn a checkpoint of the published LPA code into a Hugging Face directory. All "
+        "sizes are read from its tensors; nothing may be missing or left over.",
+        examples="""\
+  lpa convert import-published s2.safetensors --setting 2 --num-attention-heads 12 --out model
+  lpa convert import-published s1.safetensors --setting 1 --num-attention-heads 8 --out model""",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help="a safetensors file with the published names"
+    )
+    parser.add_argument(
+        "--setting", type=int, required=True, help="1 (post-sublayer norm) or 2 (LLaMA-like)"
+    )
+    parser.add_argument(
+        "--num-attention-heads", type=int, required=True, help="which the tensors do not tell"
+    )
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=256,
+        help="positions of setting 2, which its tensors do not tell",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the directory to make")
+    add_overwrite_flag(parser)
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from lpa import console
+    from lpa.convert.published import import_published
+    from lpa.files import check_output, new_directory
+
+    console.hide_other_progress()
+    check_output(arguments.out, overwrite=arguments.overwrite)
+    model = import_published(
+        arguments.checkpoint,
+        arguments.setting,
+        num_attention_heads=arguments.num_attention_heads,
+        context=arguments.context,
+    )
+    with new_directory(arguments.out, overwrite=arguments.overwrite) as directory:
+        model.save_pretrained(directory)
+    figures = {"parameters": model.num_parameters(), "placement": model.config.placement}
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        print(
+            f"{arguments.out}: {figures['parameters']:,} parameters, placement {figures['placement']}"
+        )

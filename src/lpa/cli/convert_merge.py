@@ -1,0 +1,47 @@
+"""`lpa convert merge`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "convert merge",
+        description="Fold each low-rank pair into one dense matrix and write a stock Llama, which any "
+        "inference engine loads without this package. The parameters that low rank saved come back.",
+        examples="""\
+  lpa convert merge runs/lpa --out merged
+  lpa convert merge path/to/lpa-model --out merged --json""",
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="RUN", help="a run directory or a Hugging Face directory"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the directory to make")
+    add_overwrite_flag(parser)
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from lpa import console
+    from lpa.convert.merge import merge_directory
+    from lpa.train.loading import model_directory
+
+    console.hide_other_progress()
+    with console.stderr.status("merging"):
+        merged = merge_directory(
+            model_directory(arguments.model), arguments.out, overwrite=arguments.overwrite
+        )
+    if arguments.json:
+        print(json.dumps(asdict(merged)))
+        return
+    more = merged.parameters_merged - merged.parameters_low_rank
+    print(
+        f"{arguments.out}: a stock Llama of {merged.parameters_merged:,} parameters, "
+        f"{more:,} more than the low-rank model's {merged.parameters_low_rank:,}"
+    )

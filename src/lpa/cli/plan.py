@@ -1,0 +1,133 @@
+"""`lpa plan`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lpa.cli.parsing import Parser, add_json_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "plan",
+        description="What a model costs to train and to serve, beside its dense twin, before a weight "
+        "exists.",
+        examples="""\
+  lpa plan 3b --context 2048 --batch 4 --devices 8
+  lpa plan runs/lpa --placement all --json
+  lpa plan 130m --match params""",
+    )
+    parser.add_argument(
+        "model",
+        type=str,
+        metavar="PRESET|CONFIG|DIR",
+        help="a preset, a config.json, or a run or Hugging Face directory",
+    )
+    parser.add_argument("--placement", type=str, help="none, attention, ffn or all")
+    parser.add_argument("--rank", type=int, help="of the low-rank projections")
+    parser.add_argument("--context", type=int, help="tokens per sequence; by default the positions")
+    parser.add_argument("--batch", type=int, default=1, help="sequences per device")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="that share weights, gradients and optimizer states"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="bfloat16",
+        help="of activations and cache; weights, gradients and optimizer states are float32",
+    )
+    parser.add_argument(
+        "--match",
+        choices=["params", "flops"],
+        help="find the wider FFN, the layers or the higher rank that costs what the dense model does",
+    )
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    import torch
+
+    from lpa.model.plan import dense_twin, make_plan, match_dense
+
+    config = _configuration(arguments.model, placement=arguments.placement, rank=arguments.rank)
+    context = config.max_position_embeddings if arguments.context is None else arguments.context
+    options = {
+        "context": context,
+        "batch": arguments.batch,
+        "devices": arguments.devices,
+        "dtype": getattr(torch, arguments.dtype),
+    }
+    plan = asdict(make_plan(config, **options))
+    dense = asdict(make_plan(dense_twin(config), **options))
+    matches = match_dense(config, arguments.match, context=context) if arguments.match else []
+    if arguments.json:
+        output = {**plan, "dense": dense}
+        if arguments.match:
+            output["match"] = [
+                {**asdict(match), "within_one_percent": match.within_one_percent}
+                for match in matches
+            ]
+        print(json.dumps(output))
+        return
+    _print_table(plan, dense)
+    for match in matches:
+        note = "" if match.within_one_percent else ", the closest there is"
+        print(
+            f"{match.field} {match.value}: {match.ratio:.4f} of the dense {arguments.match}{note}"
+        )
+
+
+def _configuration(source: str, **overrides: Any) -> Any:
+    """The configuration that a preset, a file or a directory means, with some fields changed.
+
+    Raises:
+        UserError: it is none of them, or a field is not accepted.
+    """
+    from lpa.errors import UserError
+    from lpa.model.configuration_lpa import LPAConfig
+    from lpa.model.presets import PRESETS, preset_config
+    from lpa.train.loading import model_directory
+
+    changes = {name: value for name, value in overrides.items() if value is not None}
+    if source in PRESETS:
+        return preset_config(source, **changes)
+    path = Path(source)
+    if not path.exists():
+        raise UserError(
+            f"model: got {source!r}; expected a config.json, a directory, or one of the presets "
+            f"{', '.join(PRESETS)}"
+        )
+    file = path if path.is_file() else model_directory(path) / "config.json"
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model {file}: is not JSON ({error})") from error
+    if not isinstance(fields, dict) or fields.get("model_type") != LPAConfig.model_type:
+        raise UserError(
+            f"model {file}: is not a configuration of model_type {LPAConfig.model_type}"
+        )
+    return LPAConfig.from_dict(fields | changes)
+
+
+def _print_table(plan: dict[str, Any], dense: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="this model and its dense twin")
+    for heading in ("", "this", "dense", "ratio"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for section in plan:
+        if section == "break_even_rank":
+            continue
+        for name, value in plan[section].items():
+            other = dense[section][name]
+            ratio = f"{value / other:.3f}" if other else ""
+            table.add_row(f"{section.replace('_', ' ')}: {name}", f"{value:,}", f"{other:,}", ratio)
+    console = Console()
+    console.print(table)
+    ranks = ", ".join(f"{name} {rank:.0f}" for name, rank in plan["break_even_rank"].items())
+    console.print(f"break-even rank: {ranks}", highlight=False)

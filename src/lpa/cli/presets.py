@@ -1,0 +1,66 @@
+"""`lpa presets`."""
+
+import json
+
+from lpa.cli.parsing import Parser, add_json_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "presets",
+        description="The named architectures, with their parameters in each placement.",
+        examples="""\
+  lpa presets
+  lpa presets --json""",
+    )
+    parser.add_argument(
+        "--placement", type=str, help="count only this one: none, attention, ffn or all"
+    )
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from lpa.errors import UserError
+    from lpa.model.configuration_lpa import PLACEMENTS
+    from lpa.model.cost import parameter_count
+    from lpa.model.presets import PRESETS, preset_config
+
+    if arguments.placement is not None and arguments.placement not in PLACEMENTS:
+        raise UserError(
+            f"--placement: got {arguments.placement!r}; expected one of {', '.join(PLACEMENTS)}"
+        )
+    placements = [arguments.placement] if arguments.placement else list(PLACEMENTS)
+    counts = {
+        name: {place: parameter_count(preset_config(name, placement=place)) for place in placements}
+        for name in PRESETS
+    }
+    if arguments.json:
+        print(
+            json.dumps(
+                {n: {"origin": PRESETS[n].origin, "parameters": c} for n, c in counts.items()}
+            )
+        )
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="parameters by placement")
+    for heading in ("preset", "origin", "layers × width", "rank"):
+        table.add_column(heading, no_wrap=True)
+    for place in placements:
+        table.add_column(place, justify="right", no_wrap=True)
+    for name, preset in PRESETS.items():
+        config = preset_config(name)
+        table.add_row(
+            name,
+            preset.origin,
+            f"{config.num_hidden_layers} × {config.hidden_size}",
+            str(config.rank),
+            *(f"{count:,}" for count in counts[name].values()),
+        )
+    # Exact counts matter more here than the width of the terminal.
+    Console(width=max(Console().width, 120)).print(table)

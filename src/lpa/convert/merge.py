@@ -1,0 +1,108 @@
+"""An LPA model as a stock Llama: each low-rank pair folded into one dense matrix."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lpa.errors import UserError
+from lpa.files import check_output, new_directory
+from lpa.lowrank import LowRankLinear
+from lpa.model.modeling_lpa import LPAForCausalLM
+
+# What a Hugging Face directory holds beside the weights and their configuration.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass
+class Merged:
+    """What merging cost: parameters before and after."""
+
+    parameters_low_rank: int
+    parameters_merged: int
+
+
+def merge_to_llama(model: LPAForCausalLM) -> LlamaForCausalLM:
+    """The same function as a stock `LlamaForCausalLM`, W = B A computed in float64.
+
+    Raises:
+        UserError: the model has what a stock Llama cannot express.
+    """
+    config = model.config
+    if config.decoder_type != "llama":
+        raise UserError(
+            f"merge: decoder_type {config.decoder_type} has norms after its sublayers and learned "
+            "positions, which a stock Llama cannot express; only decoder_type llama merges. Use the "
+            "directory as it is: it loads with transformers after `import lpa`"
+        )
+    if config.lm_head_bias:
+        raise UserError(
+            "merge: the LM head has a bias (lm_head_bias), which a stock Llama cannot express; train "
+            "with model.lm_head_bias false, or use the directory as it is after `import lpa`"
+        )
+    llama = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        hidden_act=config.hidden_act,
+        max_position_embeddings=config.max_position_embeddings,
+        initializer_range=config.initializer_range,
+        rms_norm_eps=config.rms_norm_eps,
+        attention_dropout=config.attention_dropout,
+        tie_word_embeddings=config.tie_word_embeddings,
+        rope_parameters=config.rope_parameters,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        dtype=model.dtype,
+    )
+    with torch.device("meta"):
+        merged = LlamaForCausalLM(llama)
+    merged.load_state_dict(_merged_weights(model), strict=True, assign=True)
+    merged.tie_weights()
+    # Its inverse frequencies are computed, not stored, so they still lie on the meta device.
+    merged.model.rotary_emb = type(merged.model.rotary_emb)(llama)
+    merged.generation_config = model.generation_config
+    return merged.eval()
+
+
+def _merged_weights(model: LPAForCausalLM) -> dict[str, Tensor]:
+    weights = {}
+    pairs = {
+        name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)
+    }
+    for name, tensor in model.state_dict().items():
+        if not any(name.startswith(f"{pair}.") for pair in pairs):
+            weights[name] = tensor
+    for name, pair in pairs.items():
+        weights[f"{name}.weight"] = pair.dense().weight.detach()
+    return weights
+
+
+def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> Merged:
+    """Merge the LPA model of a Hugging Face directory into a new directory, with its tokenizer.
+
+    Raises:
+        UserError: `out` holds something, or the model is not one that merges.
+    """
+    check_output(out, overwrite=overwrite)
+    model = LPAForCausalLM.from_pretrained(directory, dtype="auto")
+    merged = merge_to_llama(model)
+    with new_directory(out, overwrite=overwrite) as temporary:
+        merged.save_pretrained(temporary)
+        for name in _TOKENIZER_FILES:
+            if (directory / name).is_file():
+                shutil.copy(directory / name, temporary)
+    return Merged(model.num_parameters(), merged.num_parameters())

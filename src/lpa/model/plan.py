@@ -1,0 +1,270 @@
+"""What training and serving a model will cost, before a weight exists."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lpa.errors import LPAWarning, UserError
+from lpa.lowrank import break_even_rank
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.cost import (
+    forward_flops_per_token,
+    parameter_count,
+    projection_weights,
+    training_flops_per_token,
+)
+from lpa.model.modeling_lpa import LPAForCausalLM, LPAModel
+
+_MASTER_BYTES = 4  # weights, gradients and both AdamW moments are float32
+
+
+@dataclass
+class Plan:
+    """Costs of one model; the keys of `lpa plan --json`.
+
+    Attributes:
+        parameters: `total`, and by part: `embedding`, `attention`, `ffn`, `norms`, `head`.
+        flops_per_token: `forward`, and `training` (forward and backward), over `context` tokens.
+        kv_cache_bytes_per_token: `plain` (keys and values) and `latent` (their latents, where the
+            projections are low-rank).
+        break_even_rank: by projection, the rank at which it costs what the dense one does.
+        memory_bytes_per_device: `weights`, `gradients`, `optimizer` (sharded over the devices) and
+            `activations` (of one device's sequences).
+    """
+
+    parameters: dict[str, int]
+    flops_per_token: dict[str, int]
+    kv_cache_bytes_per_token: dict[str, int]
+    break_even_rank: dict[str, float]
+    memory_bytes_per_device: dict[str, int]
+
+
+def make_plan(
+    config: LPAConfig,
+    *,
+    context: int,
+    batch: int = 1,
+    devices: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Plan:
+    """Plan a model on the meta device.
+
+    Args:
+        context: tokens per sequence.
+        batch: sequences per device and forward pass.
+        devices: that weights, gradients and optimizer states are sharded over.
+        dtype: of activations and cache.
+
+    Raises:
+        UserError: a value below 1, or a context beyond the model's positions.
+    """
+    for name, value in (("context", context), ("batch", batch), ("devices", devices)):
+        if value < 1:
+            raise UserError(f"--{name}: got {value}; expected at least 1")
+    if context > config.max_position_embeddings:
+        raise UserError(
+            f"--context: got {context}; the model has {config.max_position_embeddings} positions"
+        )
+    parts = parameter_parts(config)
+    shard = -(-parts["total"] * _MASTER_BYTES // devices)
+    return Plan(
+        parameters=parts,
+        flops_per_token={
+            "forward": forward_flops_per_token(config, context),
+            "training": training_flops_per_token(config, context),
+        },
+        kv_cache_bytes_per_token=_cache_bytes(config, dtype.itemsize),
+        break_even_rank={
+            name: break_even_rank(*config.projection_shape(name)) for name in config.projections
+        },
+        memory_bytes_per_device={
+            "weights": shard,
+            "gradients": shard,
+            "optimizer": 2 * shard,
+            "activations": activation_bytes(config, context=context, batch=batch, dtype=dtype),
+        },
+    )
+
+
+def parameter_parts(config: LPAConfig) -> dict[str, int]:
+    """Parameters by part, counted on the meta device."""
+    with torch.device("meta"):
+        model = LPAForCausalLM(config)
+
+    def count(*marks: str) -> int:
+        return sum(
+            p.numel() for n, p in model.named_parameters() if any(mark in n for mark in marks)
+        )
+
+    parts = {
+        "embedding": count("embed_"),
+        "attention": count(".self_attn."),
+        "ffn": count(".mlp."),
+        "norms": count("norm."),
+        "head": count("lm_head."),
+    }
+    assert sum(parts.values()) == parameter_count(config)
+    return {"total": parameter_count(config), **parts}
+
+
+def _cache_bytes(config: LPAConfig, itemsize: int) -> dict[str, int]:
+    """Of all layers: keys and values, or the latents that both can be computed from."""
+    width = config.projection_shape("k_proj")[1]
+    plain = latent = 0
+    for layer in range(config.num_hidden_layers):
+        for name in ("k_proj", "v_proj"):
+            rank = config.projection_rank(name, layer)
+            plain += width
+            latent += width if rank is None else min(rank, width)
+    return {"plain": plain * itemsize, "latent": latent * itemsize}
+
+
+def activation_bytes(config: LPAConfig, *, context: int, batch: int, dtype: torch.dtype) -> int:
+    """What autograd keeps between forward and backward of the decoder layers and the loss.
+
+    Measured, not estimated: one layer of each kind runs on the meta device, where tensors have shapes
+    and no content, and every tensor saved for the backward pass counts once, parameters and rotary
+    tables apart. Attention keeps what a fused kernel keeps: queries, keys, values, output and one
+    number per query and head. Of the head only the hidden states count, as the loss in chunks keeps
+    no logits.
+    """
+    dense = len(set(config.dense_layers or ()))
+    total = batch * context * config.hidden_size * dtype.itemsize  # what the head reads
+    for count, dense_layers in ((dense, [0]), (config.num_hidden_layers - dense, None)):
+        if count:
+            one = _with_fields(config, num_hidden_layers=1, dense_layers=dense_layers)
+            total += count * _layer_bytes(one, context, batch, dtype)
+    return total
+
+
+def _layer_bytes(config: LPAConfig, context: int, batch: int, dtype: torch.dtype) -> int:
+    """Bytes saved for the backward pass of the only layer of a model."""
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        saved[id(base)] = base  # held, so that no other tensor takes its id
+        return tensor
+
+    with torch.device("meta"):
+        model = LPAModel(config).to(dtype).train()
+        model.set_attn_implementation(_FUSED)
+        hidden = torch.empty(batch, context, config.hidden_size, dtype=dtype, requires_grad=True)
+        inputs: dict[str, Any] = {}
+        if config.decoder_type == "llama":
+            positions = torch.arange(context).unsqueeze(0)
+            inputs["position_embeddings"] = model.rotary_emb(hidden, position_ids=positions)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.layers[0](hidden, **inputs)
+    apart = [*model.parameters(), *inputs.get("position_embeddings", ())]
+    known = {id(tensor) for tensor in apart} | {id(t._base) for t in apart if t._base is not None}
+    return sum(t.numel() * t.itemsize for key, t in saved.items() if key not in known)
+
+
+_FUSED = "lpa_plan"
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Stands for a fused kernel: computes nothing, keeps what such a kernel keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        statistics = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, statistics)
+        return output
+
+
+def _plan_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
+    return _FusedAttention.apply(query, key, value).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(_FUSED, _plan_attention)
+
+
+@dataclass
+class Match:
+    """One way to spend what low rank saves: a field of the configuration, its value, the result.
+
+    Attributes:
+        field, value: what to set.
+        ratio: parameters or FLOPs over those of the dense model.
+    """
+
+    field: str
+    value: int
+    ratio: float
+
+    @property
+    def within_one_percent(self) -> bool:
+        return abs(self.ratio - 1) <= 0.01
+
+
+def match_dense(config: LPAConfig, what: str, *, context: int) -> list[Match]:
+    """The wider FFN, the layers, or the higher rank at which a model costs what its dense twin does.
+
+    The surplus-parameter study of Lv et al. 2024 compares at such equal cost.
+
+    Args:
+        what: `params` or `flops` (forward, over `context`).
+
+    Raises:
+        UserError: another `what`, or a model without low rank.
+    """
+    if what not in ("params", "flops"):
+        raise UserError(f"--match: got {what!r}; expected params or flops")
+    if projection_weights(config) == projection_weights(dense_twin(config)):
+        raise UserError("--match: the model is dense; expected a low-rank placement")
+
+    def cost(config: LPAConfig) -> int:
+        if what == "params":
+            return parameter_count(config)
+        return forward_flops_per_token(config, context)
+
+    dense = cost(dense_twin(config))
+    limits = {
+        "intermediate_size": 16 * config.intermediate_size,
+        "num_hidden_layers": 16 * config.num_hidden_layers,
+        "rank": min(min(config.projection_shape(name)) for name in config.projections),
+    }
+    matches = []
+    for field, limit in limits.items():
+
+        def with_value(value: int, field: str = field) -> int:
+            return cost(_with_fields(config, **{field: value}))
+
+        value = _closest(with_value, dense, getattr(config, field), limit)
+        matches.append(Match(field, value, with_value(value) / dense))
+    return matches
+
+
+def dense_twin(config: LPAConfig) -> LPAConfig:
+    """The same sizes with every projection dense."""
+    return _with_fields(config, placement="none", ranks=None)
+
+
+def _with_fields(config: LPAConfig, **changes: Any) -> LPAConfig:
+    """A changed copy, without the warnings that a rank tried on the way may raise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LPAWarning)
+        return LPAConfig(**(config.to_diff_dict() | changes))
+
+
+def _closest(cost: Callable[[int], int], target: int, low: int, high: int) -> int:
+    """The value from low to high whose cost, which grows with it, is closest to the target."""
+    first, last = low, high
+    while first < last:
+        middle = (first + last) // 2
+        if cost(middle) < target:
+            first = middle + 1
+        else:
+            last = middle
+    candidates = [value for value in (first - 1, first) if low <= value <= high]
+    return min(candidates, key=lambda value: abs(cost(value) - target))

@@ -1,0 +1,19 @@
+from lpa.model import PRESETS, parameter_count, preset_config
+
+
+def test_presets_are_listed_with_their_counts(lpa):
+    listed = lpa("presets", "--json").json
+    assert list(listed) == list(PRESETS)
+    for name, entry in listed.items():
+        assert entry["parameters"]["ffn"] == parameter_count(preset_config(name, placement="ffn"))
+    assert listed["paper-370m-s1"]["origin"] == "published"
+    assert listed["3b"]["origin"] == "our reading"
+    table = lpa("presets", "--placement", "attention").stdout
+    assert "115,263,488" in table
+    assert "134,137,856" not in table
+
+
+def test_an_unknown_placement_is_refused(lpa):
+    finished = lpa("presets", "--placement", "some")
+    assert finished.code == 2
+    assert "--placement: got 'some'; expected one of none, attention, ffn, all" in finished.stderr

@@ -1,0 +1,108 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from lpa.convert.merge import merge_directory, merge_to_llama
+from lpa.errors import UserError
+from lpa.model import LPAConfig, LPAForCausalLM
+from lpa.model.configuration_lpa import PLACEMENTS
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rank": 8,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"placement": placement} for placement in PLACEMENTS),
+        {"ranks": {"v_proj": 4, "up_proj": 6}, "dense_layers": [1]},
+        {"tie_word_embeddings": True},
+        {"head_dim": 12},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}},
+    ],
+)
+def test_the_merged_model_is_the_same_function(tmp_path, fields):
+    torch.manual_seed(0)
+    model = LPAForCausalLM(LPAConfig(**(SIZES | fields))).eval()
+    model.save_pretrained(tmp_path / "lpa")
+    merge_directory(tmp_path / "lpa", tmp_path / "llama")
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "llama").eval()
+    tokens = torch.randint(97, (2, 24))
+    torch.testing.assert_close(merged(tokens).logits, model(tokens).logits, atol=1e-4, rtol=0)
+    kwargs = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(merged.generate(tokens, **kwargs), model.generate(tokens, **kwargs))
+
+
+def test_half_precision_stays_half(tmp_path):
+    model = LPAForCausalLM(LPAConfig(**SIZES)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "lpa")
+    merge_directory(tmp_path / "lpa", tmp_path / "llama")
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "llama", dtype="auto")
+    assert merged.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"decoder_type": "paper"}, "norms after its sublayers"),
+        ({"lm_head_bias": True}, "the LM head has a bias"),
+    ],
+)
+def test_what_llama_cannot_express_is_refused_with_the_way_out(tmp_path, fields, reason):
+    LPAForCausalLM(LPAConfig(**SIZES, **fields)).save_pretrained(tmp_path / "lpa")
+    with pytest.raises(UserError) as error:
+        merge_directory(tmp_path / "lpa", tmp_path / "out")
+    assert reason in str(error.value)
+    assert "after `import lpa`" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_merging_leaves_the_model_as_it_was():
+    model = LPAForCausalLM(LPAConfig(**SIZES))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    merge_to_llama(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+SCRIPT = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+inputs = tokenizer("My fellow", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+assert "lpa" not in sys.modules
+print(type(model).__name__, output[0].tolist())
+"""
+
+
+def test_a_run_merges_and_loads_where_this_package_is_not(lpa, run, tmp_path):
+    finished = lpa("convert", "merge", run, "--out", tmp_path / "llama", "--json")
+    assert finished.code == 0, finished.stderr
+    figures = finished.json
+    assert figures["parameters_merged"] > figures["parameters_low_rank"]
+    assert json.loads((tmp_path / "llama" / "config.json").read_text())["model_type"] == "llama"
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "llama")], capture_output=True, text=True
+    )
+    assert result.stdout.startswith("LlamaForCausalLM"), result.stderr
+    from lpa.train.loading import load_model
+
+    model, tokenizer = load_model(run, "cpu")
+    inputs = tokenizer("My fellow", return_tensors="pt")
+    expected = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0].tolist()
+    assert result.stdout.split(maxsplit=1)[1].strip() == str(expected)

@@ -1,0 +1,137 @@
+import json
+
+import pytest
+import torch
+
+from lpa.errors import UserError
+from lpa.model import LPAConfig, LPAForCausalLM, parameter_count, preset_config
+from lpa.model.cost import forward_flops_per_token
+from lpa.model.plan import activation_bytes, dense_twin, make_plan, match_dense
+
+
+def test_the_parts_of_a_plan_add_up():
+    config = preset_config("paper-130m-s2")
+    plan = make_plan(config, context=256, batch=8, devices=4, dtype=torch.bfloat16)
+    parts = dict(plan.parameters)
+    total = parts.pop("total")
+    assert total == sum(parts.values()) == parameter_count(config)
+    assert parts["attention"] == 12 * 4 * 128 * (768 + 768)
+    assert plan.break_even_rank["q_proj"] == 384
+    assert plan.kv_cache_bytes_per_token == {
+        "plain": 12 * 2 * 768 * 2,
+        "latent": 12 * 2 * 128 * 2,
+    }
+    memory = plan.memory_bytes_per_device
+    assert memory["weights"] == memory["gradients"] == total * 4 / 4
+    assert memory["optimizer"] == 2 * memory["weights"]
+
+
+def measured_bytes(model, config, batch: int, context: int) -> int:
+    """What autograd keeps in a real forward pass on the CPU, parameters apart."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        held.append(tensor)
+        return tensor
+
+    held: list[torch.Tensor] = []
+    tokens = torch.zeros(batch, context, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.model(tokens, use_cache=False).last_hidden_state
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert output.requires_grad
+    return sum(size for place, size in kept.items() if place not in parameters)
+
+
+@pytest.mark.parametrize("decoder_type", ["llama", "paper"])
+@pytest.mark.parametrize("placement", ["none", "attention", "all"])
+def test_activations_are_what_a_real_forward_pass_keeps(decoder_type, placement):
+    config = LPAConfig(
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        rank=32,
+        placement=placement,
+        decoder_type=decoder_type,
+        dense_layers=[2],
+    )
+    model = LPAForCausalLM(config).train()
+    real = measured_bytes(model, config, batch=2, context=256)
+    planned = activation_bytes(config, context=256, batch=2, dtype=torch.float32)
+    # The final norm and the embedding, which the plan leaves out, weigh little beside six layers.
+    assert planned == pytest.approx(real, rel=0.05)
+
+
+@pytest.mark.parametrize("what", ["params", "flops"])
+def test_a_match_costs_what_the_dense_model_does(what):
+    config = preset_config("130m")
+    dense = dense_twin(config)
+    matches = {match.field: match for match in match_dense(config, what, context=512)}
+    assert set(matches) == {"intermediate_size", "num_hidden_layers", "rank"}
+    for name in ("intermediate_size", "rank"):
+        changed = preset_config("130m", **{name: matches[name].value})
+        if what == "params":
+            ratio = parameter_count(changed) / parameter_count(dense)
+        else:
+            ratio = forward_flops_per_token(changed, 512) / forward_flops_per_token(dense, 512)
+        assert ratio == pytest.approx(matches[name].ratio)
+        assert abs(ratio - 1) < 0.01
+        assert matches[name].within_one_percent
+    assert matches["num_hidden_layers"].value > 12
+    assert matches["rank"].value == 384
+
+
+def test_a_dense_model_has_nothing_to_spend():
+    with pytest.raises(UserError, match="--match: the model is dense"):
+        match_dense(preset_config("nano", placement="none"), "params", context=256)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": 0}, "--context: got 0"),
+        ({"context": 9999}, "--context: got 9999; the model has 1024 positions"),
+        ({"context": 16, "batch": 0}, "--batch: got 0"),
+        ({"context": 16, "devices": 0}, "--devices: got 0"),
+    ],
+)
+def test_bad_values_are_refused_by_name(options, message):
+    with pytest.raises(UserError) as error:
+        make_plan(preset_config("nano"), **options)
+    assert message in str(error.value)
+
+
+def test_the_command_line_plans_presets_files_and_runs(lpa, run):
+    plan = lpa("plan", "3b", "--context", 2048, "--batch", 4, "--devices", 8, "--json")
+    assert plan.code == 0, plan.stderr
+    figures = plan.json
+    assert 3.1e9 < figures["dense"]["parameters"]["total"] < 3.3e9
+    assert figures["parameters"]["total"] < figures["dense"]["parameters"]["total"]
+    assert figures["flops_per_token"]["training"] == 3 * figures["flops_per_token"]["forward"]
+
+    trained = json.loads((run / "result.json").read_text())["parameters"]
+    for source in (run, run / "final" / "config.json"):
+        assert lpa("plan", source, "--json").json["parameters"]["total"] == trained
+    none = lpa("plan", run, "--placement", "none", "--json").json
+    assert none["parameters"] == none["dense"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["giant"],
+            "model: got 'giant'; expected a config.json, a directory, or one of the presets",
+        ),
+        (["nano", "--rank", "0"], "rank: got 0; expected an integer from 1 to 256"),
+        (["nano", "--placement", "some"], "placement: got 'some'"),
+    ],
+)
+def test_bad_input_on_the_command_line(lpa, arguments, message):
+    finished = lpa("plan", *arguments)
+    assert finished.code == 2
+    assert finished.stderr.count("\n") == 1
+    assert message in finished.stderr
