@@ -12,6 +12,7 @@ COMMANDS = {
     "eval perplexity": ("lpa.cli.eval_perplexity", "perplexity of a model on held-out text"),
     "generate": ("lpa.cli.generate", "continue a prompt"),
     "convert merge": ("lpa.cli.convert_merge", "fold low-rank pairs and write a stock Llama"),
+    "convert gguf": ("lpa.cli.convert_gguf", "a merged model as a GGUF file for llama.cpp"),
     "convert import-published": ("lpa.cli.convert_import", "weights of the published LPA code"),
     "plan": ("lpa.cli.plan", "what a model costs, before a weight exists"),
     "presets": ("lpa.cli.presets", "the named architectures and their sizes"),

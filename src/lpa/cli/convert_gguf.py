@@ -1,0 +1,44 @@
+"""`lpa convert gguf`."""
+
+import json
+from pathlib import Path
+
+from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "convert gguf",
+        description="Write a stock Llama directory, such as a merged run, as a GGUF file for llama.cpp "
+        "and what builds on it. Needs the extra: pip install 'lpa[gguf]'.",
+        examples="""\
+  lpa convert gguf merged --out model.gguf
+  lpa convert gguf merged --out model-f32.gguf --dtype float32""",
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="DIR", help="a LlamaForCausalLM with a byte-level BPE tokenizer"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the file to make")
+    parser.add_argument(
+        "--dtype", choices=["float16", "float32"], default="float16", help="of the matrices"
+    )
+    add_overwrite_flag(parser)
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from lpa import console
+    from lpa.convert.gguf_export import export_gguf
+
+    console.hide_other_progress()
+    with console.stderr.status("writing"):
+        size = export_gguf(
+            arguments.model, arguments.out, dtype=arguments.dtype, overwrite=arguments.overwrite
+        )
+    if arguments.json:
+        print(json.dumps({"bytes": size}))
+    else:
+        print(f"{arguments.out}: {size:,} bytes")
