@@ -4,24 +4,12 @@ import sys
 
 import pytest
 import torch
+from small_models import small_model
 from transformers import LlamaForCausalLM
 
 from lpa.convert.merge import merge_directory, merge_to_llama
 from lpa.errors import UserError
-from lpa.model import LPAConfig, LPAForCausalLM
 from lpa.model.configuration_lpa import PLACEMENTS
-
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rank": 8,
-    "initializer_range": 0.2,
-    "max_position_embeddings": 128,
-}
 
 
 @pytest.mark.parametrize(
@@ -35,8 +23,7 @@ SIZES = {
     ],
 )
 def test_the_merged_model_is_the_same_function(tmp_path, fields):
-    torch.manual_seed(0)
-    model = LPAForCausalLM(LPAConfig(**(SIZES | fields))).eval()
+    model = small_model(num_key_value_heads=2, **fields)
     model.save_pretrained(tmp_path / "lpa")
     merge_directory(tmp_path / "lpa", tmp_path / "llama")
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "llama").eval()
@@ -47,7 +34,7 @@ def test_the_merged_model_is_the_same_function(tmp_path, fields):
 
 
 def test_half_precision_stays_half(tmp_path):
-    model = LPAForCausalLM(LPAConfig(**SIZES)).to(torch.bfloat16)
+    model = small_model().to(torch.bfloat16)
     model.save_pretrained(tmp_path / "lpa")
     merge_directory(tmp_path / "lpa", tmp_path / "llama")
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "llama", dtype="auto")
@@ -62,7 +49,7 @@ def test_half_precision_stays_half(tmp_path):
     ],
 )
 def test_what_llama_cannot_express_is_refused_with_the_way_out(tmp_path, fields, reason):
-    LPAForCausalLM(LPAConfig(**SIZES, **fields)).save_pretrained(tmp_path / "lpa")
+    small_model(**fields).save_pretrained(tmp_path / "lpa")
     with pytest.raises(UserError) as error:
         merge_directory(tmp_path / "lpa", tmp_path / "out")
     assert reason in str(error.value)
@@ -71,7 +58,7 @@ def test_what_llama_cannot_express_is_refused_with_the_way_out(tmp_path, fields,
 
 
 def test_merging_leaves_the_model_as_it_was():
-    model = LPAForCausalLM(LPAConfig(**SIZES))
+    model = small_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     merge_to_llama(model)
     for name, tensor in model.state_dict().items():

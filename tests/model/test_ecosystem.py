@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from small_models import small_config, small_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -16,26 +17,6 @@ from transformers import (
 from lpa.model import LPAConfig, LPAForCausalLM, LPAForSequenceClassification, LPAModel
 
 DECODERS = ["llama", "paper"]
-
-
-def small_config(**fields) -> LPAConfig:
-    sizes = {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 80,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "rank": 8,
-        "initializer_range": 0.3,
-        "max_position_embeddings": 64,
-    }
-    return LPAConfig(**(sizes | fields))
-
-
-def small_model(**fields) -> LPAForCausalLM:
-    torch.manual_seed(0)
-    return LPAForCausalLM(small_config(**fields)).eval()
 
 
 @pytest.fixture(scope="module")

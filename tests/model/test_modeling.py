@@ -3,26 +3,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import small_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.lowrank import LowRankLinear
-from lpa.model import LPAConfig, LPAForCausalLM
+from lpa.model import LPAForCausalLM
 from lpa.model.configuration_lpa import PLACEMENTS
-
-
-def small_model(seed: int = 0, **fields) -> LPAForCausalLM:
-    torch.manual_seed(seed)
-    sizes = {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 80,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "rank": 8,
-        # Far from nought, so that tokens differ by more than rounding.
-        "initializer_range": 0.3,
-    }
-    return LPAForCausalLM(LPAConfig(**(sizes | fields))).eval()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+from lpa.cli.parsing import Parser, add_output_arguments
 
 
 def build_parser() -> Parser:
@@ -18,12 +18,10 @@ def build_parser() -> Parser:
     parser.add_argument(
         "model", type=Path, metavar="DIR", help="a LlamaForCausalLM with a byte-level BPE tokenizer"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the file to make")
     parser.add_argument(
         "--dtype", choices=["float16", "float32"], default="float16", help="of the matrices"
     )
-    add_overwrite_flag(parser)
-    add_json_flag(parser)
+    add_output_arguments(parser, "file")
     return parser
 
 

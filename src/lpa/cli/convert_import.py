@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+from lpa.cli.parsing import Parser, add_output_arguments
 
 
 def build_parser() -> Parser:
@@ -30,9 +30,7 @@ def build_parser() -> Parser:
         default=256,
         help="positions of setting 2, which its tensors do not tell",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the directory to make")
-    add_overwrite_flag(parser)
-    add_json_flag(parser)
+    add_output_arguments(parser)
     return parser
 
 

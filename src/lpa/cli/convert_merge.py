@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+from lpa.cli.parsing import Parser, add_output_arguments
 
 
 def build_parser() -> Parser:
@@ -19,9 +19,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "model", type=Path, metavar="RUN", help="a run directory or a Hugging Face directory"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the directory to make")
-    add_overwrite_flag(parser)
-    add_json_flag(parser)
+    add_output_arguments(parser)
     return parser
 
 

@@ -80,6 +80,13 @@ def add_overwrite_flag(parser: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
 
 
+def add_output_arguments(parser: Any, what: str = "directory") -> None:
+    """Where a command writes, whether it may replace what is there, and how it reports."""
+    parser.add_argument("--out", type=Path, required=True, help=f"the {what} to make")
+    add_overwrite_flag(parser)
+    add_json_flag(parser)
+
+
 def add_model_arguments(parser: Any) -> None:
     """Which trained model, and on what it runs."""
     parser.add_argument(

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+from lpa.cli.parsing import Parser, add_output_arguments
 
 
 def build_parser() -> Parser:
@@ -23,7 +23,6 @@ def build_parser() -> Parser:
         metavar="SOURCE",
         help=".txt, .jsonl or .parquet files, the first two also as .gz",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the directory to make")
     parser.add_argument("--vocab-size", type=int, help="train a byte-level BPE of this size")
     parser.add_argument(
         "--tokenizer",
@@ -55,8 +54,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--column", type=str, default="text", help="field of the text in jsonl, parquet"
     )
-    add_overwrite_flag(parser)
-    add_json_flag(parser)
+    add_output_arguments(parser)
     return parser
 
 
