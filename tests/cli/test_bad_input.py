@@ -215,6 +215,34 @@ def test_a_truncated_shard(refused, prepared, tmp_path, tiny, run):
     )
 
 
+def test_a_shard_that_was_replaced(refused, prepared, tmp_path, tiny):
+    shutil.copytree(prepared, tmp_path / "data")
+    shard = tmp_path / "data" / "train-00000.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    refused(
+        *("train", "--data.path", "data", "--out", "run", *tiny),
+        naming=["train-00000.npy: SHA-256 is not that of the manifest"],
+    )
+
+
+def test_a_malformed_line(refused, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": \n')
+    refused(
+        *("prepare", "a.jsonl", "--out", "data", "--vocab-size", 300),
+        naming=["a.jsonl: cannot be read as json: line 2"],
+    )
+
+
+def test_an_encoding_that_is_not_utf_8(refused, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 100)
+    refused(
+        *("prepare", "latin.txt", "--out", "data", "--vocab-size", 300),
+        naming=["latin.txt: cannot be read as text", "expected UTF-8, or errors=replace"],
+    )
+
+
 def test_data_that_is_not_prepared(refused, tmp_path, tiny):
     (tmp_path / "data").mkdir()
     refused(

@@ -153,6 +153,7 @@ def test_accumulated_micro_batches_equal_one_batch(prepared, tmp_path):
     models = {}
     for size in (8, 2, 1):
         trainer = Trainer(small_config(prepared, size), tmp_path)
+        trainer._open_batches()
         losses = [trainer._step().item() for _ in range(5)]
         models[size] = losses, dict(trainer.model.named_parameters())
     for size in (2, 1):
@@ -165,8 +166,10 @@ def test_accumulated_micro_batches_equal_one_batch(prepared, tmp_path):
 
 def test_the_loss_reported_is_the_mean_over_the_batch(prepared, tmp_path):
     trainer = Trainer(small_config(prepared, 2), tmp_path)
-    batch = trainer._batch(range(8))
+    samples = [trainer.data[index] for index in range(8)]
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
     expected = trainer.model(**batch).loss.item()
+    trainer._open_batches()
     assert trainer._step().item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -174,6 +177,7 @@ def test_bfloat16_trains_and_keeps_float32_weights(prepared, tmp_path):
     config = small_config(prepared, 8)
     config.train.dtype = "bfloat16"
     trainer = Trainer(config, tmp_path)
+    trainer._open_batches()
     losses = [trainer._step().item() for _ in range(10)]
     assert losses[-1] < losses[0]
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
@@ -186,5 +190,15 @@ def test_compiled_steps_equal_plain_ones(prepared, tmp_path):
         config = small_config(prepared, 8)
         config.train.compile = compiled
         trainer = Trainer(config, tmp_path)
+        trainer._open_batches()
         losses[compiled] = [trainer._step().item() for _ in range(3)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+def test_separate_documents_train_and_go_on_to_the_same_bits(options, lpa, tmp_path):
+    apart = [*options, "--data.separate_documents", "true"]
+    assert lpa(*apart, "--out", tmp_path / "one").code == 0
+    assert lpa(*apart, "--out", tmp_path / "two", "--train.stop_at", 33).code == 0
+    finished = lpa(*apart, "--out", tmp_path / "two", "--data.workers", 2, "--resume")
+    assert finished.code == 0, finished.stderr
+    assert_same_run(tmp_path / "two", tmp_path / "one")

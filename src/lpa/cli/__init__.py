@@ -8,6 +8,9 @@ from typing import Any
 # Command -> (module, one line of help). A nested command is written with a space.
 COMMANDS = {
     "prepare": ("lpa.cli.prepare", "documents in, tokens on disk"),
+    "data stats": ("lpa.cli.data_stats", "what a prepared data directory holds"),
+    "data show": ("lpa.cli.data_show", "decoded documents of it"),
+    "data verify": ("lpa.cli.data_verify", "whether it is intact"),
     "train": ("lpa.cli.train", "train a model from a recipe"),
     "eval perplexity": ("lpa.cli.eval_perplexity", "perplexity of a model on held-out text"),
     "generate": ("lpa.cli.generate", "continue a prompt"),

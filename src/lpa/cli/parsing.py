@@ -93,3 +93,10 @@ def add_model_arguments(parser: Any) -> None:
         "model", type=Path, metavar="MODEL", help="a run directory or a Hugging Face directory"
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
+
+
+def add_data_argument(parser: Any) -> None:
+    """Which prepared data directory."""
+    parser.add_argument(
+        "data", type=Path, metavar="DIR", help="a prepared data directory, from `lpa prepare`"
+    )

@@ -1,8 +1,8 @@
 """`lpa prepare`."""
 
 import json
+import time
 from dataclasses import asdict
-from pathlib import Path
 
 from lpa.cli.parsing import Parser, add_output_arguments
 
@@ -19,9 +19,10 @@ def build_parser() -> Parser:
     parser.add_argument(
         "sources",
         nargs="+",
-        type=Path,
+        type=str,
         metavar="SOURCE",
-        help=".txt, .jsonl or .parquet files, the first two also as .gz",
+        help="files, directories or globs of .txt, .jsonl, .csv, .parquet or .arrow, also with .gz or "
+        ".zst, or hf:NAME; #key=value,… sets boundary, column, weight, errors, name or split of one",
     )
     parser.add_argument("--vocab-size", type=int, help="train a byte-level BPE of this size")
     parser.add_argument(
@@ -30,9 +31,9 @@ def build_parser() -> Parser:
         help="use this one: a directory, a tokenizer.json or a name of the hub",
     )
     parser.add_argument(
-        "--validation", nargs="+", type=Path, default=[], help="files of held-out text"
+        "--validation", nargs="+", type=str, default=[], help="sources of held-out text"
     )
-    parser.add_argument("--test", nargs="+", type=Path, default=[], help="files of held-out text")
+    parser.add_argument("--test", nargs="+", type=str, default=[], help="sources of held-out text")
     parser.add_argument(
         "--validation-fraction",
         type=float,
@@ -54,6 +55,20 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--column", type=str, default="text", help="field of the text in jsonl, parquet"
     )
+    parser.add_argument(
+        "--errors",
+        choices=["strict", "replace"],
+        default="strict",
+        help="what bytes that are not UTF-8 do: refuse the file, or become U+FFFD",
+    )
+    parser.add_argument(
+        "--deduplicate",
+        action="store_true",
+        help="leave out training documents equal to an earlier one",
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes that encode; by default one per core"
+    )
     add_output_arguments(parser)
     return parser
 
@@ -64,13 +79,18 @@ def main(rest: list[str]) -> None:
     from lpa import console
     from lpa.data import prepare
 
+    started = time.monotonic()
     with console.progress() as display:
-        bars: dict[str, int] = {}
+        bars: dict[str, console.TaskID] = {}
 
-        def report(what: str, done: int, total: int | None) -> None:
+        def report(what: str, done: int, total: int) -> None:
+            for other in bars.values():
+                if what not in bars:
+                    display.update(other, total=1, completed=1)
             if what not in bars:
-                bars[what] = display.add_task(what, total=total, status="documents")
-            display.update(bars[what], completed=done, total=total)  # type: ignore[arg-type]
+                bars[what] = display.add_task(what, total=total or None, status="")
+            rate = done / (time.monotonic() - started) / 1e6
+            display.update(bars[what], completed=done, status=f"{rate:.1f} MB/s" if done else "")
 
         manifest = prepare(
             arguments.sources,
@@ -83,6 +103,9 @@ def main(rest: list[str]) -> None:
             test_fraction=arguments.test_fraction,
             boundary=arguments.boundary,
             column=arguments.column,
+            errors=arguments.errors,
+            deduplicate=arguments.deduplicate,
+            workers=arguments.workers,
             overwrite=arguments.overwrite,
             report=report,
         )

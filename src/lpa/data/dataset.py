@@ -1,6 +1,7 @@
 """Tokens on disk as samples: for training in a shuffled order, for evaluation one after another."""
 
 import hashlib
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,12 +43,23 @@ class TokenSplit:
         while start < stop:
             begin = int(self._ends[shard]) - len(self._shards[shard])
             end = min(stop, int(self._ends[shard]))
-            parts.append(self._shards[shard][start - begin : end - begin])
+            # The copy is of the span alone; the pages behind it are given back at once.
+            parts.append(self._shards[shard][start - begin : end - begin].astype(np.int64))
+            _release(self._shards[shard], start - begin, end - begin)
             start, shard = end, shard + 1
-        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def _open_shard(path: Path, tokens: int, dtype: str) -> np.ndarray:
+def _release(shard: np.memmap, start: int, stop: int) -> None:
+    """Unmap the pages of a span, so that reading here and there does not fill the memory with a file."""
+    header = shard.offset % mmap.ALLOCATIONGRANULARITY  # the mapping begins at a whole page
+    first = header + start * shard.itemsize
+    last = header + stop * shard.itemsize
+    first -= first % mmap.PAGESIZE
+    shard._mmap.madvise(mmap.MADV_DONTNEED, first, last - first)  # type: ignore[attr-defined]
+
+
+def _open_shard(path: Path, tokens: int, dtype: str) -> np.memmap:
     try:
         shard = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -62,12 +74,36 @@ def _open_shard(path: Path, tokens: int, dtype: str) -> np.ndarray:
             f"{path}: shard holds {shard.dtype} of shape {shard.shape}; "
             f"the manifest says {tokens} tokens of {dtype}"
         )
+    # Read at random, what lies around a sample is not wanted.
+    shard._mmap.madvise(mmap.MADV_RANDOM)
     return shard
 
 
+def check_shards(directory: Path, split: str) -> None:
+    """Compare the checksums of a split's shards with the manifest; reads all of them.
+
+    Raises:
+        UserError: a shard is not the one that was written.
+    """
+    for shard in Manifest.load(directory).split(split).shards:
+        with open(directory / shard.name, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != shard.sha256:
+            raise UserError(
+                f"{directory / shard.name}: SHA-256 is not that of the manifest: the shard was replaced, "
+                "reordered or damaged; prepare the data again"
+            )
+
+
 def split_tokens(directory: Path, split: str) -> np.ndarray:
-    """All tokens of a split in order, as int64. Raises UserError as `TokenSplit` does."""
-    return TokenSplit(directory, split)[:]
+    """All tokens of a split in order, as int64, their checksums compared.
+
+    Raises:
+        UserError: as `TokenSplit` and `check_shards`.
+    """
+    tokens = TokenSplit(directory, split)
+    check_shards(directory, split)
+    return tokens[:]
 
 
 class TokenDataset(Dataset):
@@ -82,12 +118,23 @@ class TokenDataset(Dataset):
         split: which split of it.
         context: tokens per sample.
         seed: of the order.
+        separate_documents: also give `position_ids` that begin again at 0 with each document, by which
+            the model keeps documents that share a window from attending to each other.
 
     Raises:
         UserError: the split is missing, damaged or shorter than one sample.
     """
 
-    def __init__(self, directory: Path, split: str, *, context: int, seed: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        *,
+        context: int,
+        seed: int,
+        separate_documents: bool = False,
+    ) -> None:
+        self._eos = Manifest.load(directory).eos_token_id if separate_documents else None
         self._tokens = TokenSplit(directory, split)
         self.context = context
         self.seed = seed
@@ -103,12 +150,25 @@ class TokenDataset(Dataset):
         return self._windows
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Sample `index` ≥ 0 of the stream: `input_ids` and `shift_labels`, each (context,) int64."""
+        """Sample `index` ≥ 0 of the stream: `input_ids`, `shift_labels` and, where asked for,
+        `position_ids`, each (context,) int64.
+        """
         epoch, position = divmod(index, self._windows)
         window = permute(position, self._windows, seed=self.seed, epoch=epoch)
         start = window * self.context
         tokens = torch.from_numpy(self._tokens[start : start + self.context + 1])
-        return {"input_ids": tokens[:-1], "shift_labels": tokens[1:]}
+        sample = {"input_ids": tokens[:-1], "shift_labels": tokens[1:]}
+        if self._eos is not None:
+            sample["position_ids"] = document_positions(tokens[:-1], self._eos)
+        return sample
+
+
+def document_positions(tokens: Tensor, eos_token_id: int) -> Tensor:
+    """Each token's place in its document, (n,); a document begins after an end-of-text token."""
+    places = torch.arange(len(tokens))
+    begins = torch.zeros(len(tokens), dtype=torch.long)
+    begins[1:] = torch.where(tokens[:-1] == eos_token_id, places[1:], 0)
+    return places - begins.cummax(0).values
 
 
 # Four turns suffice for large ranges; for a few thousand samples they leave traces of the input order.

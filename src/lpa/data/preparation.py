@@ -1,254 +1,407 @@
-"""Documents to a prepared data directory: tokenizer, token shards, manifest."""
+"""Documents to a prepared data directory: tokenizer, token shards, manifest.
 
+Work is kept beside the output in `.<name>.partial/` until it is complete: units of some megabytes, each
+finished or not. A process that was killed leaves them, and the same command goes on from there to
+the same bytes.
+"""
+
+import errno
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lpa.data.assignment import Assigned, Assignment, Survey, survey
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split
-from lpa.data.sources import file_format, read_documents
+from lpa.data.pieces import Cutter
+from lpa.data.sources import Source
 from lpa.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
+from lpa.data.units import (
+    Encoder,
+    UnitSplit,
+    encode_in_worker,
+    load_unit,
+    start_worker,
+    unit_name,
+    units,
+)
 from lpa.errors import LPAWarning, UserError
-from lpa.files import check_output, new_directory
+from lpa.files import check_output, fsync_directory, write_text
 
 SHARD_TOKENS = 2**27
-_BATCH_BYTES = 2**22
+SAMPLE_CHARACTERS = 2**28
+_ALONE_BYTES = 2**22  # below this, starting processes takes longer than the work
 
-# (what is being done, documents done, documents in all or None)
-Report = Callable[[str, int, int | None], None]
+# (what is being done, bytes of the sources done, bytes in all or 0 where not known)
+Report = Callable[[str, int, int], None]
+
+
+@dataclass
+class Job:
+    """What to prepare, and from what.
+
+    Attributes:
+        given: split -> its sources; a split without any is held out of the training sources.
+        fractions: held-out split -> share of the training sources.
+        deduplicate: leave out training documents equal to an earlier one.
+        workers: processes that encode.
+    """
+
+    given: dict[str, list[Source]]
+    fractions: dict[str, float]
+    deduplicate: bool
+    workers: int
+
+    def size(self) -> int:
+        """Bytes on disk of all files."""
+        files = (f for sources in self.given.values() for s in sources for f in s.files())
+        return sum(file.stat().st_size for file in files)
+
+    def describe(self, *, paths: bool) -> dict[str, Any]:
+        """What decides the output; with `paths`, where and when the files were written too."""
+        described: dict[str, Any] = {}
+        for split, sources in self.given.items():
+            described[split] = []
+            for source in sources:
+                fields = asdict(source)
+                fields["files"] = [
+                    [str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns]
+                    if paths
+                    else [f.name, f.stat().st_size]
+                    for f in source.files()
+                ]
+                if not paths and not source.on_hub:
+                    del fields["place"]
+                described[split].append(fields)
+        return {"sources": described, "fractions": self.fractions, "deduplicate": self.deduplicate}
 
 
 def prepare(
-    sources: Sequence[Path],
+    sources: Sequence[str | Path | Source],
     out: Path,
     *,
     vocab_size: int | None = None,
     tokenizer: str | Path | None = None,
-    validation: Sequence[Path] = (),
-    test: Sequence[Path] = (),
+    validation: Sequence[str | Path | Source] = (),
+    test: Sequence[str | Path | Source] = (),
     validation_fraction: float = 0.01,
     test_fraction: float = 0.0,
     boundary: str = "file",
     column: str = "text",
+    errors: str = "strict",
+    deduplicate: bool = False,
+    workers: int | None = None,
     overwrite: bool = False,
     report: Report = lambda what, done, total: None,
 ) -> Manifest:
     """Turn text into a prepared data directory, complete or not at all.
 
     Args:
-        sources: files of training text, and of held-out text where a fraction says so.
+        sources: training text: files, directories, globs or data sets of the hub (see `Source.parse`).
         out: the directory to make.
         vocab_size: train a byte-level BPE of this size on the training documents, or
         tokenizer: use this one (see `load_tokenizer`).
-        validation, test: files of held-out text.
-        validation_fraction, test_fraction: the share of `sources` to hold out for a split that has no
-            files of its own: of the documents, evenly spread; where there are too few, of the end of
-            each document.
-        boundary, column: see `read_documents`.
+        validation, test: held-out text of its own.
+        validation_fraction, test_fraction: the share of `sources` to hold out for a split that has
+            none (see `Assignment`).
+        boundary, column, errors: of sources that do not say them (see `Source`).
+        deduplicate: leave out training documents equal to an earlier one.
+        workers: processes that encode; by default one per core.
         overwrite: replace what `out` holds.
         report: called as the work goes on.
 
     Raises:
-        UserError: bad input, named; nothing is written.
+        UserError: bad input, named; nothing is left behind. Or no space left; what is finished stays.
     """
     if (vocab_size is None) == (tokenizer is None):
         raise UserError("expected one of --vocab-size and --tokenizer")
-    fractions = {
-        "validation": 0.0 if validation else validation_fraction,
-        "test": 0.0 if test else test_fraction,
-    }
+    if not sources:
+        raise UserError("SOURCE: got no file; expected at least one")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: got {workers}; expected at least 1")
+    check_output(out, overwrite=overwrite)
+    defaults = {"boundary": boundary, "column": column, "errors": errors}
+    job = Job(
+        given={
+            split: [s if isinstance(s, Source) else Source.parse(s, **defaults) for s in places]
+            for split, places in (("train", sources), ("validation", validation), ("test", test))
+        },
+        fractions={
+            "validation": 0.0 if validation else validation_fraction,
+            "test": 0.0 if test else test_fraction,
+        },
+        deduplicate=deduplicate,
+        workers=workers or len(os.sched_getaffinity(0)),
+    )
+    _check_fractions(job.fractions)
+    job.size()  # looks at every file
+    with _partial_directory(out, job, vocab_size, tokenizer) as partial:
+        found = survey(job.given["train"], job.fractions, deduplicate=deduplicate)
+        if found.documents == 0:
+            raise UserError(f"{', '.join(map(str, sources))}: no text")
+        encoder = _tokenizer(partial, job, found, vocab_size, tokenizer, report)
+        dtype = "uint16" if len(encoder) <= 2**16 else "uint32"
+        count = _encode(partial, job, found, encoder, dtype, report)
+        report("writing shards", 0, 0)
+        return _finish(partial, out, job, encoder, dtype, count)
+
+
+def _check_fractions(fractions: dict[str, float]) -> None:
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
             raise UserError(f"{name}_fraction: got {fraction}; expected at least 0 and below 1")
     if sum(fractions.values()) >= 1:
         raise UserError("validation_fraction + test_fraction: expected below 1 together")
-    check_output(out, overwrite=overwrite)
-    given = {"train": sources, "validation": validation, "test": test}
-    if not sources:
-        raise UserError("SOURCE: got no file; expected at least one")
-    for path in (path for paths in given.values() for path in paths):
-        file_format(path)
 
-    def documents(split: str) -> Iterator[str]:
-        if split != "train" and given[split]:
-            return read_documents(given[split], boundary=boundary, column=column)
-        everything = read_documents(sources, boundary=boundary, column=column)
-        return _share(everything, split, fractions, whole=count >= smallest)
 
-    count = sum(1 for _ in read_documents(sources, boundary=boundary, column=column))
-    report("reading", count, count)
-    if count == 0:
-        raise UserError(f"{', '.join(map(str, sources))}: no text")
-    # Whole documents are held out where that can come within a third of each fraction asked for.
-    smallest = max((3 / fraction for fraction in fractions.values() if fraction), default=0)
+@contextmanager
+def _partial_directory(
+    out: Path, job: Job, vocab_size: int | None, tokenizer: str | Path | None
+) -> Iterator[Path]:
+    """The folder of unfinished work: that of an earlier process with the same job, or an empty one.
 
+    It goes when the work is complete or the input is bad; it stays when the process is stopped.
+    """
+    import fcntl
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.partial"
+    partial.mkdir(exist_ok=True)
+    request = {
+        "job": job.describe(paths=True),
+        "vocab_size": vocab_size,
+        "tokenizer": None if tokenizer is None else str(tokenizer),
+    }
+    lock = open(partial / "lock", "w")  # noqa: SIM115, held until the work is done
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise UserError(f"--out {out}: another process is preparing it") from error
+    plan = partial / "plan.json"
+    text = json.dumps(request, indent=2)
+    if not plan.exists() or plan.read_text() != text:
+        for path in partial.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (partial / "units").mkdir()
+        write_text(plan, text)
+    try:
+        yield partial
+        shutil.rmtree(partial)
+    except UserError:
+        shutil.rmtree(partial)
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"--out {out}: no space left; what is finished is kept in {partial}, so free some "
+                "space and give the same command again"
+            ) from error
+        raise
+    finally:
+        lock.close()
+
+
+def _tokenizer(
+    partial: Path,
+    job: Job,
+    found: Survey,
+    vocab_size: int | None,
+    tokenizer: str | Path | None,
+    report: Report,
+) -> Any:
+    """The tokenizer, trained or loaded, kept among the unfinished work."""
+    kept = partial / TOKENIZER_DIRECTORY
+    if kept.exists():
+        return load_tokenizer(kept)
     if tokenizer is not None:
         encoder = load_tokenizer(tokenizer)
     else:
         assert vocab_size is not None
-        encoder = train_tokenizer(
-            _reported(documents("train"), "training the tokenizer", report), vocab_size
-        )
+        report("training the tokenizer", 0, 0)
+        encoder = train_tokenizer(_sample(job, found), vocab_size)
         if len(encoder) < vocab_size:
-            import warnings
-
             warnings.warn(
                 f"vocab_size: the text yields only {len(encoder)} of {vocab_size} tokens",
                 LPAWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
+    temporary = partial / "tokenizer.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    encoder.save_pretrained(temporary)
+    os.replace(temporary, kept)
+    return load_tokenizer(kept)
 
-    dtype = "uint16" if len(encoder) <= 2**16 else "uint32"
-    with new_directory(out, overwrite=overwrite) as directory:
-        encoder.save_pretrained(directory / TOKENIZER_DIRECTORY)
-        manifest = Manifest(
-            tokenizer_sha256=tokenizer_hash(encoder),
-            vocab_size=len(encoder),
-            dtype=dtype,
-            eos_token_id=encoder.eos_token_id,
-            splits={
-                split: _write_split(
-                    directory,
-                    split,
-                    _reported(documents(split), f"encoding {split}", report),
-                    encoder,
-                    dtype,
-                )
-                for split in SPLITS
-                if split == "train" or given[split] or fractions[split]
-            },
-            source={
-                "files": {split: [path.name for path in paths] for split, paths in given.items()},
-                "boundary": boundary,
-                "column": column,
-                "fractions": fractions,
-            },
-        )
-        for split, contents in manifest.splits.items():
-            if contents.tokens == 0:
-                raise UserError(
-                    f"{split}: no text is left for it; give more text, a file of its own, or "
-                    f"a --{split}-fraction of 0"
-                )
-        manifest.save(directory)
+
+def _sample(job: Job, found: Survey) -> Iterator[str]:
+    """Training text for the tokenizer: the first of each source, as much of each as of the others."""
+    share = SAMPLE_CHARACTERS // len(job.given["train"])
+    assignment = Assignment(job.given["train"], job.fractions, found)
+    for piece in assignment.pieces(Cutter(None), limit=share):
+        if piece.split == "train":
+            yield piece.text
+
+
+def _pieces(
+    job: Job, found: Survey, cutter: Cutter, advance: Callable[[int], None]
+) -> Iterator[Assigned]:
+    """The text of all splits, in an order that is always the same."""
+    yield from Assignment(job.given["train"], job.fractions, found).pieces(cutter, advance)
+    for split in ("validation", "test"):
+        none = {"validation": 0.0, "test": 0.0}
+        for piece in Assignment(job.given[split], none, Survey()).pieces(cutter, advance):
+            yield piece._replace(split=split)
+
+
+def _encode(
+    partial: Path, job: Job, found: Survey, encoder: Any, dtype: str, report: Report
+) -> int:
+    """Encode all units that are not finished; returns how many units there are."""
+    total, done = job.size(), 0
+    compressed_away = sum(s.weight > 1 for s in job.given["train"])  # gone through more than once
+
+    def advance(size: int) -> None:
+        nonlocal done
+        done += size
+        report("encoding", done, 0 if compressed_away else total)
+
+    folder = partial / "units"
+    arguments = (
+        partial / TOKENIZER_DIRECTORY / "tokenizer.json",
+        encoder.eos_token_id,
+        dtype,
+        folder,
+    )
+    cutter = Cutter(encoder.backend_tokenizer)
+    numbered = enumerate(units(_pieces(job, found, cutter, advance)))
+    todo = (
+        (number, split, of_split)
+        for number, group in numbered
+        for split, of_split in _by_split(group)
+    )
+    count = 0
+
+    def unfinished() -> Iterator[tuple[int, str, list[Assigned]]]:
+        nonlocal count
+        for number, split, of_split in todo:
+            count = number + 1
+            if load_unit(folder, split, number) is None:
+                yield number, split, of_split
+
+    work = unfinished()
+    if total < _ALONE_BYTES or job.workers == 1:
+        alone = Encoder(*arguments)
+        for item in work:
+            alone.encode(*item)
+        return count
+    with ProcessPoolExecutor(
+        job.workers,
+        mp_context=get_context("spawn"),  # threads of this process make forking unsafe
+        initializer=start_worker,
+        initargs=arguments,
+    ) as pool:
+        running: set[Future] = set()
+        try:
+            for item in work:
+                running.add(pool.submit(encode_in_worker, *item))
+                while len(running) >= job.workers + 2:
+                    running = _wait_for_one(running)
+            while running:
+                running = _wait_for_one(running)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return count
+
+
+def _wait_for_one(running: set[Future]) -> set[Future]:
+    from concurrent.futures import FIRST_COMPLETED, wait
+
+    done, rest = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+    return rest
+
+
+def _by_split(group: list[Assigned]) -> list[tuple[str, list[Assigned]]]:
+    pieces = {split: [piece for piece in group if piece.split == split] for split in SPLITS}
+    return [(split, of_split) for split, of_split in pieces.items() if of_split]
+
+
+def _finish(partial: Path, out: Path, job: Job, encoder: Any, dtype: str, count: int) -> Manifest:
+    """Put the units together, write the manifest, and move the result to its place."""
+    result = partial / "result"
+    shutil.rmtree(result, ignore_errors=True)
+    result.mkdir()
+    shutil.copytree(partial / TOKENIZER_DIRECTORY, result / TOKENIZER_DIRECTORY)
+    manifest = Manifest(
+        tokenizer_sha256=tokenizer_hash(encoder),
+        vocab_size=len(encoder),
+        dtype=dtype,
+        eos_token_id=encoder.eos_token_id,
+        splits={
+            split: _assemble(partial / "units", result, split, count, dtype)
+            for split in SPLITS
+            if split == "train" or job.given[split] or job.fractions[split]
+        },
+        source=job.describe(paths=False),
+    )
+    for split, contents in manifest.splits.items():
+        if contents.tokens == 0:
+            raise UserError(
+                f"{split}: no text is left for it; give more text, a file of its own, or "
+                f"a --{split}-fraction of 0"
+            )
+    manifest.save(result)
+    if out.exists():
+        old = partial / "old"
+        os.replace(out, old)
+    os.replace(result, out)
+    fsync_directory(out.parent)
     return manifest
 
 
-def _share(
-    documents: Iterator[str], split: str, fractions: dict[str, float], *, whole: bool
-) -> Iterator[str]:
-    """The part of the documents that falls to a split: whole documents, or pieces of each."""
-    for index, document in enumerate(documents):
-        if whole:
-            if _split_of(index, fractions) == split:
-                yield document
-        else:
-            piece = _cut(document, fractions)[split]
-            if piece.strip():
-                yield piece
-
-
-def _split_of(index: int, fractions: dict[str, float]) -> str:
-    """Which split document `index` belongs to: a pure function that looks random and spreads evenly.
-
-    Multiples of the golden ratio, taken modulo 1, fill the unit interval evenly (Weyl).
-    """
-    position = (index + 1) * 0.6180339887498949 % 1
-    if position < fractions["validation"]:
-        return "validation"
-    if position < fractions["validation"] + fractions["test"]:
-        return "test"
-    return "train"
-
-
-def _cut(document: str, fractions: dict[str, float]) -> dict[str, str]:
-    """A document in three consecutive pieces: train, validation, test; cut at line ends or spaces."""
-    start_test = _boundary(document, len(document) * (1 - fractions["test"]))
-    start_validation = _boundary(
-        document, len(document) * (1 - fractions["test"] - fractions["validation"])
+def _assemble(folder: Path, result: Path, split: str, count: int, dtype: str) -> Split:
+    """The units of a split, one after another, as shards; one unit at a time in memory."""
+    finished: list[tuple[int, UnitSplit]] = []
+    for number in range(count):
+        unit = load_unit(folder, split, number)
+        if unit is not None:
+            finished.append((number, unit))
+    total = Split(
+        shards=[],
+        tokens=sum(unit.tokens for _, unit in finished),
+        documents=sum(unit.documents for _, unit in finished),
+        bytes=sum(unit.bytes for _, unit in finished),
+        words=sum(unit.words for _, unit in finished),
     )
-    return {
-        "train": document[:start_validation],
-        "validation": document[start_validation:start_test],
-        "test": document[start_test:],
-    }
-
-
-def _boundary(text: str, position: float) -> int:
-    """The last line end before a position; in text of one line the last space."""
-    place = round(position)
-    if place >= len(text):
-        return len(text)
-    for mark in ("\n", " "):
-        if (found := text.rfind(mark, 0, place)) > 0:
-            return found
-    return place
-
-
-def _reported(documents: Iterator[str], what: str, report: Report) -> Iterator[str]:
-    done = 0
-    report(what, done, None)
-    for document in documents:
-        yield document
-        done += 1
-        report(what, done, None)
-    report(what, done, done)
-
-
-def _write_split(
-    directory: Path, split: str, documents: Iterable[str], encoder: Any, dtype: str
-) -> Split:
-    """Encode documents, each with an end-of-text token after it, into shards."""
-    result = Split(shards=[], tokens=0, documents=0, bytes=0, words=0)
-    parts: list[np.ndarray] = []
-    held = 0
-
-    def flush() -> None:
-        nonlocal parts, held
-        if held:
-            tokens = np.concatenate(parts)
-            result.shards.append(
-                _write_shard(directory, f"{split}-{len(result.shards):05d}", tokens)
-            )
-            parts, held = [], 0
-
-    for batch in _batches(documents):
-        for document, encoding in zip(
-            batch,
-            encoder.backend_tokenizer.encode_batch(batch, add_special_tokens=False),
-            strict=True,
-        ):
-            ids = np.array([*encoding.ids, encoder.eos_token_id], dtype=dtype)
-            parts.append(ids)
-            held += len(ids)
-            result.tokens += len(ids)
-            result.documents += 1
-            result.bytes += len(document.encode())
-            result.words += len(document.split())
-            if held >= SHARD_TOKENS:
-                flush()
-    flush()
-    return result
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in groups large enough for the tokenizer's threads and small enough for memory."""
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _write_shard(directory: Path, stem: str, tokens: np.ndarray) -> Shard:
-    path = directory / f"{stem}.npy"
-    np.save(path, tokens)
-    with open(path, "rb") as file:
-        return Shard(path.name, len(tokens), hashlib.file_digest(file, "sha256").hexdigest())
+    tokens = (np.load(unit_name(folder, split, n).with_suffix(".npy")) for n, _ in finished)
+    rest = np.empty(0, dtype=dtype)
+    for start in range(0, total.tokens, SHARD_TOKENS):
+        length = min(SHARD_TOKENS, total.tokens - start)
+        path = result / f"{split}-{len(total.shards):05d}.npy"
+        shard = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+        filled = 0
+        while filled < length:
+            if len(rest) == 0:
+                rest = next(tokens)
+            taken = rest[: length - filled]
+            shard[filled : filled + len(taken)] = taken
+            filled, rest = filled + len(taken), rest[len(taken) :]
+        shard.flush()
+        del shard
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.shards.append(Shard(path.name, length, digest))
+    return total

@@ -28,13 +28,21 @@ class DataConfig:
     Attributes:
         path: a prepared data directory.
         context: tokens per sample; also the positions that the model is made for.
+        separate_documents: whether documents in one sample are kept from attending to each other.
+        workers: processes that read samples ahead of time; 0: the training process reads.
+        verify: whether to compare the checksums of the training shards before the first step, which
+            reads them once.
     """
 
     path: Path
     context: int = 256
+    separate_documents: bool = False
+    workers: int = 0
+    verify: bool = True
 
     def __post_init__(self) -> None:
         _require(self.context >= 1, "data.context", self.context, "at least 1")
+        _require(self.workers >= 0, "data.workers", self.workers, "at least 0")
 
 
 @dataclass
@@ -228,6 +236,8 @@ class RunConfig:
 # What may differ when a run goes on: it changes where the run stops and what is kept, never the weights.
 _FREE_ON_RESUME = {
     "data.path",  # data may move; its tokens are compared by hash instead
+    "data.workers",
+    "data.verify",
     "train.stop_at",
     "checkpoint.every",
     "checkpoint.keep",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lpa import console
-from lpa.data.dataset import TokenDataset, split_tokens
+from lpa.data.dataset import TokenDataset, check_shards, split_tokens
+from lpa.data.loader import sample_loader
 from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
 from lpa.errors import UserError
 from lpa.files import check_output, new_directory, write_text
@@ -105,8 +106,14 @@ class Trainer:
 
         self.manifest = Manifest.load(config.data.path)
         self.data = TokenDataset(
-            config.data.path, "train", context=config.data.context, seed=config.train.seed
+            config.data.path,
+            "train",
+            context=config.data.context,
+            seed=config.train.seed,
+            separate_documents=config.data.separate_documents,
         )
+        if config.data.verify:
+            check_shards(config.data.path, "train")
         self.validation = None
         if "validation" in self.manifest.splits:
             self.validation = split_tokens(config.data.path, "validation")
@@ -163,6 +170,7 @@ class Trainer:
                     completed=self.progress.step,
                     status="",
                 )
+                self._open_batches()
                 self._start_clock()
                 while self.progress.step < last and not requests:
                     self._step()
@@ -235,9 +243,8 @@ class Trainer:
 
         assert settings.micro_batch_size is not None
         total = torch.zeros((), device=self.device)
-        first = (step - 1) * settings.batch_size
-        for start in range(first, first + settings.batch_size, settings.micro_batch_size):
-            batch = self._batch(range(start, start + settings.micro_batch_size))
+        for _ in range(settings.batch_size // settings.micro_batch_size):
+            batch = self._next_batch()
             with torch.autocast(
                 self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
             ):
@@ -258,14 +265,21 @@ class Trainer:
         self._loss_total += total
         return total
 
-    def _batch(self, indices: range) -> dict[str, Tensor]:
-        samples = [self.data[index] for index in indices]
-        return {
-            name: torch.stack([sample[name] for sample in samples]).to(
-                self.device, non_blocking=True
-            )
-            for name in samples[0]
-        }
+    def _open_batches(self) -> None:
+        """Begin reading at the first sample of the next step."""
+        settings = self.config.train
+        assert settings.micro_batch_size is not None
+        self._batches = sample_loader(
+            self.data,
+            batch_size=settings.micro_batch_size,
+            start=self.progress.step * settings.batch_size,
+            stop=settings.steps * settings.batch_size,
+            workers=self.config.data.workers,
+        )
+
+    def _next_batch(self) -> dict[str, Tensor]:
+        batch = next(self._batches)
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _record(self) -> dict[str, float]:
         """The numbers of the steps since the last record; begins the next."""

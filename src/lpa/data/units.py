@@ -1,0 +1,129 @@
+"""Units of work: some megabytes of pieces, encoded to files that outlive the process."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpa.data.assignment import Assigned
+from lpa.data.words import WordEncoder, encodes_by_words
+from lpa.files import write_text
+
+UNIT_CHARACTERS = 2**21
+
+
+@dataclass
+class UnitSplit:
+    """What a unit holds of one split."""
+
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0
+    words: int = 0
+
+
+def units(pieces: Iterable[Assigned]) -> Iterator[list[Assigned]]:
+    """Pieces in groups of about `UNIT_CHARACTERS`; the same pieces always make the same groups."""
+    group: list[Assigned] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece.text)
+        if size >= UNIT_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def unit_name(folder: Path, split: str, number: int) -> Path:
+    return folder / f"{split}-{number:07d}"
+
+
+def load_unit(folder: Path, split: str, number: int) -> UnitSplit | None:
+    """What a finished unit holds of a split, or None where it is not finished."""
+    path = unit_name(folder, split, number).with_suffix(".json")
+    return UnitSplit(**json.loads(path.read_text())) if path.exists() else None
+
+
+class Encoder:
+    """Encodes units with one thread; made once per process.
+
+    Args:
+        tokenizer: the path of a `tokenizer.json`.
+        eos_token_id: set after each document.
+        dtype: of the token ids.
+        folder: where units are written.
+    """
+
+    def __init__(self, tokenizer: Path, eos_token_id: int, dtype: str, folder: Path) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core does better
+        from tokenizers import Tokenizer
+
+        self._backend = Tokenizer.from_file(str(tokenizer))
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._words = WordEncoder(self._backend, dtype) if encodes_by_words(self._backend) else None
+        self._eos = np.array([eos_token_id], dtype=dtype)
+        self._dtype = dtype
+        self._folder = folder
+
+    def encode(self, number: int, split: str, pieces: list[Assigned]) -> UnitSplit:
+        """Write the tokens of a split's pieces, then, as a mark that they are complete, their figures."""
+        result = UnitSplit()
+        parts: list[np.ndarray] = []
+        encoded = self._encode_texts([piece.text for piece in pieces])
+        for piece, ids in zip(pieces, encoded, strict=True):
+            parts.append(ids)
+            if piece.last:
+                parts.append(self._eos)
+                result.documents += 1
+            result.bytes += len(piece.text.encode())
+            result.words += len(piece.text.split())
+        tokens = np.concatenate(parts)
+        result.tokens = len(tokens)
+        path = unit_name(self._folder, split, number)
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            np.save(file, tokens)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path.with_suffix(".npy"))
+        write_text(path.with_suffix(".json"), json.dumps(asdict(result)))
+        return result
+
+    def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+        if self._words is not None:
+            return self._words.encode(texts)
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
+
+
+_encoder: Encoder | None = None
+
+
+def start_worker(*arguments: Any) -> None:
+    """Make the encoder of a worker process, which ends when its parent does."""
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says what an interrupt means
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    _encoder = Encoder(*arguments)
+
+
+def encode_in_worker(number: int, split: str, pieces: list[Assigned]) -> UnitSplit:
+    assert _encoder is not None
+    return _encoder.encode(number, split, pieces)

@@ -1,0 +1,65 @@
+"""A text encoded word by word has the ids that the tokenizer gives the whole."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer_kinds import tokenizer_kind
+
+from lpa.data import bundled_corpus, read_documents
+from lpa.data import words as words_module
+from lpa.data.words import WordEncoder, encodes_by_words
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gpt2", True),
+        ("newer", False),
+        ("prefix space", False),
+        ("metaspace", False),
+        ("lower case", False),
+    ],
+)
+def test_only_the_rule_that_is_known_is_trusted(name, expected):
+    assert encodes_by_words(tokenizer_kind(name)) is expected
+
+
+def whole(texts):
+    backend = tokenizer_kind("gpt2")
+    return [backend.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+def test_real_text(monkeypatch):
+    texts = list(read_documents([bundled_corpus(split) for split in ("validation", "test")]))
+    encoder = WordEncoder(tokenizer_kind("gpt2"), "uint16")
+    for _ in range(2):  # words not seen before, then from the table
+        for ids, expected in zip(encoder.encode(texts), whole(texts), strict=True):
+            assert ids.dtype == np.uint16
+            assert ids.tolist() == expected
+    monkeypatch.setattr(words_module, "_MOST_WORDS", 10)  # the table begins anew
+    assert encoder.encode(texts[:1])[0].tolist() == whole(texts[:1])[0]
+
+
+SPACES = " \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000\u200b\ufeff\u180e"
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(
+        st.text(st.sampled_from("ab'sé.7½—😀中\u0301" + SPACES + " " * 20), max_size=60)
+        | st.sampled_from(["a<|endoftext|> b", "", " ", "  x", "it 's it's", "x \n y"]),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_any_text(texts):
+    encoder = WordEncoder(tokenizer_kind("gpt2"), "uint16")
+    assert [ids.tolist() for ids in encoder.encode(texts)] == whole(texts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]) | st.just(" "), max_size=80))
+def test_any_character(text):
+    encoder = WordEncoder(tokenizer_kind("gpt2"), "uint16")
+    assert encoder.encode([text])[0].tolist() == whole([text])[0]
