@@ -323,8 +323,20 @@ def test_a_weight_says_how_often_training_documents_are_taken(tmp_path, lines):
         assert decode(out, "validation") == once["validation"]
 
 
+@pytest.mark.parametrize(
+    ("text", "train", "validation"),
+    [("0 ", "0 ", None), (" \n\n\n x", None, " \n\n\n x"), ("ab\ncd", "ab", "\ncd")],
+)
+def test_white_space_stays_with_the_text_beside_it(tmp_path, tokenizer, text, train, validation):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in ("one\ntwo", text)))
+    prepare([path], tmp_path / "out", tokenizer=tokenizer, validation_fraction=0.5)
+    assert decode(tmp_path / "out", "train") == ["one", *filter(None, [train])]
+    assert decode(tmp_path / "out", "validation") == ["\ntwo", *filter(None, [validation])]
+
+
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     documents=st.lists(

@@ -154,9 +154,16 @@ class Assignment:
 def _cut_whole(document: str, bounds: Bounds) -> Iterator[tuple[Bounds, Fragment]]:
     """A document that is known whole, cut at line ends, or at spaces where it is one line."""
     starts = [_line_end(document, start) for start, _ in bounds]
+    parts: list[tuple[str, str]] = []
     for (_, split), start, stop in zip(bounds, starts, [*starts[1:], len(document)], strict=True):
-        if document[start:stop].strip():
-            yield [(0, split)], Fragment(document[start:stop], last=True)
+        text = document[start:stop]
+        # White space alone is no document; it stays with the text beside it.
+        if parts and (not text.strip() or not parts[-1][1].strip()):
+            before, held = parts.pop()
+            split, text = (split if text.strip() else before), held + text
+        parts.append((split, text))
+    for split, text in parts:
+        yield [(0, split)], Fragment(text, last=True)
 
 
 def _line_end(text: str, position: int) -> int:

@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -141,7 +141,7 @@ def prepare(
             "test": 0.0 if test else test_fraction,
         },
         deduplicate=deduplicate,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or _cores(),
     )
     _check_fractions(job.fractions)
     job.size()  # looks at every file
@@ -154,6 +154,13 @@ def prepare(
         count = _encode(partial, job, found, encoder, dtype, report)
         report("writing shards", 0, 0)
         return _finish(partial, out, job, encoder, dtype, count)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check_fractions(fractions: dict[str, float]) -> None:
@@ -269,69 +276,61 @@ def _encode(
 ) -> int:
     """Encode all units that are not finished; returns how many units there are."""
     total, done = job.size(), 0
-    compressed_away = sum(s.weight > 1 for s in job.given["train"])  # gone through more than once
+    repeated = any(source.weight > 1 for source in job.given["train"])
 
     def advance(size: int) -> None:
         nonlocal done
         done += size
-        report("encoding", done, 0 if compressed_away else total)
+        report("encoding", done, 0 if repeated else total)
 
     folder = partial / "units"
-    arguments = (
-        partial / TOKENIZER_DIRECTORY / "tokenizer.json",
-        encoder.eos_token_id,
-        dtype,
-        folder,
-    )
-    cutter = Cutter(encoder.backend_tokenizer)
-    numbered = enumerate(units(_pieces(job, found, cutter, advance)))
-    todo = (
-        (number, split, of_split)
-        for number, group in numbered
-        for split, of_split in _by_split(group)
-    )
+    pieces = _pieces(job, found, Cutter(encoder.backend_tokenizer), advance)
     count = 0
 
-    def unfinished() -> Iterator[tuple[int, str, list[Assigned]]]:
+    def unfinished() -> Iterator[Item]:
         nonlocal count
-        for number, split, of_split in todo:
+        for number, group in enumerate(units(pieces)):
             count = number + 1
-            if load_unit(folder, split, number) is None:
-                yield number, split, of_split
+            for split, of_split in _by_split(group):
+                if load_unit(folder, split, number) is None:
+                    yield number, split, of_split
 
-    work = unfinished()
+    tokenizer = partial / TOKENIZER_DIRECTORY / "tokenizer.json"
+    arguments = (tokenizer, encoder.eos_token_id, dtype, folder)
     if total < _ALONE_BYTES or job.workers == 1:
         alone = Encoder(*arguments)
-        for item in work:
+        for item in unfinished():
             alone.encode(*item)
-        return count
+    else:
+        _encode_in_processes(unfinished(), job.workers, arguments)
+    return count
+
+
+# The number of a unit, one of its splits, and the pieces of that split.
+Item = tuple[int, str, list[Assigned]]
+
+
+def _encode_in_processes(items: Iterator[Item], workers: int, arguments: tuple[Any, ...]) -> None:
+    """Encode units in processes, a few more at a time than there are, so that memory stays bounded."""
     with ProcessPoolExecutor(
-        job.workers,
+        workers,
         mp_context=get_context("spawn"),  # threads of this process make forking unsafe
         initializer=start_worker,
         initargs=arguments,
     ) as pool:
         running: set[Future] = set()
         try:
-            for item in work:
+            for item in items:
                 running.add(pool.submit(encode_in_worker, *item))
-                while len(running) >= job.workers + 2:
-                    running = _wait_for_one(running)
-            while running:
-                running = _wait_for_one(running)
+                if len(running) >= workers + 2:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+            for future in running:
+                future.result()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return count
-
-
-def _wait_for_one(running: set[Future]) -> set[Future]:
-    from concurrent.futures import FIRST_COMPLETED, wait
-
-    done, rest = wait(running, return_when=FIRST_COMPLETED)
-    for future in done:
-        future.result()
-    return rest
 
 
 def _by_split(group: list[Assigned]) -> list[tuple[str, list[Assigned]]]:
