@@ -48,6 +48,12 @@ def test_documents_are_shown_to_their_end_or_so_far(data):
     assert few == sample_documents(data, "train", sample=3, seed=1)
 
 
+@pytest.mark.parametrize("options", [{"sample": 0}, {"sample": 1, "max_tokens": 0}])
+def test_nothing_to_show_is_refused(data, options):
+    with pytest.raises(UserError, match="got 0; expected at least 1"):
+        sample_documents(data, "train", **options)
+
+
 def test_an_intact_directory_verifies_and_a_changed_one_does_not(data, tmp_path):
     assert verify(data) == []
     copy = tmp_path / "data"

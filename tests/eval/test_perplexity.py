@@ -98,3 +98,8 @@ def test_data_of_another_tokenizer_is_refused(tmp_path, run, held_out):
 def test_a_context_beyond_the_models_is_refused(run, prepared, context):
     with pytest.raises(UserError, match=f"--context: got {context}; expected from 1 to 32"):
         evaluate_perplexity(run, prepared, context=context, device="cpu")
+
+
+def test_a_batch_of_nothing_is_refused(run, prepared):
+    with pytest.raises(UserError, match="--batch-size: got 0; expected at least 1"):
+        evaluate_perplexity(run, prepared, batch_size=0, device="cpu")

@@ -98,10 +98,11 @@ def sample_documents(
     """Decoded beginnings of some documents, chosen evenly among all; their end shows if it is reached.
 
     Raises:
-        UserError: no such split, or a sample below 1.
+        UserError: no such split, or a number below 1.
     """
-    if sample < 1:
-        raise UserError(f"--sample: got {sample}; expected at least 1")
+    for name, value in (("sample", sample), ("max-tokens", max_tokens)):
+        if value < 1:
+            raise UserError(f"--{name}: got {value}; expected at least 1")
     manifest = Manifest.load(directory)
     tokenizer = load_tokenizer(directory / TOKENIZER_DIRECTORY)
     count = manifest.split(split).documents

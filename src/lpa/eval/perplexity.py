@@ -41,6 +41,8 @@ def evaluate_perplexity(
     Raises:
         UserError: no model or no data there, or the data was made with another tokenizer.
     """
+    if batch_size < 1:
+        raise UserError(f"--batch-size: got {batch_size}; expected at least 1")
     if threads:
         torch.set_num_threads(threads)
     model, tokenizer = load_model(model_path, device)
