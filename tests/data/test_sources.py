@@ -34,6 +34,16 @@ def test_a_long_file_comes_back_whole(tmp_path):
     assert read(path) == [text]
 
 
+@pytest.mark.parametrize("blank", ["before", "after"])
+def test_a_megabyte_of_white_space_neither_joins_files_nor_makes_a_document(tmp_path, blank):
+    space, text = " " * (2**20 + 5), "words " * 10
+    first = space + text if blank == "before" else text + space
+    (tmp_path / "a.txt").write_text(first)
+    (tmp_path / "b.txt").write_text(space)
+    (tmp_path / "c.txt").write_text("another")
+    assert list(read_documents([tmp_path])) == [first, "another"]
+
+
 def test_zstandard_is_looked_through(tmp_path):
     path = tmp_path / "a.txt.zst"
     path.write_bytes(zstandard.compress(TEXT.encode()))

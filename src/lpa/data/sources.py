@@ -215,13 +215,15 @@ def _decompressed(raw: Any, path: Path) -> Any:
 
 def _split_text(text: io.TextIOWrapper, boundary: str) -> Iterator[Fragment]:
     if boundary == "file":
-        # One block behind, so that the last one is known to be last.
-        previous = text.read(_BLOCK)
+        # One block behind, so that the last one is known to be last; white space waits for text.
+        begun, held = False, ""
         while block := text.read(_BLOCK):
-            yield Fragment(previous, last=False)
-            previous = block
-        if previous.strip() or not previous:
-            yield Fragment(previous, last=True)
+            if held.strip():
+                yield Fragment(held, last=False)
+                begun, held = True, ""
+            held += block
+        if begun or held.strip():
+            yield Fragment(held, last=True)
     elif boundary == "line":
         for line in text:
             if line.strip():
