@@ -31,16 +31,28 @@ def write_text(path: Path, text: str) -> None:
     fsync_directory(path.parent)
 
 
-def check_output(path: Path, *, overwrite: bool = False) -> None:
+def check_output(path: Path, *, overwrite: bool = False, marker: str | None = None) -> None:
     """Refuse an output directory that holds anything, unless it may be replaced.
 
+    Args:
+        path: the directory.
+        overwrite: replace what it holds.
+        marker: the file by which a directory is known as one that this command wrote; only such
+            a one is replaced.
+
     Raises:
-        UserError: `path` is a file, or a directory with something in it and `overwrite` is false.
+        UserError: `path` is a file, or a directory with something in it that may not be replaced.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path}: is a file; expected a new directory")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
         raise UserError(f"--out {path}: already exists; choose a new directory or pass --overwrite")
+    if marker is not None and not (path / marker).exists():
+        raise UserError(
+            f"--overwrite: {path} was not written by this command (no {marker}); choose another directory"
+        )
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def test_a_run_directory_that_exists(refused, run, train, tmp_path):
 def test_overwrite_spares_what_is_no_run(refused, train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("mine")
-    refused(*train, "--overwrite", naming=["run is not a run directory"])
+    refused(*train, "--overwrite", naming=["--overwrite: run", "no config.yaml"])
 
 
 def test_going_on_without_a_checkpoint(refused, train, run, tmp_path):
@@ -178,6 +178,9 @@ def test_going_on_without_a_checkpoint(refused, train, run, tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copy(run / "config.yaml", tmp_path / "run")
     refused(*train, "--resume", naming=["--resume: run: has no checkpoint"])
+    (tmp_path / "run" / "config.yaml").unlink()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    refused(*train, "--resume", naming=["--resume: run is not a run directory", "config.yaml"])
 
 
 def test_going_on_with_another_configuration(refused, lpa, train, tmp_path):

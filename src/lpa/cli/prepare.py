@@ -53,7 +53,7 @@ def build_parser() -> Parser:
         help="where a document of a text file ends: with the file, at a blank line, with each line",
     )
     parser.add_argument(
-        "--column", type=str, default="text", help="field of the text in jsonl, parquet"
+        "--column", type=str, default="text", help="field of the text where documents are rows (jsonl, csv, parquet, arrow)"
     )
     parser.add_argument(
         "--errors",
@@ -79,18 +79,19 @@ def main(rest: list[str]) -> None:
     from lpa import console
     from lpa.data import prepare
 
-    started = time.monotonic()
     with console.progress() as display:
-        bars: dict[str, console.TaskID] = {}
+        # What is being done -> its bar, and when it began.
+        stages: dict[str, tuple[console.TaskID, float]] = {}
 
         def report(what: str, done: int, total: int) -> None:
-            for other in bars.values():
-                if what not in bars:
-                    display.update(other, total=1, completed=1)
-            if what not in bars:
-                bars[what] = display.add_task(what, total=total or None, status="")
-            rate = done / (time.monotonic() - started) / 1e6
-            display.update(bars[what], completed=done, status=f"{rate:.1f} MB/s" if done else "")
+            if what not in stages:
+                for finished, _ in stages.values():
+                    display.update(finished, total=1, completed=1)
+                bar = display.add_task(what, total=total or None, status="")
+                stages[what] = bar, time.monotonic()
+            bar, started = stages[what]
+            rate = done / max(time.monotonic() - started, 1e-3) / 1e6
+            display.update(bar, completed=done, status=f"{rate:.1f} MB/s" if done else "")
 
         manifest = prepare(
             arguments.sources,

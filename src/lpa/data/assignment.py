@@ -4,9 +4,10 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
-from lpa.data.pieces import Cutter, Piece
+from lpa.data.pieces import Cutter
 from lpa.data.sources import Fragment, Source, read_fragments
 
 # How much of a document decides its split, so that a long one need not be read to its end first.
@@ -61,9 +62,10 @@ def survey(
                 digest.update(fragment.text.encode())
             if not fragment.last:
                 continue
-            if deduplicate and digest.digest() in seen:
-                result.duplicates.add(result.documents)
-            seen.add(digest.digest())
+            if deduplicate:
+                if digest.digest() in seen:
+                    result.duplicates.add(result.documents)
+                seen.add(digest.digest())
             result.documents += 1
             if result.documents <= enough:
                 lengths.append(length)
@@ -104,13 +106,16 @@ class Assignment:
             limit: go on to the next source after about so many characters.
         """
         for position, source in enumerate(self._sources):
+            turns = (
+                _by_bounds(cutter.cut(self._documents(position, turn, advance)))
+                for turn in range(math.ceil(source.weight))
+            )
             taken = 0
-            for turn in range(math.ceil(source.weight)):
-                for piece in _by_bounds(cutter.cut(self._documents(position, turn, advance))):
-                    yield piece
-                    taken += len(piece.text)
-                    if limit is not None and taken >= limit:
-                        break
+            for piece in chain.from_iterable(turns):
+                yield piece
+                taken += len(piece.text)
+                if limit is not None and taken >= limit:
+                    break
 
     def _documents(
         self, position: int, turn: int, advance: Callable[[int], None]
@@ -175,7 +180,7 @@ def _line_end(text: str, position: int) -> int:
     return position
 
 
-def _by_bounds(pieces: Iterable[tuple[Bounds, Piece]]) -> Iterator[Assigned]:
+def _by_bounds(pieces: Iterable[tuple[Bounds, Fragment]]) -> Iterator[Assigned]:
     """Each piece to the split in which it begins; a document of a split ends where the next begins."""
     offset = 0
     held: Assigned | None = None

@@ -1,7 +1,7 @@
 """Documents cut into pieces that a tokenizer encodes to the same ids as the whole."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from lpa.data.sources import Fragment
 from lpa.data.words import encodes_by_words
@@ -14,21 +14,14 @@ _TRIES = 64
 Key = TypeVar("Key")
 
 
-class Piece(NamedTuple):
-    """A part of a document, and whether the document ends with it."""
-
-    text: str
-    last: bool
-
-
 class Cutter:
     """Cuts where it cannot be told afterwards.
 
     A tokenizer that splits text into words first gives the same ids for two parts as for the whole
     if the cut lies between two words. Candidates are single line ends between two lines of text, then
     spaces; each is tried by encoding its neighbourhood in one and in two parts, unless the tokenizer
-    splits by a rule that is known. A tokenizer for which
-    no candidate holds (one that marks the beginning of a text, say) gets its documents whole.
+    splits by a rule that is known. A tokenizer for which no candidate holds (one that marks the
+    beginning of a text, say) gets its documents whole.
 
     Args:
         backend: a tokenizer of the `tokenizers` library; None where there are no ids to keep the same,
@@ -40,18 +33,18 @@ class Cutter:
         self._failures = 0
         self._trusted = backend is None or encodes_by_words(backend)
 
-    def cut(self, fragments: Iterable[tuple[Key, Fragment]]) -> Iterator[tuple[Key, Piece]]:
-        """Pieces of about `TARGET` characters, each with the key that its document came with."""
+    def cut(self, fragments: Iterable[tuple[Key, Fragment]]) -> Iterator[tuple[Key, Fragment]]:
+        """Fragments of about `TARGET` characters, each with the key that its document came with."""
         held = ""
         for key, fragment in fragments:
             held += fragment.text
             start = 0
             while (end := self._next_cut(held, start)) is not None:
-                yield key, Piece(held[start:end], last=False)
+                yield key, Fragment(held[start:end], last=False)
                 start = end
             held = held[start:]
             if fragment.last:
-                yield key, Piece(held, last=True)
+                yield key, Fragment(held, last=True)
                 held = ""
 
     def _next_cut(self, text: str, start: int) -> int | None:

@@ -11,13 +11,12 @@ END_OF_TEXT = "<|endoftext|>"
 _BYTES = 256
 
 
-def train_tokenizer(documents: Iterator[str], vocab_size: int, *, length: int | None = None) -> Any:
+def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
     """A byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2) as a transformers tokenizer.
 
     Args:
         documents: texts to learn merges from.
         vocab_size: tokens in all, counting 256 bytes and the end-of-text token.
-        length: number of documents, where known, for the progress bar.
 
     Raises:
         UserError: `vocab_size` leaves no room for the bytes.
@@ -40,7 +39,7 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int, *, length: int | 
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer, length=length)
+    tokenizer.train_from_iterator(documents, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,

@@ -114,9 +114,7 @@ def run_demo(
     """
     if steps < 1:
         raise UserError(f"--steps: got {steps}; expected at least 1")
-    if overwrite and out.is_dir() and any(out.iterdir()) and not (out / "recipe.yaml").exists():
-        raise UserError(f"--overwrite: {out} does not hold a demonstration (no recipe.yaml)")
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, marker="recipe.yaml")
     if out.exists():
         shutil.rmtree(out)
 
@@ -196,16 +194,14 @@ def train_side_by_side(out: Path, learning_rates: dict[str, float], *, steps: in
                 name: display.add_task(f"training {name}", total=steps, status="")
                 for name in PLACEMENTS
             }
-            while any(process.poll() is None for process in processes.values()):
+            running = True
+            while running:
                 time.sleep(0.5)
+                running = any(process.poll() is None for process in processes.values())
                 for name, process in processes.items():
                     if process.returncode:
                         raise UserError(f"training {name}: {_last_line(process)}")
                     _show(display, bars[name], out / name)
-            for name, process in processes.items():
-                if process.returncode:
-                    raise UserError(f"training {name}: {_last_line(process)}")
-                _show(display, bars[name], out / name)
     finally:
         for process in processes.values():
             if process.poll() is None:

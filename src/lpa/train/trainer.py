@@ -63,6 +63,8 @@ def train(
         finished = (out / RESULT_FILE).exists()
         if not finished:
             latest_checkpoint(out)
+        if not (out / CONFIG_FILE).is_file():
+            raise UserError(f"--resume: {out} is not a run directory (no {CONFIG_FILE})")
         check_same((out / CONFIG_FILE).read_text(encoding="utf-8"), config)
         if finished:
             return RunResult.load(out)
@@ -79,14 +81,12 @@ def train(
 
 
 def _check_new_run(out: Path, overwrite: bool) -> None:
-    if overwrite and out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).exists():
-        raise UserError(f"--overwrite: {out} is not a run directory (no {CONFIG_FILE})")
     if not overwrite and (out / CONFIG_FILE).exists():
         raise UserError(
             f"--out {out}: already holds a run; pass --resume to go on with it, "
             "--overwrite to delete it, or choose a new directory"
         )
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, marker=CONFIG_FILE)
 
 
 class Trainer:
