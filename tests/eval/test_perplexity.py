@@ -10,6 +10,7 @@ from lpa.data import Manifest, read_documents, split_tokens
 from lpa.data.sources import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
+from lpa.eval.windowing import Windowing
 from lpa.train.loading import load_model
 
 
@@ -56,7 +57,10 @@ def test_a_text_file_is_tokenized_with_the_models_tokenizer(run, held_out):
 
 
 def test_batch_size_changes_nothing(run, prepared):
-    results = [evaluate_perplexity(run, prepared, batch_size=n, device="cpu") for n in (1, 16)]
+    results = [
+        evaluate_perplexity(run, prepared, windowing=Windowing(batch_size=n), device="cpu")
+        for n in (1, 16)
+    ]
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
 
 
@@ -97,9 +101,9 @@ def test_data_of_another_tokenizer_is_refused(tmp_path, run, held_out):
 @pytest.mark.parametrize("context", [0, 33])
 def test_a_context_beyond_the_models_is_refused(run, prepared, context):
     with pytest.raises(UserError, match=f"--context: got {context}; expected from 1 to 32"):
-        evaluate_perplexity(run, prepared, context=context, device="cpu")
+        evaluate_perplexity(run, prepared, windowing=Windowing(context=context), device="cpu")
 
 
 def test_a_batch_of_nothing_is_refused(run, prepared):
     with pytest.raises(UserError, match="--batch-size: got 0; expected at least 1"):
-        evaluate_perplexity(run, prepared, batch_size=0, device="cpu")
+        evaluate_perplexity(run, prepared, windowing=Windowing(batch_size=0), device="cpu")

@@ -13,6 +13,10 @@ COMMANDS = {
     "data verify": ("lpa.cli.data_verify", "whether it is intact"),
     "train": ("lpa.cli.train", "train a model from a recipe"),
     "eval perplexity": ("lpa.cli.eval_perplexity", "perplexity of a model on held-out text"),
+    "eval compare": (
+        "lpa.cli.eval_compare",
+        "whether one model predicts a text better than another",
+    ),
     "generate": ("lpa.cli.generate", "continue a prompt"),
     "convert merge": ("lpa.cli.convert_merge", "fold low-rank pairs and write a stock Llama"),
     "convert gguf": ("lpa.cli.convert_gguf", "a merged model as a GGUF file for llama.cpp"),

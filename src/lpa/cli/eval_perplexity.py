@@ -1,32 +1,24 @@
 """`lpa eval perplexity`."""
 
-import json
-from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
+from lpa.cli.held_out import add_text_arguments, print_json, score_each, windowing
 from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments
 
 
 def build_parser() -> Parser:
     parser = Parser(
         "eval perplexity",
-        description="Perplexity of a model on held-out text: per token, per word, and as bits per byte.",
+        description="Perplexity of a model on held-out text: per token, per word, and as bits per byte, "
+        "with a standard error by bootstrap.",
         examples="""\
   lpa eval perplexity runs/lpa --data data
-  lpa eval perplexity runs/lpa --data data --split validation
-  lpa eval perplexity path/to/hf-model --data test.txt --json""",
+  lpa eval perplexity runs/lpa --data data --split validation --stride 128
+  lpa eval perplexity runs/lpa --data "articles.jsonl#column=body" --mode documents
+  lpa eval perplexity path/to/hf-model --data test.txt other.txt --json""",
     )
     add_model_arguments(parser)
-    parser.add_argument(
-        "--data", type=Path, required=True, help="a prepared data directory or a file of text"
-    )
-    parser.add_argument(
-        "--split",
-        type=str,
-        help="of prepared data; by default test, or validation where there is none",
-    )
-    parser.add_argument("--context", type=int, help="tokens per window; by default the model's")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass")
+    add_text_arguments(parser)
     add_json_flag(parser)
     return parser
 
@@ -34,26 +26,36 @@ def build_parser() -> Parser:
 def main(rest: list[str]) -> None:
     arguments = build_parser().parse_args(rest)
 
-    from lpa import console
     from lpa.eval.perplexity import evaluate_perplexity
 
-    console.hide_other_progress()
-    with console.progress() as display:
-        bar = display.add_task("scoring", total=None, status="tokens")
-        result = evaluate_perplexity(
+    results = score_each(
+        arguments.data,
+        lambda place, report: evaluate_perplexity(
             arguments.model,
-            arguments.data,
+            place,
             split=arguments.split,
-            context=arguments.context,
-            batch_size=arguments.batch_size,
+            windowing=windowing(arguments),
             device=arguments.device,
-            report=lambda done, total: display.update(bar, completed=done, total=total),
-        )
+            report=report,
+        ),
+    )
     if arguments.json:
-        print(json.dumps(asdict(result)))
+        print_json(results)
         return
-    print(f"tokens           {result.tokens:>12,}")
+    for place, result in results.items():
+        if len(results) > 1:
+            print(f"{place}:")
+        _print(result)
+
+
+def _print(result: Any) -> None:
+    low, high = result.interval
+    print(f"tokens           {result.tokens:>12,}   in {result.documents:,} documents")
     print(f"loss             {result.loss:>12.4f}")
-    print(f"perplexity       {result.perplexity:>12.2f}")
+    print(
+        f"perplexity       {result.perplexity:>12.2f} ± {result.standard_error:.2f}   "
+        f"95% interval {low:.2f} to {high:.2f}, by bootstrap over {result.resampled}"
+    )
     print(f"word perplexity  {result.word_perplexity:>12.2f}")
     print(f"bits per byte    {result.bits_per_byte:>12.4f}")
+    print(f"windows          {result.mode}, context {result.context}, stride {result.stride}")

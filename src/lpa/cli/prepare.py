@@ -53,7 +53,10 @@ def build_parser() -> Parser:
         help="where a document of a text file ends: with the file, at a blank line, with each line",
     )
     parser.add_argument(
-        "--column", type=str, default="text", help="field of the text where documents are rows (jsonl, csv, parquet, arrow)"
+        "--column",
+        type=str,
+        default="text",
+        help="field of the text where documents are rows (jsonl, csv, parquet, arrow)",
     )
     parser.add_argument(
         "--errors",

@@ -1,102 +1,109 @@
-"""Perplexity of a trained model on prepared data or on a text file."""
+"""Perplexity of a trained model on prepared data or on text, with its standard error."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lpa.data.dataset import split_tokens
-from lpa.data.manifest import SPLITS, Manifest
-from lpa.data.sources import read_documents
-from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
-from lpa.train.evaluate import Perplexity, total_loss
+from lpa.eval.bootstrap import interval, resampled_sums
+from lpa.eval.scoring import Scores, score
+from lpa.eval.texts import TokenizedText, load_text
+from lpa.eval.windowing import Windowing, positions_of
+from lpa.train.evaluate import Perplexity
 from lpa.train.loading import load_model
+
+Report = Callable[[int, int], None]
+
+
+@dataclass
+class Evaluation(Perplexity):
+    """A perplexity, how it was taken, and how sure it is.
+
+    Attributes:
+        mode: `blocks`, `sliding` or `documents` (see `lpa.eval.scoring.windows`).
+        context: most tokens that a prediction was made from.
+        stride: how far one window began after the other.
+        documents: documents of the text.
+        standard_error: of the perplexity, by bootstrap over `resampled`; nan where the text has one part.
+        interval: in which 95% of the bootstrap's perplexities lie.
+        resampled: the parts that were drawn: documents, or blocks where there are few documents.
+    """
+
+    mode: str
+    context: int
+    stride: int
+    documents: int
+    standard_error: float
+    interval: tuple[float, float]
+    resampled: str
 
 
 def evaluate_perplexity(
     model_path: Path,
-    data: Path,
+    data: str | Path,
     *,
     split: str | None = None,
-    context: int | None = None,
-    batch_size: int = 8,
+    windowing: Windowing | None = None,
     device: str = "auto",
     threads: int = 0,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> Perplexity:
-    """Score every token but the first, once each, in windows that do not overlap.
+    report: Report = lambda done, total: None,
+) -> Evaluation:
+    """Score every token of a text once.
 
     Args:
         model_path: a run directory or a Hugging Face directory.
-        data: a prepared data directory, or a file that `read_documents` reads; a text file is one
-            document.
+        data: a prepared data directory, or text as `lpa prepare` takes it.
         split: of a prepared data directory; by default test where there is one, else validation.
-        context: tokens per window; by default as many positions as the model was made for.
+        windowing: how the text is cut.
         threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
         report: called with tokens scored and tokens in all.
 
     Raises:
         UserError: no model or no data there, or the data was made with another tokenizer.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch-size: got {batch_size}; expected at least 1")
     if threads:
         torch.set_num_threads(threads)
     model, tokenizer = load_model(model_path, device)
-    positions = model.config.max_position_embeddings
-    if context is None:
-        context = positions
-    if not 1 <= context <= positions:
+    cut = (windowing or Windowing()).resolved(positions_of(model))
+    text = load_text(data, split, tokenizer)
+    check_scorable(data, text)
+    return summarize(text, score(model, text, report=report, **cut), cut)
+
+
+def check_scorable(data: str | Path, text: TokenizedText) -> None:
+    if len(text.tokens) < 2:
         raise UserError(
-            f"--context: got {context}; expected from 1 to {positions}, what the model was made for"
+            f"{data}: got {len(text.tokens)} token; expected at least 2, one to predict from"
         )
-    if data.is_dir():
-        tokens, words, size = _prepared(data, split, tokenizer)
-    else:
-        tokens, words, size = _text(data, tokenizer)
-    if len(tokens) < 2:
-        raise UserError(
-            f"{data}: got {len(tokens)} token; expected at least 2, one to predict from"
-        )
-    total = total_loss(
-        model,
-        tokens,
-        context=context,
-        batch_size=batch_size,
-        device=model.device,
-        report=report,
+
+
+def summarize(text: TokenizedText, scores: Scores, cut: dict[str, Any]) -> Evaluation:
+    """The figures of a scored text."""
+    tokens = int(scores.tokens.sum())
+    mean = Perplexity.from_total(
+        float(scores.loss.sum()), tokens=tokens, words=text.words, bytes=text.bytes
     )
-    return Perplexity.from_total(total, tokens=len(tokens) - 1, words=words, bytes=size)
-
-
-def _prepared(directory: Path, split: str | None, tokenizer: Any) -> tuple[np.ndarray, int, int]:
-    """Tokens, words and bytes of a split."""
-    manifest = Manifest.load(directory)
-    if manifest.tokenizer_sha256 != tokenizer_hash(tokenizer):
-        raise UserError(
-            f"--data {directory}: was made with another tokenizer than the model's "
-            f"(vocabulary {manifest.vocab_size} there, {len(tokenizer)} here); give the text itself, "
-            "or prepare it with --tokenizer MODEL"
-        )
-    if split is None:
-        present = [name for name in reversed(SPLITS) if name in manifest.splits]
-        split = present[0]
-    contents = manifest.split(split)
-    return split_tokens(directory, split), contents.words, contents.bytes
-
-
-def _text(path: Path, tokenizer: Any) -> tuple[np.ndarray, int, int]:
-    """Tokens, words and bytes of a file, each document followed by the end-of-text token."""
-    ids: list[int] = []
-    words = size = 0
-    for document in read_documents([path]):
-        encoding = tokenizer.backend_tokenizer.encode(document, add_special_tokens=False)
-        ids += [*encoding.ids, tokenizer.eos_token_id]
-        words += len(document.split())
-        size += len(document.encode())
-    if not ids:
-        raise UserError(f"{path}: no text")
-    return np.array(ids, dtype=np.int64), words, size
+    standard_error, between = math.nan, (math.nan, math.nan)
+    if len(scores.loss) > 1:
+        sums = resampled_sums(np.stack([scores.loss, scores.tokens]))
+        # Without a token drawn there is no perplexity; that takes parts of no tokens.
+        drawn = sums[sums[:, 1] > 0]
+        with np.errstate(over="ignore"):
+            perplexities = np.exp(drawn[:, 0] / drawn[:, 1])
+        standard_error = float(perplexities.std(ddof=1))
+        between = interval(perplexities)
+    return Evaluation(
+        **vars(mean),
+        mode=cut["mode"],
+        context=cut["context"],
+        stride=cut["stride"],
+        documents=len(text.ends),
+        standard_error=standard_error,
+        interval=between,
+        resampled=scores.part,
+    )

@@ -1,0 +1,74 @@
+"""What the commands share that score held-out text: its options, its progress, its JSON."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def add_text_arguments(parser: Any) -> None:
+    """Which held-out text, and how a model reads it."""
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=str,
+        required=True,
+        help="prepared data directories or text as `lpa prepare` takes it: files, directories or "
+        "globs, with #boundary=line and the like",
+    )
+    parser.add_argument(
+        "--split",
+        type=str,
+        help="of prepared data; by default test, or validation where there is none",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=["blocks", "sliding", "documents"],
+        help="windows that do not overlap, that overlap, or of each document alone; by default "
+        "sliding where there is a --stride, else blocks",
+    )
+    parser.add_argument("--context", type=int, help="tokens per window; by default the model's")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        help="how far one window begins after the other; by default half the context",
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass")
+
+
+def windowing(arguments: Any) -> Any:
+    """The options of `add_text_arguments` that say how text is cut."""
+    from lpa.eval.windowing import Windowing
+
+    return Windowing(
+        mode=arguments.mode,
+        context=arguments.context,
+        stride=arguments.stride,
+        batch_size=arguments.batch_size,
+    )
+
+
+def score_each(
+    places: list[str], score: Callable[[str, Callable[[int, int], None]], Any]
+) -> dict[str, Any]:
+    """The result of `score(place, report)` for each text, with a progress bar for each."""
+    from lpa import console
+
+    console.hide_other_progress()
+    results = {}
+    with console.progress() as display:
+        for place in places:
+            bar = display.add_task(f"scoring {Path(place).name}", total=None, status="tokens")
+
+            def report(done: int, total: int, bar: Any = bar) -> None:
+                display.update(bar, completed=done, total=total)
+
+            results[place] = score(place, report)
+    return results
+
+
+def print_json(results: dict[str, Any]) -> None:
+    """One object for one text, as most have it; else an object for each, by name."""
+    of_each = {place: asdict(result) for place, result in results.items()}
+    print(json.dumps(of_each if len(of_each) > 1 else next(iter(of_each.values()))))

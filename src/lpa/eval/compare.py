@@ -1,0 +1,126 @@
+"""Two models on the same text: the paired difference, its interval, and what it allows to say."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lpa.data.tokenizer import tokenizer_hash
+from lpa.errors import UserError
+from lpa.eval.bootstrap import interval, resampled_sums
+from lpa.eval.perplexity import Evaluation, check_scorable, summarize
+from lpa.eval.scoring import score
+from lpa.eval.texts import load_text
+from lpa.eval.windowing import Windowing, positions_of
+from lpa.train.loading import load_model
+
+_FEWEST_PARTS = 10
+
+
+@dataclass
+class Comparison:
+    """Model A against model B.
+
+    Attributes:
+        a, b: each by itself.
+        measure: `perplexity`, or `bits_per_byte` where the tokenizers differ.
+        change: A / B - 1 of that measure; negative where A is better.
+        interval: in which 95% of the bootstrap's changes lie; each draw takes the same parts for both.
+        parts: how many parts were drawn from.
+        verdict: `better`, `worse` or `not distinguishable`, of A.
+    """
+
+    a: Evaluation
+    b: Evaluation
+    measure: str
+    change: float
+    interval: tuple[float, float]
+    parts: int
+    verdict: str
+
+    def in_words(self, a: str, b: str) -> str:
+        """The verdict as a sentence, with the models' names."""
+        measure = self.measure.replace("_", " ")
+        low, high = (f"{bound:+.1%}" for bound in self.interval)
+        found = f"{measure} {self.change:+.1%}, 95% interval {low} to {high}"
+        if self.verdict == "not distinguishable":
+            return f"{a} and {b} are not distinguishable ({found})"
+        return f"{a} is {self.verdict} than {b} ({found})"
+
+
+def compare(
+    a: Path,
+    b: Path,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    windowing: Windowing | None = None,
+    device: str = "auto",
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Score a text with two models and compare them part by part.
+
+    What makes a text easy or hard makes it so for both, so the difference is far surer than either
+    perplexity. Without a context given, both get the smaller of their own.
+
+    Raises:
+        UserError: as `evaluate_perplexity`; or the text has too few parts to draw from.
+    """
+    models, tokenizers = zip(*(load_model(path, device) for path in (a, b)), strict=True)
+    windowing = windowing or Windowing()
+    if windowing.context is None:
+        windowing = replace(windowing, context=min(map(positions_of, models)))
+    evaluations, scores = [], []
+    for turn, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
+        cut = windowing.resolved(positions_of(model))
+        text = load_text(data, split, tokenizer)
+        check_scorable(data, text)
+
+        def half(done: int, total: int, turn: int = turn) -> None:
+            report(turn * total + done, 2 * total)
+
+        scores.append(score(model, text, report=half, **cut))
+        evaluations.append(summarize(text, scores[-1], cut))
+
+    same = tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
+    if not same and scores[0].bytes is None:
+        raise UserError(
+            f"--data {data}: the models have different tokenizers, so whole documents are compared, and "
+            "here are too few; cut the text into more, as in FILE#boundary=line"
+        )
+    parts = len(scores[0].loss)
+    if parts < _FEWEST_PARTS:
+        raise UserError(
+            f"--data {data}: got {parts} {scores[0].part}; expected at least {_FEWEST_PARTS} to tell "
+            "two models apart: more text, more documents or a smaller --context"
+        )
+    sizes = [each.tokens if same else each.bytes for each in scores]
+    totals = np.stack([scores[0].loss, sizes[0], scores[1].loss, sizes[1]]).astype(np.float64)
+    measure = "perplexity" if same else "bits_per_byte"
+    change = float(_change(totals.sum(axis=1)[None], measure)[0])
+    between = interval(_change(resampled_sums(totals), measure))
+    return Comparison(
+        a=evaluations[0],
+        b=evaluations[1],
+        measure=measure,
+        change=change,
+        interval=between,
+        parts=parts,
+        verdict=verdict(between),
+    )
+
+
+def verdict(between: tuple[float, float]) -> str:
+    """What an interval of A / B - 1 of a loss allows to say of A."""
+    low, high = between
+    if math.isnan(low) or low <= 0 <= high:
+        return "not distinguishable"
+    return "better" if high < 0 else "worse"
+
+
+def _change(sums: np.ndarray, measure: str) -> np.ndarray:
+    """A / B - 1 of each row of (loss A, size A, loss B, size B)."""
+    a, b = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
+    return np.expm1(a - b) if measure == "perplexity" else a / b - 1

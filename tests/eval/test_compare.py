@@ -1,0 +1,83 @@
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lpa.data import prepare
+from lpa.data.sources import bundled_corpus, read_documents
+from lpa.errors import UserError
+from lpa.eval.compare import compare, verdict
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory, run):
+    """The model of the run with its embeddings, which are its head too, exchanged and far too large."""
+    out = tmp_path_factory.mktemp("spoiled") / "model"
+    shutil.copytree(run / "final", out)
+    weights = load_file(out / "model.safetensors")
+    name = next(name for name in weights if "embed_tokens" in name)
+    weights[name] = 30 * weights[name].roll(1, 0)
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def test_a_model_is_not_distinguishable_from_itself(run, prepared):
+    result = compare(run, run, prepared, device="cpu")
+    assert (result.change, result.interval) == (0, (0, 0))
+    assert result.verdict == "not distinguishable"
+    assert "not distinguishable" in result.in_words("A", "B")
+
+
+def test_a_spoiled_model_is_worse_and_pairing_makes_it_sure(run, spoiled, prepared):
+    result = compare(spoiled, run, prepared, device="cpu")
+    assert result.verdict == "worse"
+    assert result.in_words("A", "B").startswith("A is worse than B (perplexity +")
+    assert result.change == pytest.approx(result.a.perplexity / result.b.perplexity - 1)
+    low, high = result.interval
+    assert 0 < low < result.change < high
+    mirrored = compare(run, spoiled, prepared, device="cpu")
+    assert mirrored.verdict == "better"
+    assert mirrored.change == pytest.approx(1 / (1 + result.change) - 1)
+
+
+def test_models_of_different_tokenizers_are_compared_in_bits_per_byte(
+    run, prepared, lpa, tiny, tmp_path
+):
+    texts = list(read_documents([bundled_corpus("validation")]))
+    (tmp_path / "text.txt").write_text("\n".join(" ".join(text.split()[:400]) for text in texts))
+    prepare([bundled_corpus("test")], tmp_path / "data", vocab_size=350)
+    trained = lpa(
+        *("train", "--data.path", tmp_path / "data", "--out", tmp_path / "run"),
+        *("--train.steps", 2, *tiny),
+    )
+    assert trained.code == 0, trained.stderr
+    with pytest.raises(UserError, match=r"different tokenizers.*FILE#boundary=line"):
+        compare(run, tmp_path / "run", tmp_path / "text.txt", device="cpu")
+    with open(tmp_path / "text.txt", "w") as file:
+        for text in texts[:3]:
+            words = text.split()
+            file.writelines(" ".join(words[i : i + 20]) + "\n" for i in range(0, 800, 20))
+    result = compare(run, tmp_path / "run", f"{tmp_path / 'text.txt'}#boundary=line", device="cpu")
+    assert result.measure == "bits_per_byte"
+    assert result.a.resampled == "documents"
+    assert result.change == pytest.approx(result.a.bits_per_byte / result.b.bits_per_byte - 1)
+
+
+def test_too_little_text_is_refused(run, tmp_path):
+    (tmp_path / "text.txt").write_text("Only a few words.")
+    with pytest.raises(UserError, match="expected at least 10 to tell two models apart"):
+        compare(run, run, tmp_path / "text.txt", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        ((-0.2, -0.1), "better"),
+        ((0.1, 0.2), "worse"),
+        ((-0.1, 0.2), "not distinguishable"),
+        ((np.nan, np.nan), "not distinguishable"),
+    ],
+)
+def test_the_verdict_is_what_the_interval_allows(between, expected):
+    assert verdict(between) == expected

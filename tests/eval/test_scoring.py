@@ -1,0 +1,228 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from lpa.data import split_tokens
+from lpa.data.sources import bundled_corpus, read_documents
+from lpa.errors import UserError
+from lpa.eval.perplexity import evaluate_perplexity, summarize
+from lpa.eval.scoring import score, windows
+from lpa.eval.texts import TokenizedText
+from lpa.eval.windowing import Windowing
+from lpa.train.loading import load_model
+
+
+def text_of(lengths, bos=None, seed=0):
+    """Documents of random tokens 1 … 96, each ended by token 0."""
+    generator = np.random.default_rng(seed)
+    parts = [np.append(generator.integers(1, 97, length), 0) for length in lengths]
+    sizes = np.array(lengths) * 4
+    return TokenizedText(
+        tokens=np.concatenate(parts),
+        ends=np.cumsum([len(part) for part in parts]),
+        words=sum(lengths),
+        bytes=int(sizes.sum()),
+        document_bytes=sizes,
+        bos_token_id=bos,
+        eos_token_id=0,
+    )
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+@pytest.mark.parametrize(
+    ("mode", "context", "stride"),
+    [
+        ("blocks", 7, 7),
+        ("sliding", 7, 3),
+        ("sliding", 7, 7),
+        ("documents", 7, 2),
+        ("documents", 64, 32),
+    ],
+)
+def test_every_token_is_scored_once(mode, context, stride, bos):
+    text = text_of([5, 0, 1, 30, 13], bos)
+    count = np.zeros(len(text.tokens), dtype=int)
+    for window in windows(text, mode=mode, context=context, stride=stride):
+        assert len(window.ids) <= context + 1
+        places = slice(window.stop - window.scored, window.stop)
+        assert window.ids[-window.scored :].tolist() == text.tokens[places].tolist()
+        count[places] += 1
+    first = 0 if bos is None and mode != "documents" else 1
+    assert count.tolist() == [first] + [1] * (len(count) - 1)
+
+
+def test_a_document_alone_begins_once():
+    ended = list(windows(text_of([3, 4]), mode="documents", context=8, stride=4))
+    assert [window.ids[0] for window in ended] == [0, 0]  # as after another document
+    begun = list(windows(text_of([3, 4], bos=1), mode="documents", context=8, stride=4))
+    assert [window.ids.tolist().count(1) for window in begun] == [1, 1]
+    one = list(windows(text_of([3, 4], bos=1), mode="blocks", context=99, stride=99))
+    assert len(one) == 1
+    assert one[0].ids[0] == 1
+
+
+def test_sliding_windows_give_the_context_that_they_promise():
+    found = list(windows(text_of([100]), mode="sliding", context=10, stride=4))
+    assert all(len(window.ids) - window.scored >= 10 - 4 for window in found[1:])
+
+
+@pytest.fixture(scope="module")
+def stock():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def by_hand(model, text, mode, context, stride):
+    """Full logits in float64, one window at a time, from the definition."""
+    model = model.double()
+    total = 0.0
+    spans = [(0, len(text.tokens))]
+    if mode == "documents":
+        spans = [(a, b) for a, b in zip([0, *text.ends[:-1]], text.ends, strict=True)]
+    for begin, end in spans:
+        ids = [*([0] if mode == "documents" else []), *text.tokens[begin:end]]
+        for target in range(1, len(ids)):
+            # The first window that reaches the target's predecessor.
+            k = max(0, math.ceil((target - context) / stride))
+            window = torch.tensor(ids[k * stride : target])
+            with torch.no_grad():
+                logits = model(window[None]).logits[0, -1]
+            total -= torch.log_softmax(logits, -1)[ids[target]].item()
+    model.float()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("mode", "stride"), [("blocks", 16), ("sliding", 5), ("documents", 8), ("documents", 16)]
+)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_against_full_logits_in_float64(stock, mode, stride, batch_size):
+    text = text_of([40, 0, 3, 25, 9])
+    scores = score(stock, text, mode=mode, context=16, stride=stride, batch_size=batch_size)
+    expected = by_hand(stock, text, mode, 16, stride)
+    # float32 logits: the stated tolerance of a loss, whatever batch and padding.
+    assert scores.loss.sum() == pytest.approx(expected, rel=1e-5)
+    assert scores.tokens.sum() == len(text.tokens) - (mode != "documents")
+
+
+def test_the_recipe_of_the_transformers_documentation(stock):
+    """https://huggingface.co/docs/transformers/perplexity, its loop on the same ids."""
+    text = text_of([300])
+    ids, context, stride = torch.from_numpy(text.tokens)[None], 32, 8
+    nll_sum, n_tokens, prev_end = 0.0, 0, 0
+    for begin in range(0, ids.size(1), stride):
+        end = min(begin + context, ids.size(1))
+        input_ids = ids[:, begin:end]
+        target_ids = input_ids.clone()
+        target_ids[:, : -(end - prev_end)] = -100
+        with torch.no_grad():
+            loss = stock(input_ids, labels=target_ids).loss
+        valid = (target_ids[:, 1:] != -100).sum().item()
+        nll_sum, n_tokens, prev_end = nll_sum + loss.item() * valid, n_tokens + valid, end
+        if end == ids.size(1):
+            break
+    scores = score(stock, text, mode="sliding", context=32, stride=stride, batch_size=4)
+    assert scores.tokens.sum() == n_tokens
+    # Its first window has one input less, since it counts targets into the context; so all windows
+    # begin one token later here and some predictions see one token more or less.
+    assert scores.loss.sum() / n_tokens == pytest.approx(nll_sum / n_tokens, rel=5e-3)
+    exact = score(stock, text, mode="sliding", context=31, stride=stride, batch_size=4)
+    assert exact.loss.sum() == pytest.approx(nll_sum, rel=1e-5)
+
+
+def test_the_standard_error_is_that_of_a_mean_over_documents(stock):
+    text = text_of([20] * 200)
+    cut = {"mode": "documents", "context": 32, "stride": 16, "batch_size": 16}
+    scores = score(stock, text, **cut)
+    result = summarize(text, scores, cut)
+    assert result.resampled == "documents"
+    means = scores.loss / scores.tokens  # equal lengths: perplexity = exp of their mean
+    by_theory = result.perplexity * means.std(ddof=1) / math.sqrt(len(means))
+    # 1000 draws know a standard deviation to 1 / sqrt(2000) = 2.2%, and 200 documents to 5%.
+    assert result.standard_error == pytest.approx(by_theory, rel=0.1)
+    low, high = result.interval
+    assert low < result.perplexity < high
+    assert high - low == pytest.approx(2 * 1.96 * by_theory, rel=0.15)
+
+
+def test_a_text_of_few_documents_is_resampled_in_blocks(run, prepared):
+    result = evaluate_perplexity(run, prepared, device="cpu")
+    assert result.documents < 30
+    assert result.resampled == "blocks of 32 tokens"
+    assert 0 < result.standard_error < result.perplexity
+
+
+def test_documents_are_told_apart_in_prepared_data(run, prepared):
+    _, tokenizer = load_model(run, "cpu")
+    tokens = split_tokens(prepared, "train")
+    result = evaluate_perplexity(
+        run, prepared, split="train", windowing=Windowing(mode="documents"), device="cpu"
+    )
+    assert result.documents == (tokens == tokenizer.eos_token_id).sum()
+    assert result.tokens == len(tokens)
+    assert result.resampled == ("documents" if result.documents >= 30 else "blocks of 32 tokens")
+
+
+def test_a_tokenizer_with_a_beginning_token_sets_it_once(tmp_path, run):
+    from tokenizers import processors
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "final")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=4096,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = next(read_documents([bundled_corpus("validation")]))[:1500]
+    (tmp_path / "text.txt").write_text(words)
+    ids = [*tokenizer(words)["input_ids"], tokenizer.eos_token_id]
+    assert ids[0] == bos
+    with torch.no_grad():
+        logits = model(torch.tensor([ids[:-1]])).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum")
+    for mode in ("blocks", "documents"):
+        result = evaluate_perplexity(
+            tmp_path / "model",
+            tmp_path / "text.txt",
+            windowing=Windowing(mode=mode),
+            device="cpu",
+        )
+        assert result.tokens == len(ids) - 1
+        assert result.loss * result.tokens == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mode": "windows"}, "--mode: got 'windows'; expected one of blocks, sliding, documents"),
+        ({"stride": 0}, "--stride: got 0; expected from 1 to the context, 64"),
+        ({"stride": 65}, "--stride: got 65; expected from 1 to the context, 64"),
+        ({"mode": "blocks", "stride": 8}, "--stride 8: blocks do not overlap"),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Windowing(**fields).resolved(64)
