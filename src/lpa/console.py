@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -24,7 +25,7 @@ stderr = Console(stderr=True)
 @contextmanager
 def progress(*, transient: bool = False) -> Iterator[Progress]:
     """A progress display on standard error; tasks may set a `status` field shown at the end of the line."""
-    with Progress(
+    display = _Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -36,12 +37,25 @@ def progress(*, transient: bool = False) -> Iterator[Progress]:
         console=stderr,
         transient=transient,
         refresh_per_second=4,
-    ) as display:
+    )
+    try:
         yield display
+    finally:
+        if display.live.is_started:
+            display.stop()
+
+
+class _Progress(Progress):
+    """A display that begins with its first task, so that an error before it stays the only line."""
+
+    def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
+        self.start()
+        return super().add_task(*args, **kwargs)
 
 
 def hide_other_progress() -> None:
-    """Switch off the bars that transformers draws while it reads and writes files."""
+    """Switch off the bars and reports that transformers prints while it reads and writes files."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()

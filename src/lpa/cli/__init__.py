@@ -17,6 +17,7 @@ COMMANDS = {
         "lpa.cli.eval_compare",
         "whether one model predicts a text better than another",
     ),
+    "eval glue": ("lpa.cli.eval_glue", "fine-tune on GLUE tasks, several seeds each, and score"),
     "generate": ("lpa.cli.generate", "continue a prompt"),
     "convert merge": ("lpa.cli.convert_merge", "fold low-rank pairs and write a stock Llama"),
     "convert gguf": ("lpa.cli.convert_gguf", "a merged model as a GGUF file for llama.cpp"),
@@ -91,5 +92,10 @@ def _print_overview(arguments: list[str]) -> None:
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
     from lpa.errors import LPAWarning
 
-    if issubclass(category, LPAWarning):
+    if issubclass(category, LPAWarning) and str(message) not in _shown:
+        _shown.add(str(message))
         print(f"lpa: warning: {message}", file=sys.stderr)
+
+
+# Work that is done once per seed need not warn once per seed.
+_shown: set[str] = set()

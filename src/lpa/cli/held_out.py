@@ -1,10 +1,11 @@
 """What the commands share that score held-out text: its options, its progress, its JSON."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from lpa.cli.parsing import json_text
 
 
 def add_text_arguments(parser: Any) -> None:
@@ -71,4 +72,4 @@ def score_each(
 def print_json(results: dict[str, Any]) -> None:
     """One object for one text, as most have it; else an object for each, by name."""
     of_each = {place: asdict(result) for place, result in results.items()}
-    print(json.dumps(of_each if len(of_each) > 1 else next(iter(of_each.values()))))
+    print(json_text(of_each if len(of_each) > 1 else next(iter(of_each.values()))))

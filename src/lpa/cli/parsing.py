@@ -1,6 +1,8 @@
 """The argument parser that every command shares: one-line errors and examples under `--help`."""
 
 import argparse
+import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -73,6 +75,19 @@ def add_json_flag(parser: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
+
+
+def json_text(value: Any) -> str:
+    """JSON in which a number that is none is null, as JSON knows no nan."""
+    return json.dumps(_without_nan(value))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def add_overwrite_flag(parser: Any) -> None:

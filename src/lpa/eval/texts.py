@@ -71,7 +71,7 @@ def _prepared(directory: Path, split: str | None, tokenizer: Any) -> TokenizedTe
         words=contents.words,
         bytes=contents.bytes,
         document_bytes=None,
-        bos_token_id=_leading_token(tokenizer),
+        bos_token_id=leading_token(tokenizer),
         eos_token_id=manifest.eos_token_id,
     )
 
@@ -100,12 +100,12 @@ def _read(place: str | Path, tokenizer: Any) -> TokenizedText:
         words=words,
         bytes=sum(sizes),
         document_bytes=np.array(sizes),
-        bos_token_id=_leading_token(tokenizer),
+        bos_token_id=leading_token(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
     )
 
 
-def _leading_token(tokenizer: Any) -> int | None:
+def leading_token(tokenizer: Any) -> int | None:
     """The beginning-of-sequence token, where the tokenizer puts it before a text by itself."""
     bos = tokenizer.bos_token_id
     ids = tokenizer("a")["input_ids"]

@@ -1,0 +1,59 @@
+"""Texts of a task as token ids for a decoder that classifies by its last token."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from lpa.errors import LPAWarning
+from lpa.eval.glue.reading import Examples
+from lpa.eval.texts import leading_token
+
+
+def padding_token(tokenizer: Any) -> None:
+    """See to it that a tokenizer can pad; padding is never attended to, so the end of text does."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        warnings.warn(
+            f"the tokenizer has no padding token; {tokenizer.eos_token!r} takes its place",
+            LPAWarning,
+            stacklevel=2,
+        )
+
+
+class PairEncoder:
+    """Encodes a text, or two with the end-of-text token between, as between documents.
+
+    Args:
+        tokenizer: the model's.
+        max_length: most tokens; what is longer loses its end, of two texts the longer one first.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        bos = leading_token(tokenizer)
+        self._lead = [] if bos is None else [bos]
+        self.shortened = 0
+
+    def encode(self, examples: Examples) -> list[dict[str, Any]]:
+        """`input_ids` and `labels` of each example."""
+        return [
+            {"input_ids": self._ids(texts), "labels": label}
+            for texts, label in zip(examples.texts, examples.labels, strict=True)
+        ]
+
+    def _ids(self, texts: Sequence[str]) -> list[int]:
+        parts = [
+            self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            for text in texts
+        ]
+        room = self._max_length - len(self._lead) - (len(parts) - 1)
+        if sum(map(len, parts)) > room:
+            self.shortened += 1
+        while sum(map(len, parts)) > room:
+            longest = max(parts, key=len)
+            longest.pop()
+        ids = list(self._lead)
+        for number, part in enumerate(parts):
+            ids += [self._tokenizer.eos_token_id] * (number > 0) + part
+        return ids or [self._tokenizer.eos_token_id]

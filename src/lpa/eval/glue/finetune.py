@@ -1,0 +1,180 @@
+"""Fine-tuning a model on one task with one seed, through the Trainer of transformers."""
+
+import math
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpa.errors import LPAWarning, UserError
+from lpa.eval.glue.encoding import PairEncoder, padding_token
+from lpa.eval.glue.metrics import score_predictions
+from lpa.eval.glue.reading import Examples
+from lpa.eval.glue.tasks import Task, prefix_of
+from lpa.eval.windowing import positions_of
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a model is fine-tuned.
+
+    Attributes:
+        epochs: passes over the training examples.
+        batch_size: examples per step.
+        learning_rate: peak; linear warm-up over 6% of the steps, then linear decay (as Devlin et al. 2019
+            and Liu et al. 2019 fine-tune).
+        weight_decay: of AdamW.
+        max_length: most tokens of an example; at most what the model was made for.
+    """
+
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(
+                    f"--{name.replace('_', '-')}: got {getattr(self, name)}; expected a number above 0"
+                )
+        if self.max_length < 4:
+            raise UserError(f"--max-length: got {self.max_length}; expected at least 4")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"--weight-decay: got {self.weight_decay}; expected at least 0")
+
+
+def fine_tune(
+    directory: Path,
+    task: Task,
+    examples: dict[str, Examples],
+    settings: FineTuning,
+    *,
+    seed: int,
+    from_scratch: bool = False,
+    device: str = "auto",
+    report: Report = lambda step, steps: None,
+) -> dict[str, float]:
+    """Train on `train` and score on each dev split.
+
+    Args:
+        directory: a Hugging Face directory of a causal language model.
+        examples: of `read_task`.
+        seed: of the new head, the order of examples and dropout; of all weights if from scratch.
+        from_scratch: begin with random weights of the same architecture.
+        report: called with steps done and steps in all.
+
+    Returns:
+        The task's metrics; those of MNLI's second dev split with the prefix `mismatched_`.
+
+    Raises:
+        UserError: the model cannot be loaded or cannot classify, or a value is bad.
+    """
+    from transformers import (
+        DataCollatorWithPadding,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    from lpa.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(directory)
+    padding_token(tokenizer)
+    set_seed(seed)
+    model = _classifier(directory, task, tokenizer.pad_token_id, from_scratch)
+    encoder = PairEncoder(tokenizer, min(settings.max_length, positions_of(model)))
+    encoded = {split: encoder.encode(of_split) for split, of_split in examples.items()}
+    if encoder.shortened:
+        warnings.warn(
+            f"{task.title}: {encoder.shortened} examples are longer than "
+            f"{min(settings.max_length, positions_of(model))} tokens and were shortened",
+            LPAWarning,
+            stacklevel=2,
+        )
+    steps = math.ceil(math.ceil(len(encoded["train"]) / settings.batch_size) * settings.epochs)
+    # The Trainer wants a place of its own, though it is to save nothing.
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch,
+                num_train_epochs=settings.epochs,
+                per_device_train_batch_size=settings.batch_size,
+                per_device_eval_batch_size=settings.batch_size,
+                learning_rate=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                warmup_steps=math.ceil(0.06 * steps),
+                lr_scheduler_type="linear",
+                train_sampling_strategy="group_by_length",
+                seed=seed,
+                data_seed=seed,
+                use_cpu=device == "cpu",
+                save_strategy="no",
+                logging_strategy="no",
+                eval_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=encoded["train"],
+            data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=[_progress(report)],
+        )
+        trainer.remove_callback(PrinterCallback)  # progress is reported; figures are returned
+        trainer.train()
+        scores = {}
+        for split, _ in task.dev:
+            predictions, labels = _predict(trainer, encoded[split], task)
+            for name, value in score_predictions(task, predictions, labels).items():
+                scores[prefix_of(split) + name] = value
+    return scores
+
+
+def _classifier(directory: Path, task: Task, pad_token_id: int, from_scratch: bool) -> Any:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    # Without a cache, which would come back with the logits of every batch.
+    fields = {
+        "num_labels": len(task.labels) or 1,
+        "problem_type": "single_label_classification" if task.labels else "regression",
+        "pad_token_id": pad_token_id,
+        "use_cache": False,
+    }
+    try:
+        config = AutoConfig.from_pretrained(directory, **fields)
+        if from_scratch:
+            return AutoModelForSequenceClassification.from_config(config, dtype="float32")
+        return AutoModelForSequenceClassification.from_pretrained(
+            directory, config=config, dtype="float32"
+        )
+    # Damaged files raise whatever their reader raises; an unknown architecture a ValueError.
+    except Exception as error:
+        raise UserError(f"model {directory}: cannot be loaded to classify ({error})") from error
+
+
+def _predict(
+    trainer: Any, encoded: list[dict[str, Any]], task: Task
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and the labels they belong to, in the Trainer's order, which is by length."""
+    output = trainer.predict(encoded, ignore_keys=["past_key_values"])
+    logits = output.predictions
+    return logits.argmax(axis=-1) if task.labels else logits.reshape(-1), output.label_ids
+
+
+def _progress(report: Report) -> Any:
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            report(state.global_step, state.max_steps)
+
+    return Progress()
