@@ -1,0 +1,108 @@
+"""Tasks of the lm-evaluation-harness, through its own class for models of transformers."""
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lpa.errors import UserError
+from lpa.train.loading import load_model
+
+
+def run_harness(
+    model_path: Path,
+    tasks: Sequence[str],
+    *,
+    num_fewshot: int | None = None,
+    limit: float | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Evaluate a model on tasks of lm-eval.
+
+    Args:
+        model_path: a run directory or a Hugging Face directory.
+        tasks: names that lm-eval knows, or paths of task files of one's own.
+        num_fewshot: examples before each question; None: what the task says.
+        limit: at most so many examples of each task, or a share below 1.
+        batch_size: requests per forward pass.
+
+    Returns:
+        What `lm_eval.simple_evaluate` returns: `results` by task, and `samples`.
+
+    Raises:
+        UserError: lm-eval is not installed, or knows no such task; no model there; data of a task
+            cannot be loaded.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError(
+            "the harness needs lm-eval, which is not installed: pip install 'lpa[harness]'"
+        )
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    names, folders = _named(tasks)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
+    # Reading the thousands of tasks that it carries takes seconds, so only where one is named.
+    manager = TaskManager(include_path=folders or None, include_defaults=len(folders) < len(names))
+    for name in names:
+        if not manager.match_tasks([name]):
+            raise UserError(
+                f"--tasks: got {name!r}; expected a task that `lm-eval ls tasks` lists, or a task file"
+            )
+    model, tokenizer = load_model(model_path, device)
+    harness = HFLM(
+        pretrained=model,
+        backend="causal",
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        device=str(model.device),
+    )
+    try:
+        results = simple_evaluate(
+            harness,
+            tasks=list(names),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=manager,
+            bootstrap_iters=1000,
+        )
+    # A task is code and data of others: whatever it raises, the hub's errors among it.
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"--tasks {' '.join(tasks)}: lm-eval failed: {reason[0]}") from error
+    assert results is not None, "only other ranks get none"
+    return results
+
+
+def _named(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Task names, and the folders of those that were given as files."""
+    names, folders = [], []
+    for task in tasks:
+        if not task.endswith((".yaml", ".yml")):
+            names.append(task)
+            continue
+        path = Path(task)
+        if not path.is_file():
+            raise UserError(f"--tasks {task}: no such file")
+        try:
+            described = yaml.load(path.read_text(encoding="utf-8"), _TaskLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"--tasks {task}: is not YAML ({error})") from error
+        name = described.get("task") if isinstance(described, dict) else None
+        if not isinstance(name, str):
+            raise UserError(f"--tasks {task}: has no `task: NAME`")
+        names.append(name)
+        folders.append(str(path.resolve().parent))
+    return names, folders
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Reads a task file for its name alone; the functions that it names are lm-eval's to load."""
+
+
+_TaskLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
