@@ -19,6 +19,7 @@ COMMANDS = {
     ),
     "eval glue": ("lpa.cli.eval_glue", "fine-tune on GLUE tasks, several seeds each, and score"),
     "eval harness": ("lpa.cli.eval_harness", "tasks of the lm-evaluation-harness"),
+    "analyze": ("lpa.cli.analyze", "where a model bears low rank: spectra, attention, cuts"),
     "generate": ("lpa.cli.generate", "continue a prompt"),
     "convert merge": ("lpa.cli.convert_merge", "fold low-rank pairs and write a stock Llama"),
     "convert gguf": ("lpa.cli.convert_gguf", "a merged model as a GGUF file for llama.cpp"),

@@ -2,5 +2,13 @@
 
 from lpa.lowrank.linear import LowRankLinear
 from lpa.lowrank.rank import break_even_rank, check_rank
+from lpa.lowrank.spectra import entropy_rank, singular_values, stable_rank
 
-__all__ = ["LowRankLinear", "break_even_rank", "check_rank"]
+__all__ = [
+    "LowRankLinear",
+    "break_even_rank",
+    "check_rank",
+    "entropy_rank",
+    "singular_values",
+    "stable_rank",
+]

@@ -1,15 +1,10 @@
 """One self-contained HTML page: table, loss curves, samples."""
 
-import io
-import platform
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from lpa.files import write_text
+from lpa.pages import COLOURS, draw_svg, write_page
 
 # Key of the figures, label, and how to write the value.
 ROWS: list[tuple[str, str, Callable[[float], str]]] = [
@@ -22,9 +17,6 @@ ROWS: list[tuple[str, str, Callable[[float], str]]] = [
     ("test_word_perplexity", "test perplexity per word", lambda value: f"{value:,.1f}"),
     ("test_bits_per_byte", "test bits per byte", lambda value: f"{value:.4f}"),
 ]
-
-# Apart for the colour-blind too (Okabe & Ito).
-COLOURS = {"dense": "#0072B2", "lpa": "#D55E00"}
 
 
 def cells(key: str, figures: dict[str, dict[str, float]]) -> list[str]:
@@ -51,52 +43,26 @@ def write_report(
         samples: model name to a continuation.
         settings: what the runs shared, as it should be read.
     """
-    template = (Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        template
-    )
-    write_text(
+    write_page(
         path,
-        page.render(
-            rows=[(label, *cells(key, figures)) for key, label, _ in ROWS],
-            figure=_loss_curves(curves),
-            samples=samples,
-            settings=settings,
-            machine=f"{platform.processor() or platform.machine()}, {platform.system()}",
-            versions=", ".join(
-                f"{name} {version(name)}" for name in ("lpa", "torch", "transformers")
-            ),
-        ),
+        Path(__file__).parent / "report.html.j2",
+        rows=[(label, *cells(key, figures)) for key, label, _ in ROWS],
+        figure=draw_svg(lambda figure: _loss_curves(figure, curves)),
+        samples=samples,
+        settings=settings,
     )
 
 
-def _loss_curves(curves: dict[str, list[dict[str, Any]]]) -> str:
-    """Training loss as thin lines, validation loss as marked ones, as SVG."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    # Text stays text, and the same numbers give the same file.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lpa", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-        axes = figure.subplots()
-        for name, records in curves.items():
-            for key, label, style in (
-                ("loss", "training", {"linewidth": 1, "alpha": 0.55}),
-                ("validation_loss", "validation", {"linewidth": 2, "marker": "o", "markersize": 4}),
-            ):
-                points = [(r["step"], r[key]) for r in records if key in r]
-                axes.plot(
-                    *zip(*points, strict=True),
-                    label=f"{name}, {label}",
-                    color=COLOURS[name],
-                    **style,
-                )
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss (nats per token)")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
+def _loss_curves(figure: Any, curves: dict[str, list[dict[str, Any]]]) -> None:
+    """Training loss as thin lines, validation loss as marked ones."""
+    axes = figure.subplots()
+    for (name, records), colour in zip(curves.items(), COLOURS, strict=False):
+        for key, label, style in (
+            ("loss", "training", {"linewidth": 1, "alpha": 0.55}),
+            ("validation_loss", "validation", {"linewidth": 2, "marker": "o", "markersize": 4}),
+        ):
+            points = [(r["step"], r[key]) for r in records if key in r]
+            axes.plot(*zip(*points, strict=True), label=f"{name}, {label}", color=colour, **style)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend()

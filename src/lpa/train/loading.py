@@ -28,8 +28,15 @@ def model_directory(path: Path) -> Path:
     raise UserError(f"model {path}: has no config.json; expected a run or a Hugging Face directory")
 
 
-def load_model(path: Path, device: str = "auto") -> tuple[Any, Any]:
+def load_model(
+    path: Path, device: str = "auto", *, attention: str | None = None
+) -> tuple[Any, Any]:
     """A causal language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        path: a run directory or a Hugging Face directory.
+        device: `auto`, `cpu`, `cuda`, …
+        attention: an attention implementation of transformers; None: its choice.
 
     Raises:
         UserError: there is none at `path`, it is damaged, or there is no such device.
@@ -40,7 +47,9 @@ def load_model(path: Path, device: str = "auto") -> tuple[Any, Any]:
 
     directory = model_directory(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype="float32")
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype="float32", attn_implementation=attention
+        )
     # Damaged files raise whatever their reader raises, SafetensorError among it.
     except Exception as error:
         raise UserError(f"model {directory}: cannot be loaded ({error})") from error

@@ -1,0 +1,89 @@
+"""`lpa analyze`."""
+
+from dataclasses import asdict
+
+from lpa.cli.parsing import (
+    Parser,
+    add_model_arguments,
+    add_output_arguments,
+    json_text,
+)
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "analyze",
+        description="Why a model bears low rank, and where: singular values and effective rank of every "
+        "projection; with text, entropy and distance of every attention head and the loss after each "
+        "projection is cut to a rank. Writes report.html and analysis.json.",
+        examples="""\
+  lpa analyze runs/dense --data data --out analysis
+  lpa analyze path/to/hf-model --out spectra
+  lpa analyze runs/lpa --data test.txt --ranks 16 32 --tokens 32768 --out analysis""",
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--data", type=str, help="a prepared data directory or text as `lpa prepare` takes it"
+    )
+    parser.add_argument(
+        "--split",
+        type=str,
+        help="of prepared data; by default test, or validation where there is none",
+    )
+    parser.add_argument("--tokens", type=int, default=8192, help="of the text's beginning, to use")
+    parser.add_argument(
+        "--context", type=int, help="tokens per window; by default the model's, at most 512"
+    )
+    parser.add_argument(
+        "--ranks",
+        nargs="+",
+        type=int,
+        help="what to cut to; by default 1/16, 1/8, 1/4 and 1/2 of the width",
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass")
+    add_output_arguments(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from lpa import console
+    from lpa.eval.analysis.run import analyze
+
+    console.hide_other_progress()
+    with console.progress() as display:
+        bars: dict[str, console.TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = display.add_task(what, total=total, status="")
+            display.update(bars[what], completed=done)
+
+        result = analyze(
+            arguments.model,
+            arguments.out,
+            data=arguments.data,
+            split=arguments.split,
+            tokens=arguments.tokens,
+            context=arguments.context,
+            ranks=arguments.ranks,
+            batch_size=arguments.batch_size,
+            device=arguments.device,
+            overwrite=arguments.overwrite,
+            report=report,
+        )
+    if arguments.json:
+        print(json_text(asdict(result)))
+        return
+    for block in ("attention", "ffn"):
+        ranks = [s.entropy_rank / min(s.shape) for s in result.spectra if s.block == block]
+        if ranks:
+            share = sum(ranks) / len(ranks)
+            print(f"{block:<10} entropy rank {share:.0%} of the width on average")
+    for cut in result.cuts or []:
+        if cut.layer is None:
+            print(
+                f"{cut.name:<10} cut to rank {cut.rank:<5} loss {cut.loss:.4f} ({cut.increase:+.4f})"
+            )
+    print(f"report     {arguments.out / 'report.html'}")

@@ -1,0 +1,134 @@
+"""The page of an analysis."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpa.pages import COLOURS, draw_svg, write_page
+
+
+def write_analysis_page(path: Path, analysis: dict[str, Any]) -> None:
+    """Write the page from the contents of `analysis.json`."""
+    figures = [("Singular values", draw_svg(lambda f: _spectra(f, analysis["spectra"])))]
+    if analysis["heads"]:
+        figures.append(("Attention heads", draw_svg(lambda f: _heads(f, analysis["heads"]))))
+    if analysis["cuts"]:
+        size = (7.5, 2.2 + 0.25 * len(_layers(analysis["cuts"])))
+        figures.append(("Loss after a cut, by block", draw_svg(lambda f: _blocks(f, analysis))))
+        figures.append(
+            (
+                "Loss after a cut, by projection",
+                draw_svg(lambda f: _cuts(f, analysis["cuts"]), size),
+            )
+        )
+    write_page(
+        path,
+        Path(__file__).parent / "report.html.j2",
+        analysis=analysis,
+        figures=figures,
+        ranks=_rank_rows(analysis["spectra"]),
+        blocks=[cut for cut in analysis["cuts"] or [] if cut["layer"] is None],
+    )
+
+
+def _by_name(spectra: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for spectrum in spectra:
+        groups[spectrum["name"]].append(spectrum)
+    return groups
+
+
+def _rank_rows(spectra: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per projection: means over layers."""
+    return [
+        {
+            "name": name,
+            "shape": " × ".join(map(str, group[0]["shape"])),
+            "rank": group[0]["rank"] or "dense",
+            **{
+                key: float(np.mean([spectrum[key] for spectrum in group]))
+                for key in ("entropy_rank", "stable_rank")
+            },
+        }
+        for name, group in _by_name(spectra).items()
+    ]
+
+
+def _spectra(figure: Any, spectra: list[dict[str, Any]]) -> None:
+    """One panel per block, a line per projection: the mean over layers, its spread shaded."""
+    panels = figure.subplots(1, 2, sharey=True)
+    colours = iter(COLOURS * 3)
+    for block, axes in zip(("attention", "ffn"), panels, strict=True):
+        for name, group in _by_name([s for s in spectra if s["block"] == block]).items():
+            length = min(len(spectrum["singular_values"]) for spectrum in group)
+            values = np.array([s["singular_values"][:length] for s in group])
+            values = np.maximum(values / np.maximum(values[:, :1], 1e-30), 1e-6)
+            places, colour = np.arange(1, length + 1), next(colours)
+            axes.plot(places, values.mean(axis=0), label=name, color=colour)
+            axes.fill_between(
+                places,
+                values.min(axis=0),
+                values.max(axis=0),
+                color=colour,
+                alpha=0.15,
+                linewidth=0,
+            )
+        axes.set_yscale("log")
+        axes.set_xlabel(f"{block}: number of the singular value")
+        if axes.has_data():
+            axes.legend()
+    panels[0].set_ylabel("singular value / largest")
+
+
+def _heads(figure: Any, heads: list[dict[str, Any]]) -> None:
+    """Two maps of layers and heads."""
+    layers = max(head["layer"] for head in heads) + 1
+    for axes, key, label in zip(
+        figure.subplots(1, 2),
+        ("relative_entropy", "distance"),
+        ("entropy / its most", "distance (tokens)"),
+        strict=True,
+    ):
+        grid = np.array([head[key] for head in heads]).reshape(layers, -1)
+        image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
+        axes.set(xlabel="head", ylabel="layer", title=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.grid(visible=False)
+        figure.colorbar(image, ax=axes)
+
+
+def _blocks(figure: Any, analysis: dict[str, Any]) -> None:
+    """Perplexity after all projections of a block were cut, against the rank."""
+    axes = figure.subplots()
+    for block, colour in zip(("attention", "ffn"), COLOURS, strict=False):
+        points = [(c["rank"], c["loss"]) for c in analysis["cuts"] if c["name"] == block]
+        if points:
+            ranks, losses = zip(*points, strict=True)
+            axes.plot(ranks, np.exp(losses), marker="o", label=block, color=colour)
+    axes.axhline(np.exp(analysis["loss"]), color="#666", linestyle="--", label="whole model")
+    axes.set(xlabel="rank that is left", ylabel="perplexity", yscale="log", xscale="log")
+    axes.legend()
+
+
+def _layers(cuts: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    return list(dict.fromkeys((c["layer"], c["name"]) for c in cuts if c["layer"] is not None))
+
+
+def _cuts(figure: Any, cuts: list[dict[str, Any]]) -> None:
+    """A map of projections and ranks: how much the loss rises when this one alone is cut."""
+    rows, ranks = _layers(cuts), sorted({cut["rank"] for cut in cuts})
+    grid = np.full((len(rows), len(ranks)), np.nan)
+    for cut in cuts:
+        if cut["layer"] is not None:
+            row = rows.index((cut["layer"], cut["name"]))
+            grid[row, ranks.index(cut["rank"])] = cut["increase"]
+    axes = figure.subplots()
+    image = axes.imshow(grid, aspect="auto", cmap="magma_r")
+    axes.set_yticks(range(len(rows)), [f"{layer} {name}" for layer, name in rows], fontsize=8)
+    axes.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
+    axes.set_xlabel("rank that is left")
+    axes.grid(visible=False)
+    figure.colorbar(image, ax=axes, label="rise of the loss (nats per token)")

@@ -1,0 +1,164 @@
+"""The whole analysis of a model: numbers as JSON, figures as one page."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lpa.errors import UserError
+from lpa.eval.analysis.attention import HeadStatistics, head_statistics
+from lpa.eval.analysis.projections import Projection, as_linear, projections
+from lpa.eval.analysis.report import write_analysis_page
+from lpa.eval.analysis.truncation import Cut, measure_cuts
+from lpa.eval.texts import TokenizedText, load_text
+from lpa.eval.windowing import Windowing, positions_of
+from lpa.files import new_directory, write_text
+from lpa.lowrank import LowRankLinear, entropy_rank, singular_values, stable_rank
+from lpa.train.loading import load_model
+
+# (what is being done, steps done, steps in all)
+Report = Callable[[str, int, int], None]
+
+
+@dataclass
+class Spectrum:
+    """One projection of one layer.
+
+    Attributes:
+        layer, name, block: see `Projection`.
+        shape: (out_features, in_features) of the effective matrix.
+        rank: of the low-rank pair; None where the projection is dense.
+        entropy_rank, stable_rank: effective ranks (see `lpa.lowrank.spectra`).
+        singular_values: descending.
+    """
+
+    layer: int
+    name: str
+    block: str
+    shape: tuple[int, int]
+    rank: int | None
+    entropy_rank: float
+    stable_rank: float
+    singular_values: list[float]
+
+    @classmethod
+    def of(cls, piece: Projection) -> "Spectrum":
+        linear = as_linear(piece.module)
+        values = singular_values(linear)
+        return cls(
+            layer=piece.layer,
+            name=piece.name,
+            block=piece.block,
+            shape=(linear.out_features, linear.in_features),
+            rank=linear.rank if isinstance(linear, LowRankLinear) else None,
+            entropy_rank=entropy_rank(values),
+            stable_rank=stable_rank(values),
+            singular_values=values.tolist(),
+        )
+
+
+@dataclass
+class Analysis:
+    """What `lpa analyze` found; the keys of `analysis.json`.
+
+    Attributes:
+        model: its path.
+        data: the text; None without one, and then no heads and cuts.
+        tokens: how many tokens of the text were used.
+        context: tokens per window.
+        loss: of the whole model on them, in nats per token.
+    """
+
+    model: str
+    spectra: list[Spectrum]
+    data: str | None = None
+    tokens: int = 0
+    context: int = 0
+    loss: float | None = None
+    heads: list[HeadStatistics] | None = None
+    cuts: list[Cut] | None = None
+
+
+def analyze(
+    model_path: Path,
+    out: Path,
+    *,
+    data: str | Path | None = None,
+    split: str | None = None,
+    tokens: int = 8192,
+    context: int | None = None,
+    ranks: Sequence[int] | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    overwrite: bool = False,
+    report: Report = lambda what, done, total: None,
+) -> Analysis:
+    """Look into a model and write `analysis.json` and `report.html`.
+
+    Args:
+        model_path: a run directory or a Hugging Face directory.
+        out: the directory to make.
+        data: text for attention and cuts, as `evaluate_perplexity` takes it; None: spectra alone.
+        tokens: of the beginning of the text, to use.
+        context: tokens per window; by default the model's, and at most 512.
+        ranks: what to cut projections to; by default 1/16, 1/8, 1/4 and 1/2 of the width.
+        overwrite: replace what `out` holds.
+        report: called as the work goes on.
+
+    Raises:
+        UserError: bad input, named, before anything is written.
+    """
+    model, tokenizer = load_model(model_path, device, attention="eager")
+    positions = positions_of(model)
+    cut = Windowing(
+        context=min(512, positions) if context is None else context, batch_size=batch_size
+    ).resolved(positions)
+    width = model.config.get_text_config().hidden_size
+    if ranks is None:
+        ranks = [max(1, width // part) for part in (16, 8, 4, 2)]
+    if min(ranks) < 1:
+        raise UserError(f"--ranks: got {min(ranks)}; expected at least 1")
+    if tokens < 2:
+        raise UserError(f"--tokens: got {tokens}; expected at least 2")
+    with new_directory(out, overwrite=overwrite) as folder:
+        pieces = projections(model)
+        spectra = []
+        for done, piece in enumerate(pieces, 1):
+            spectra.append(Spectrum.of(piece))
+            report("spectra", done, len(pieces))
+        result = Analysis(model=str(model_path), spectra=spectra)
+        if data is not None:
+            text = _beginning(load_text(data, split, tokenizer), tokens)
+            result.data, result.tokens = str(data), len(text.tokens)
+            result.context = cut["context"]
+            result.heads = head_statistics(
+                model,
+                text.tokens,
+                context=cut["context"],
+                report=lambda done, total: report("attention", done, total),
+            )
+            result.loss, result.cuts = measure_cuts(
+                model,
+                pieces,
+                text,
+                sorted(set(ranks)),
+                context=cut["context"],
+                batch_size=batch_size,
+                report=lambda done, total: report("cuts", done, total),
+            )
+        fields = asdict(result)
+        write_text(folder / "analysis.json", json.dumps(fields, indent=1) + "\n")
+        write_analysis_page(folder / "report.html", fields)
+    return result
+
+
+def _beginning(text: TokenizedText, tokens: int) -> TokenizedText:
+    """The first tokens of a text, as one document: no more is told of it here than its loss."""
+    if len(text.tokens) < 2:
+        raise UserError("--data: got a single token; expected at least 2, one to predict from")
+    kept = text.tokens[:tokens]
+    return replace(
+        text, tokens=kept, ends=np.array([len(kept)]), words=0, bytes=0, document_bytes=None
+    )

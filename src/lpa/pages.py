@@ -1,0 +1,63 @@
+"""Self-contained HTML pages: one look for all, figures as SVG, nothing from a network."""
+
+import io
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from lpa.files import write_text
+
+# Apart for the colour-blind too (Okabe & Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def write_page(path: Path, template: Path, **values: Any) -> None:
+    """Fill a template, which extends `page.html.j2`, and write the page.
+
+    Args:
+        path: of the HTML file.
+        template: of the page's content.
+        values: what the template names; a missing one is an error.
+    """
+    loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    machine = f"{platform.processor() or platform.machine()}, {platform.system()}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("lpa", "torch", "transformers"))
+    page = environment.get_template(template.name)
+    write_text(path, page.render(machine=machine, versions=versions, **values))
+
+
+def draw_svg(draw: Callable[[Any], None], size: tuple[float, float] = (7.5, 4.2)) -> str:
+    """The SVG of what `draw` puts on a matplotlib figure; the same numbers give the same text.
+
+    Args:
+        draw: called with the figure.
+        size: width and height in inches.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(
+        {
+            "svg.fonttype": "none",  # text stays text
+            "svg.hashsalt": "lpa",
+            "font.family": "sans-serif",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+        }
+    ):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
