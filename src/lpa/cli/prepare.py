@@ -28,7 +28,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--tokenizer",
         type=str,
-        help="use this one: a directory, a tokenizer.json or a name of the hub",
+        help="use this one: a directory, a tokenizer.json, a SentencePiece .model or a name of the hub",
     )
     parser.add_argument(
         "--validation", nargs="+", type=str, default=[], help="sources of held-out text"

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lpa.data.sentencepiece import load_sentencepiece
 from lpa.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -49,25 +50,34 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """A transformers tokenizer from a directory, a `tokenizer.json` or a model name of the hub.
+    """A transformers tokenizer from a directory, a `tokenizer.json`, a SentencePiece `.model`, or the hub.
+
+    Of a directory, `tokenizer.model` is read where it holds no `tokenizer.json`.
 
     Raises:
         UserError: there is none, or it has no end-of-text token to end documents with.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    place = Path(path)
+    if place.is_dir() and not (place / "tokenizer.json").exists():
+        place = place / "tokenizer.model"
     try:
-        if Path(path).is_file():
+        if place.suffix == ".model" and place.is_file():
+            tokenizer = load_sentencepiece(place)
+        elif Path(path).is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
             if END_OF_TEXT in tokenizer.get_vocab():
                 tokenizer.eos_token = tokenizer.pad_token = END_OF_TEXT
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except UserError:
+        raise
     # Of what lies at `path` anything may be wrong; the tokenizers library raises bare exceptions.
     except Exception as error:
         raise UserError(
             f"tokenizer {path}: cannot be loaded; expected a directory written by save_pretrained, "
-            "a tokenizer.json, or a model name of the Hugging Face hub"
+            "a tokenizer.json, a SentencePiece .model, or a model name of the Hugging Face hub"
         ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {path}: has no end-of-text token (eos_token)")

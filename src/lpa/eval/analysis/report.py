@@ -114,10 +114,8 @@ def _blocks(figure: Any, analysis: dict[str, Any]) -> None:
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.minorticks_off()
     low, high = axes.get_ylim()
-    places = np.geomspace(low, high, 6)[1:-1]
-    axes.set_yticks(
-        places, [f"{place:.3g}" if place < 1000 else f"{place:.0f}" for place in places]
-    )
+    marks = np.geomspace(low, high, 6)[1:-1]
+    axes.set_yticks(marks, [f"{mark:.3g}" if mark < 1000 else f"{mark:.0f}" for mark in marks])
     axes.legend()
 
 

@@ -1,0 +1,108 @@
+import shutil
+from itertools import islice
+
+import pytest
+
+from lpa.data import bundled_corpus, load_tokenizer, prepare, read_documents, split_tokens
+from lpa.errors import UserError
+
+LLAMA = {
+    "normalization_rule_name": "identity",
+    "byte_fallback": True,
+    "remove_extra_whitespaces": False,
+    "split_digits": True,
+}
+KINDS = {
+    "bpe as of Llama": {"model_type": "bpe", **LLAMA},
+    "bpe": {"model_type": "bpe"},
+    "unigram as of Gemma": {"model_type": "unigram", **LLAMA, "add_dummy_prefix": False},
+    "unigram": {"model_type": "unigram", "pad_id": 3},
+    "symbols of its own": {
+        "model_type": "bpe",
+        **LLAMA,
+        "add_dummy_prefix": False,
+        "user_defined_symbols": ["<turn>", "\n\n"],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return list(islice(read_documents([bundled_corpus("validation")]), 3))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("models")
+    texts = islice(read_documents([bundled_corpus("train")]), 8)
+    lines = [line for text in texts for line in text.splitlines() if len(line) < 4000]
+
+    def train(**options):
+        path = folder / f"{len(list(folder.iterdir()))}"
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_prefix=str(path),
+            vocab_size=900,
+            minloglevel=2,
+            num_threads=1,
+            **options,
+        )
+        return path.with_suffix(".model")
+
+    return train
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_documents_encode_to_the_ids_of_sentencepiece(model, documents, kind):
+    import sentencepiece
+
+    path = model(**KINDS[kind])
+    original = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.eos_token_id == original.eos_id()
+    assert tokenizer.bos_token_id == original.bos_id()
+    for text in [*documents, "one <turn> two<turn>\n", "😀\0 x", ""]:
+        if "<turn>" in text and kind != "symbols of its own":
+            continue
+        ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        assert ids == original.encode(text)
+        if original.unk_id() not in ids:
+            assert tokenizer.decode(ids) == original.decode(ids)
+
+
+def test_bytes_come_back_where_the_model_has_them(model, documents):
+    tokenizer = load_tokenizer(model(**KINDS["bpe as of Llama"]))
+    for text in [*documents, "naïve 😀 한\0\r\n  x"]:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_model_or_its_directory_prepares(model, documents, tmp_path):
+    path = model(**KINDS["bpe as of Llama"])
+    (tmp_path / "directory").mkdir()
+    shutil.copy(path, tmp_path / "directory" / "tokenizer.model")
+    (tmp_path / "text.txt").write_text(documents[0])
+    for place in (path, tmp_path / "directory"):
+        out = tmp_path / f"out-{place.name}"
+        prepare([tmp_path / "text.txt"], out, tokenizer=place, validation_fraction=0)
+        tokens = split_tokens(out, "train")
+        tokenizer = load_tokenizer(out / "tokenizer")
+        assert tokens[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(tokens[:-1]) == documents[0]
+
+
+def test_what_cannot_be_carried_over_is_refused(model, tmp_path):
+    suffixed = model(model_type="bpe", treat_whitespace_as_suffix=True)
+    with pytest.raises(UserError, match="to other ids than SentencePiece does"):
+        load_tokenizer(suffixed)
+    symbols = model(model_type="bpe", user_defined_symbols=["<turn>"])
+    with pytest.raises(UserError, match="would encode 'one <turn> two<turn>' to other ids"):
+        load_tokenizer(symbols)
+    with pytest.raises(UserError, match="is neither a BPE nor a unigram model"):
+        load_tokenizer(model(model_type="char"))
+    (tmp_path / "broken.model").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"broken\.model: is not a SentencePiece model"):
+        load_tokenizer(tmp_path / "broken.model")
+    with pytest.raises(UserError, match="has no end-of-text token"):
+        load_tokenizer(model(**KINDS["bpe"], eos_id=-1))
