@@ -109,9 +109,9 @@ def _blocks(figure: Any, analysis: dict[str, Any]) -> None:
             ranks, losses = zip(*points, strict=True)
             axes.plot(ranks, np.exp(losses), marker="o", label=block, color=colour)
     axes.axhline(np.exp(analysis["loss"]), color="#666", linestyle="--", label="whole model")
-    ranks = sorted({cut["rank"] for cut in analysis["cuts"]})
+    present = sorted({cut["rank"] for cut in analysis["cuts"]})
     axes.set(xlabel="rank that is left", ylabel="perplexity", yscale="log", xscale="log")
-    axes.set_xticks(ranks, [str(rank) for rank in ranks])
+    axes.set_xticks(present, [str(rank) for rank in present])
     axes.minorticks_off()
     low, high = axes.get_ylim()
     marks = np.geomspace(low, high, 6)[1:-1]
