@@ -206,6 +206,8 @@ def split_of(head: str, fractions: dict[str, float]) -> str:
 
 def copies_of(head: str, weight: float) -> int:
     """How often a training document is taken: `weight` on average."""
+    if weight % 1 == 0:
+        return int(weight)
     return int(weight) + (_unit_interval(b"weight", head) < weight % 1)
 
 

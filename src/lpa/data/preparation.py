@@ -25,7 +25,7 @@ from lpa.data.assignment import Assigned, Assignment, Survey, survey
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split
 from lpa.data.pieces import Cutter
 from lpa.data.sources import Source
-from lpa.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
+from lpa.data.tokenizer import load_tokenizer, plain_tokenizer, tokenizer_hash, train_tokenizer
 from lpa.data.units import (
     Encoder,
     UnitSplit,
@@ -231,9 +231,9 @@ def _tokenizer(
     """The tokenizer, trained or loaded, kept among the unfinished work."""
     kept = partial / TOKENIZER_DIRECTORY
     if kept.exists():
-        return load_tokenizer(kept)
+        return _open(kept)
     if tokenizer is not None:
-        encoder = load_tokenizer(tokenizer)
+        encoder = _open(tokenizer)
     else:
         assert vocab_size is not None
         report("training the tokenizer", 0, 0)
@@ -248,7 +248,11 @@ def _tokenizer(
     shutil.rmtree(temporary, ignore_errors=True)
     encoder.save_pretrained(temporary)
     os.replace(temporary, kept)
-    return load_tokenizer(kept)
+    return _open(kept)
+
+
+def _open(path: str | Path) -> Any:
+    return plain_tokenizer(path) or load_tokenizer(path)
 
 
 def _sample(job: Job, found: Survey) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """Tokenizers: train a byte-level BPE, or load an existing one."""
 
 import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,18 @@ from lpa.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 _BYTES = 256
+
+_BACKEND_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_PLAIN_SETTINGS = {
+    "backend",
+    "clean_up_tokenization_spaces",
+    "eos_token",
+    "model_max_length",
+    "pad_token",
+    "tokenizer_class",
+}
 
 
 def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
@@ -60,7 +74,7 @@ def load_tokenizer(path: str | Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     place = Path(path)
-    if place.is_dir() and not (place / "tokenizer.json").exists():
+    if place.is_dir() and not (place / _BACKEND_FILE).exists():
         place = place / "tokenizer.model"
     try:
         if place.suffix == ".model" and place.is_file():
@@ -82,6 +96,46 @@ def load_tokenizer(path: str | Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {path}: has no end-of-text token (eos_token)")
     return tokenizer
+
+
+class PlainTokenizer:
+    """A tokenizer that its files describe whole, opened without transformers, whose import takes seconds.
+
+    It has what `lpa prepare` asks of a tokenizer; `plain_tokenizer` says where it stands in for one.
+    """
+
+    def __init__(self, directory: Path, eos_token: str) -> None:
+        from tokenizers import Tokenizer
+
+        self._directory = directory
+        self.backend_tokenizer = Tokenizer.from_file(str(directory / _BACKEND_FILE))
+        self.eos_token_id = self.backend_tokenizer.token_to_id(eos_token)
+
+    def __len__(self) -> int:
+        return self.backend_tokenizer.get_vocab_size()
+
+    def save_pretrained(self, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        for name in (_BACKEND_FILE, _CONFIG_FILE):
+            shutil.copyfile(self._directory / name, directory / name)
+
+
+def plain_tokenizer(path: str | Path) -> PlainTokenizer | None:
+    """The tokenizer of a directory if transformers would add nothing to its `tokenizer.json`, else None.
+
+    So it is with the generic class and settings that leave the encoding alone, as `lpa prepare` writes.
+    """
+    directory = Path(path)
+    if {_BACKEND_FILE, _CONFIG_FILE} != {file.name for file in directory.glob("*")}:
+        return None
+    try:
+        config = json.loads((directory / _CONFIG_FILE).read_text(encoding="utf-8"))
+        plain = config["tokenizer_class"] in _PLAIN_CLASSES and config.keys() <= _PLAIN_SETTINGS
+        tokenizer = PlainTokenizer(directory, config["eos_token"]) if plain else None
+    # What is damaged is for `load_tokenizer` to name.
+    except Exception:
+        return None
+    return tokenizer if tokenizer is not None and tokenizer.eos_token_id is not None else None
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -80,13 +80,13 @@ class Encoder:
         result = UnitSplit()
         parts: list[np.ndarray] = []
         encoded = self._encode_texts([piece.text for piece in pieces])
-        for piece, ids in zip(pieces, encoded, strict=True):
+        for piece, (ids, words) in zip(pieces, encoded, strict=True):
             parts.append(ids)
+            result.words += words
             if piece.last:
                 parts.append(self._eos)
                 result.documents += 1
             result.bytes += len(piece.text.encode())
-            result.words += len(piece.text.split())
         tokens = np.concatenate(parts)
         result.tokens = len(tokens)
         path = unit_name(self._folder, split, number)
@@ -99,11 +99,15 @@ class Encoder:
         write_text(path.with_suffix(".json"), json.dumps(asdict(result)))
         return result
 
-    def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+    def _encode_texts(self, texts: list[str]) -> list[tuple[np.ndarray, int]]:
+        """The token ids and the number of words of each text."""
         if self._words is not None:
             return self._words.encode(texts)
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
+        return [
+            (np.array(encoding.ids, dtype=self._dtype), len(text.split()))
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
 
 
 _encoder: Encoder | None = None

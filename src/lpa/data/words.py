@@ -2,16 +2,28 @@
 
 import json
 import re
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 # A space before anything but white space: where GPT-2's rule always ends a word.
 _BOUNDARY = re.compile(r" (?=\S)")
-_NO_BOUNDARY = re.compile(r" (?!\S)")
+# Where white space is anything but single spaces and line ends between words (in RE2's language).
+_ODD = (
+    r"[ \n][ \n]|\A\n| \z|"
+    r"[\t\x0b\x0c\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+)
 _MOST_WORDS = 2**20
+
+# What stands between words where many are split at once. No word is like it: it would end at the space.
+_GAP = "\0 \0"
+# GPT-2's rule on ASCII and on the marks of U+2010 to U+205E, none of which is letter, digit or space.
+_PLAIN = re.compile("[ \n]?[!-~\u2010-\u2027\u2030-\u205e]+")
+_PARTS = re.compile(r"\0 \0|'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9\0]+|\n")
 
 
 def encodes_by_words(backend: Any) -> bool:
@@ -40,7 +52,8 @@ def encodes_by_words(backend: Any) -> bool:
 class WordEncoder:
     """Encodes texts of a tokenizer for which `encodes_by_words` holds.
 
-    Natural text repeats its words, so a table of them replaces most of the tokenizer's work.
+    Natural text repeats its words, so a table of them replaces most of the tokenizer's work; words that
+    are new share their parts, as punctuation, with others, so a table of parts replaces most of the rest.
 
     Args:
         backend: of the `tokenizers` library.
@@ -50,68 +63,153 @@ class WordEncoder:
     def __init__(self, backend: Any, dtype: str) -> None:
         self._backend = backend
         self._dtype = dtype
+        # These are found before the rule splits anything.
+        added = [token.content for token in backend.get_added_tokens_decoder().values()]
+        self._added = re.compile("|".join(map(re.escape, added)) or r"(?!)")
         self._forget()
 
     def _forget(self) -> None:
-        self._places = _Places()
-        self._ids = np.empty(0, dtype=self._dtype)  # of all words, one after another
-        self._starts = np.empty(0, dtype=np.int64)
-        self._lengths = np.empty(0, dtype=np.int64)
+        self._words = _Table(self._dtype)
+        self._parts = _Table(self._dtype)
+        self._runs = np.empty(0, dtype=np.int64)  # without white space, in each word
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The token ids of each text."""
-        if len(self._places) > _MOST_WORDS:
+    def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
+        """The token ids of each text, and how many runs without white space it has."""
+        if not texts:
+            return []
+        if len(self._words.places) > _MOST_WORDS:
             self._forget()
-        words = [_split(text) for text in texts]
-        for parts in words:
-            # What a text begins with has no space before it, and so is no word of the table as it
-            # stands; the mark keeps it apart from the same letters after a space.
-            parts[0] = _FIRST + parts[0]
-        places = [
-            np.fromiter(map(self._places.__getitem__, parts), dtype=np.int64, count=len(parts))
-            for parts in words
-        ]
-        self._learn()
-        return [self._look_up(each) for each in places]
+        words, counts, order = _split(texts)
+        found = words.dictionary_encode()
+        # Each different word of these texts is asked for once, not each time that it stands there.
+        places = self._words.ask(found.dictionary.to_pylist())
+        self._learn_words()
+        places = places[found.indices.to_numpy()]
+        ids, lengths = self._words.look_up(places)
+        last = np.cumsum(counts) - 1  # the last word of each text
+        of_texts = np.split(ids, np.cumsum(lengths)[last[:-1]])
+        runs = np.add.reduceat(self._runs[places], last + 1 - counts).tolist()
+        return [(of_texts[place], runs[place]) for place in np.argsort(order)]
 
-    def _learn(self) -> None:
+    def _learn_words(self) -> None:
         """Encode the words that came into the table since the last time."""
-        known = len(self._starts)
-        new = [
-            word[1:] if word.startswith(_FIRST) else f" {word}"
-            for word in islice(self._places, known, None)
-        ]
+        new = [_as_in_text(word) for word in self._words.unknown()]
         if not new:
             return
-        encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
-        ids = [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
-        lengths = np.array([len(each) for each in ids], dtype=np.int64)
+        self._runs = np.concatenate([self._runs, [len(word.split()) for word in new]])
+        plain = np.fromiter((_PLAIN.fullmatch(word) is not None for word in new), bool, len(new))
+        if self._added.search(_GAP.join(new)):
+            plain &= [not self._added.search(word) for word in new]
+        order = np.concatenate([np.flatnonzero(plain), np.flatnonzero(~plain)])
+        together = _GAP.join(new[place] for place in order[: plain.sum()])
+        parts = _PARTS.findall(together)
+        for place in order[plain.sum() :]:
+            parts += [_GAP, new[place]] if parts else [new[place]]
+        places = self._parts.ask(parts)
+        self._learn_parts()
+        ids, lengths = self._parts.look_up(places)
+        gaps = np.flatnonzero(places == self._parts.places[_GAP])
+        of_words = np.add.reduceat(lengths, np.concatenate([[0], gaps + 1]))
+        self._words.add(ids, of_words, order)
+
+    def _learn_parts(self) -> None:
+        new = list(self._parts.unknown())
+        # The gap is asked for with the others and stands for no token.
+        encodings = self._backend.encode_batch_fast(
+            ["" if part == _GAP else part for part in new], add_special_tokens=False
+        )
+        ids = [encoding.ids for encoding in encodings]
+        self._parts.add(
+            np.array(list(chain.from_iterable(ids)), dtype=self._dtype),
+            np.array([len(each) for each in ids], dtype=np.int64),
+        )
+
+
+class _Table:
+    """Strings and their token ids.
+
+    Attributes:
+        places: string -> its place in the table.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self.places = _Places()
+        self._ids = np.empty(0, dtype=dtype)  # of all strings, in the order of their adding
+        self._starts = np.empty(0, dtype=np.int64)  # by place
+        self._lengths = np.empty(0, dtype=np.int64)
+
+    def ask(self, strings: Sequence[str]) -> np.ndarray:
+        """The place of each string; those that have none get the next ones."""
+        return np.fromiter(map(self.places.__getitem__, strings), np.int64, count=len(strings))
+
+    def unknown(self) -> Iterable[str]:
+        """The strings whose ids were not added yet."""
+        return islice(self.places, len(self._starts), None)
+
+    def add(self, ids: np.ndarray, lengths: np.ndarray, order: np.ndarray | None = None) -> None:
+        """Add the ids of all unknown strings, one string after another.
+
+        Args:
+            ids: of all of them.
+            lengths: how many each has.
+            order: which of the unknown strings each is; None: in their order.
+        """
         starts = len(self._ids) + np.cumsum(lengths) - lengths
-        self._ids = np.concatenate([self._ids, *ids])
+        if order is not None:
+            back = np.argsort(order)
+            starts, lengths = starts[back], lengths[back]
+        self._ids = np.concatenate([self._ids, ids])
         self._starts = np.concatenate([self._starts, starts])
         self._lengths = np.concatenate([self._lengths, lengths])
 
-    def _look_up(self, places: np.ndarray) -> np.ndarray:
+    def look_up(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of strings one after another, and how many each has."""
         lengths = self._lengths[places]
         ends = np.cumsum(lengths)
-        # Where each token of the text lies in the table: its word's start, and on from there.
+        # Where each token lies: its string's start, and on from there.
         shift = np.repeat(self._starts[places] - (ends - lengths), lengths)
-        return self._ids[np.arange(ends[-1]) + shift]
+        return self._ids[np.arange(ends[-1]) + shift], lengths
 
 
-def _split(text: str) -> list[str]:
-    """The words of a text; the second and all after it stood behind a space."""
-    # Where every space begins a word, as in most texts, the plain split does the same, faster.
-    return _BOUNDARY.split(text) if _NO_BOUNDARY.search(text) else text.split(" ")
+def _split(texts: Sequence[str]) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """The words of texts as they stand in the table.
+
+    Returns:
+        All words, text after text; how many words each text has; and which text that is, since those with
+        odd white space come last.
+    """
+    odd = pc.match_substring_regex(pa.array(texts), _ODD).to_numpy(zero_copy_only=False)
+    order = np.argsort(odd, kind="stable")
+    marked = [_FIRST + texts[place] for place in order]
+    rest = len(texts) - int(odd.sum())
+    # White space after a word always begins another one, so with nothing odd a plain split finds them all.
+    plain = pc.split_pattern(
+        pc.replace_substring(pa.array(marked[:rest], pa.string()), _LINE, f" {_LINE}"), " "
+    )
+    others = [_BOUNDARY.split(text) for text in marked[rest:]]
+    words = pa.concat_arrays(
+        [plain.flatten(), pa.array(list(chain.from_iterable(others)), pa.string())]
+    )
+    counts = np.concatenate([pc.list_value_length(plain).to_numpy(), [*map(len, others)]])
+    return words, counts.astype(np.int64), order
 
 
-# White space, so that no word after a boundary begins with it.
-_FIRST = "\n"
+# How a word of the table begins that has no space before it: the first of a text, and one that comes
+# after a line end. No other word begins with white space.
+_FIRST = "\r"
+_LINE = "\n"
+
+
+def _as_in_text(word: str) -> str:
+    """A word of the table with what stands before it in a text."""
+    if word.startswith(_FIRST):
+        return word[1:]
+    return word if word.startswith(_LINE) else f" {word}"
 
 
 class _Places(dict[str, int]):
-    """Word -> its place in the table; a word that is asked for comes into it."""
+    """String -> its place in a table; one that is asked for comes into it."""
 
-    def __missing__(self, word: str) -> int:
-        place = self[word] = len(self)
+    def __missing__(self, string: str) -> int:
+        place = self[string] = len(self)
         return place
