@@ -3,7 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from lpa.data import split_tokens
 from lpa.data.sources import bundled_corpus, read_documents
@@ -11,7 +19,7 @@ from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity, summarize
 from lpa.eval.scoring import score, windows
 from lpa.eval.texts import TokenizedText
-from lpa.eval.windowing import Windowing
+from lpa.eval.windowing import Windowing, positions_of
 from lpa.train.loading import load_model
 
 
@@ -212,6 +220,14 @@ def test_a_tokenizer_with_a_beginning_token_sets_it_once(tmp_path, run):
         )
         assert result.tokens == len(ids) - 1
         assert result.loss * result.tokens == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_other_architectures_say_how_much_they_read_by_other_names():
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_positions=48, n_embd=8, n_head=2, n_layer=1, vocab_size=9))
+    assert positions_of(gpt2) == 48
+    bloom = BloomForCausalLM(BloomConfig(hidden_size=8, n_head=2, n_layer=1, vocab_size=9))
+    with pytest.raises(UserError, match="BloomForCausalLM does not say how many tokens it reads"):
+        positions_of(bloom)
 
 
 @pytest.mark.parametrize(

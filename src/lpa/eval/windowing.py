@@ -54,5 +54,18 @@ class Windowing:
 
 
 def positions_of(model: Any) -> int:
-    """How many tokens a model can read at once; GPT-2 and its kin say it by another name."""
-    return model.config.get_text_config().max_position_embeddings
+    """How many tokens a model was made to read at once.
+
+    Raises:
+        UserError: its configuration does not say, as that of models without positions.
+    """
+    config = model.config.get_text_config()
+    positions = getattr(
+        config, "max_position_embeddings", None
+    )  # GPT-2's other name is mapped to it
+    if not isinstance(positions, int):
+        raise UserError(
+            f"model: {type(model).__name__} does not say how many tokens it reads at once "
+            "(max_position_embeddings in its config.json)"
+        )
+    return positions
