@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from lpa.data import prepare, split_tokens
+from lpa.data.dataset import check_shards
 from lpa.data.inspection import sample_documents, split_statistics, verify
 from lpa.errors import UserError
 
@@ -81,6 +83,24 @@ def test_a_token_beyond_the_vocabulary_is_named(data, tmp_path):
     np.save(copy / "train-00000.npy", tokens)
     with pytest.raises(UserError, match="train has token 300; the vocabulary ends at 256"):
         split_statistics(copy, "train")
+
+
+def test_a_token_beyond_the_vocabulary_stops_training_before_it_begins(data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    shard = copy / "train-00000.npy"
+    tokens = np.load(shard)
+    tokens[5] = 300
+    np.save(shard, tokens)
+    fields = json.loads((copy / "manifest.json").read_text())
+    fields["splits"]["train"]["shards"][0]["sha256"] = hashlib.sha256(
+        shard.read_bytes()
+    ).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(fields))
+    with pytest.raises(
+        UserError, match=r"train-00000\.npy: has token 300; the vocabulary ends at 256"
+    ):
+        check_shards(copy, "train")
 
 
 def test_the_command_line(lpa, data, tmp_path):

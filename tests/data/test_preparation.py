@@ -170,6 +170,36 @@ def test_a_manifest_of_another_version_is_refused(tmp_path, lines):
         Manifest.load(out)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"vocab_size": 65537},
+            "dtype 'uint16' cannot hold a vocabulary of 65537; expected uint32",
+        ),
+        ({"dtype": "object"}, "dtype 'object' cannot hold a vocabulary of 300; expected uint16"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused(tmp_path, lines, change, message):
+    out = tmp_path / "out"
+    prepare([lines], out, vocab_size=300)
+    fields = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(fields | change))
+    with pytest.raises(UserError, match=message):
+        Manifest.load(out)
+
+
+def test_shards_that_changed_places_are_refused(tmp_path, lines, monkeypatch):
+    monkeypatch.setattr(preparation_module, "SHARD_TOKENS", 100)
+    out = tmp_path / "out"
+    prepare([lines], out, vocab_size=300)
+    fields = json.loads((out / "manifest.json").read_text())
+    fields["splits"]["train"]["shards"].reverse()
+    (out / "manifest.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"train has shard .* where train-00000\.npy belongs"):
+        Manifest.load(out)
+
+
 def test_text_too_short_to_hold_any_of_it_out_is_refused(tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("short")

@@ -83,15 +83,22 @@ def check_shards(directory: Path, split: str) -> None:
     """Compare the checksums of a split's shards with the manifest; reads all of them.
 
     Raises:
-        UserError: a shard is not the one that was written.
+        UserError: a shard is not the one that was written, or has a token beyond the vocabulary.
     """
-    for shard in Manifest.load(directory).split(split).shards:
+    manifest = Manifest.load(directory)
+    for shard in manifest.split(split).shards:
         with open(directory / shard.name, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != shard.sha256:
             raise UserError(
                 f"{directory / shard.name}: SHA-256 is not that of the manifest: the shard was replaced, "
                 "reordered or damaged; prepare the data again"
+            )
+        highest = _open_shard(directory / shard.name, shard.tokens, manifest.dtype).max(initial=0)
+        if highest >= manifest.vocab_size:
+            raise UserError(
+                f"{directory / shard.name}: has token {highest}; the vocabulary ends at "
+                f"{manifest.vocab_size - 1}"
             )
 
 

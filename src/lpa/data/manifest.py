@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lpa.errors import UserError
 from lpa.files import write_text
 
@@ -14,6 +12,11 @@ SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 TOKENIZER_DIRECTORY = "tokenizer"
 SPLITS = ("train", "validation", "test")
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of a shard; the order of shards is that of their numbers."""
+    return f"{split}-{number:05d}.npy"
 
 
 @dataclass
@@ -78,10 +81,29 @@ class Manifest:
                 for name, split in fields["splits"].items()
             }
             manifest = cls(**fields)
-            np.dtype(manifest.dtype)
+            manifest.check(path)
         except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: is not a manifest of this package ({error})") from error
         return manifest
+
+    def check(self, path: Path) -> None:
+        """Refuse what cannot be of `lpa prepare`.
+
+        Raises:
+            UserError: a dtype too small for the vocabulary, or shards out of their order.
+        """
+        widest = {"uint16": 2**16, "uint32": 2**32}
+        if self.vocab_size > widest.get(self.dtype, 0):
+            raise UserError(
+                f"{path}: dtype {self.dtype!r} cannot hold a vocabulary of {self.vocab_size}; expected "
+                f"{'uint16' if self.vocab_size <= 2**16 else 'uint32'}"
+            )
+        for name, split in self.splits.items():
+            for number, shard in enumerate(split.shards):
+                if shard.name != shard_name(name, number):
+                    raise UserError(
+                        f"{path}: {name} has shard {shard.name!r} where {shard_name(name, number)} belongs"
+                    )
 
     def split(self, name: str) -> Split:
         """A split by name.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lpa.data.assignment import Assigned, Assignment, Survey, survey
-from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split
+from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split, shard_name
 from lpa.data.pieces import Cutter
 from lpa.data.sources import Source
 from lpa.data.tokenizer import load_tokenizer, plain_tokenizer, tokenizer_hash, train_tokenizer
@@ -393,7 +393,7 @@ def _assemble(folder: Path, result: Path, split: str, count: int, dtype: str) ->
     rest = np.empty(0, dtype=dtype)
     for start in range(0, total.tokens, SHARD_TOKENS):
         length = min(SHARD_TOKENS, total.tokens - start)
-        path = result / f"{split}-{len(total.shards):05d}.npy"
+        path = result / shard_name(split, len(total.shards))
         shard = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
         filled = 0
         while filled < length:
