@@ -1,6 +1,6 @@
 """What people see on the terminal: progress bars and tables, on standard error unless said otherwise."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Progress", "TaskID", "hide_other_progress", "progress", "stderr"]
+__all__ = ["Progress", "TaskID", "bar_of_each", "hide_other_progress", "progress", "stderr"]
 
 # Standard output belongs to results (and to `--json`); everything said along the way goes here.
 stderr = Console(stderr=True)
@@ -51,6 +51,18 @@ class _Progress(Progress):
     def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
         self.start()
         return super().add_task(*args, **kwargs)
+
+
+def bar_of_each(display: Progress) -> Callable[[str, int, int], None]:
+    """A function to report with, `(what, done, total)`, that gives each piece of work a bar of its own."""
+    bars: dict[str, TaskID] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = display.add_task(what, total=total, status="")
+        display.update(bars[what], completed=done)
+
+    return report
 
 
 def hide_other_progress() -> None:

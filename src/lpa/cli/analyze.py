@@ -53,13 +53,6 @@ def main(rest: list[str]) -> None:
 
     console.hide_other_progress()
     with console.progress() as display:
-        bars: dict[str, console.TaskID] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = display.add_task(what, total=total, status="")
-            display.update(bars[what], completed=done)
-
         result = analyze(
             arguments.model,
             arguments.out,
@@ -71,7 +64,7 @@ def main(rest: list[str]) -> None:
             batch_size=arguments.batch_size,
             device=arguments.device,
             overwrite=arguments.overwrite,
-            report=report,
+            report=console.bar_of_each(display),
         )
     if arguments.json:
         print(json_text(asdict(result)))

@@ -67,13 +67,6 @@ def main(rest: list[str]) -> None:
 
     console.hide_other_progress()
     with console.progress() as display:
-        bars: dict[str, console.TaskID] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = display.add_task(what, total=total, status="")
-            display.update(bars[what], completed=done)
-
         results = run_glue(
             arguments.models,
             arguments.task,
@@ -89,7 +82,7 @@ def main(rest: list[str]) -> None:
             ),
             out=arguments.out,
             device=arguments.device,
-            report=report,
+            report=console.bar_of_each(display),
         )
     if arguments.json:
         print(json_text({task: asdict(result) for task, result in results.items()}))
