@@ -72,10 +72,13 @@ def compare(
     windowing = windowing or Windowing()
     if windowing.context is None:
         windowing = replace(windowing, context=min(map(positions_of, models)))
+    cuts = [windowing.resolved(positions_of(model)) for model in models]
+    same = tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
+    first = load_text(data, split, tokenizers[0])
+    # The same tokenizer gives the same tokens, so the text is encoded once.
+    texts = [first, first if same else load_text(data, split, tokenizers[1])]
     evaluations, scores = [], []
-    for turn, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
-        cut = windowing.resolved(positions_of(model))
-        text = load_text(data, split, tokenizer)
+    for turn, (model, text, cut) in enumerate(zip(models, texts, cuts, strict=True)):
         check_scorable(data, text)
 
         def half(done: int, total: int, turn: int = turn) -> None:
@@ -84,7 +87,6 @@ def compare(
         scores.append(score(model, text, report=half, **cut))
         evaluations.append(summarize(text, scores[-1], cut))
 
-    same = tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
     if not same and scores[0].bytes is None:
         raise UserError(
             f"--data {data}: the models have different tokenizers, so whole documents are compared, and "

@@ -60,9 +60,8 @@ def positions_of(model: Any) -> int:
         UserError: its configuration does not say, as that of models without positions.
     """
     config = model.config.get_text_config()
-    positions = getattr(
-        config, "max_position_embeddings", None
-    )  # GPT-2's other name is mapped to it
+    # GPT-2's other name for it is mapped to this one.
+    positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise UserError(
             f"model: {type(model).__name__} does not say how many tokens it reads at once "
