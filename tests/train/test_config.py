@@ -48,6 +48,14 @@ def test_the_model_takes_vocabulary_and_positions_from_the_data():
     assert (config.hidden_size, config.placement) == (256, "none")
 
 
+def test_the_model_takes_its_start_from_the_recipe():
+    config = ModelConfig(initialization="spectral", residual_scaling=True)
+    built = config.build(vocab_size=500, context=64)
+    assert (built.initialization, built.residual_scaling) == ("spectral", True)
+    built = ModelConfig().build(vocab_size=500, context=64)
+    assert (built.initialization, built.residual_scaling) == ("scaled", False)
+
+
 def test_the_model_may_have_a_larger_vocabulary_than_the_data_but_no_smaller():
     assert ModelConfig(vocab_size=512).build(vocab_size=500, context=64).vocab_size == 512
     with pytest.raises(UserError, match=r"model.vocab_size: got 499; .* at least 500"):

@@ -73,10 +73,9 @@ class LowRankLinear(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_dense(cls, linear: nn.Linear, rank: int) -> "LowRankLinear":
-        """The best approximation of `linear` of the given rank, its singular values split evenly.
+        """The best approximation of `linear` of the given rank (see `best_factors`).
 
-        B = U_r √S_r, A = √S_r V_rᵀ from the truncated SVD of W, which no other rank-r matrix beats
-        in Frobenius or spectral norm (Eckart & Young 1936). The bias, if any, goes to `up` unchanged.
+        The bias, if any, goes to `up` unchanged.
         """
         module = cls(
             linear.in_features,
@@ -86,10 +85,23 @@ class LowRankLinear(nn.Module):
             device=linear.weight.device,
             dtype=linear.weight.dtype,
         )
-        u, s, vh = torch.linalg.svd(linear.weight.double(), full_matrices=False)
-        root = s[:rank].sqrt()
-        module.up.weight.copy_(u[:, :rank] * root)
-        module.down.weight.copy_(root[:, None] * vh[:rank])
+        down, up = best_factors(linear.weight, rank)
+        module.down.weight.copy_(down)
+        module.up.weight.copy_(up)
         if linear.bias is not None:
             module.up.bias.copy_(linear.bias)
         return module
+
+
+@torch.no_grad()
+def best_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A and B whose product no other rank-r matrix beats as an approximation of `weight`.
+
+    B = U_r √S_r, A = √S_r V_rᵀ from the truncated SVD of W, by float64; the best in Frobenius and in
+    spectral norm (Eckart & Young 1936).
+
+    Shapes: weight (out_features, in_features) -> A (rank, in_features), B (out_features, rank).
+    """
+    u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    root = s[:rank].sqrt()
+    return (root[:, None] * vh[:rank]).to(weight), (u[:, :rank] * root).to(weight)

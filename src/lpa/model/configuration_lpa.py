@@ -1,5 +1,6 @@
 """LPAConfig: a decoder whose projections may be low-rank."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -7,7 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
 from lpa.errors import UserError
-from lpa.lowrank import check_rank
+from lpa.lowrank import INITIALISATIONS, check_rank
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -36,6 +37,12 @@ class LPAConfig(PreTrainedConfig):
         ffn_rank: the rank of those in the FFN where it differs from `rank`.
         ranks: projection name -> rank, over what placement and rank say; None keeps one dense.
         dense_layers: layers, counted from 0, that keep all projections dense.
+        initialization: how low-rank pairs start (see `draw_factors`): `default`, each factor as an
+            `nn.Linear`, as published; `scaled`, the entries of the product with the deviation
+            `initializer_range` of a dense projection's; `spectral`, the truncated SVD of a dense
+            projection's start; or `orthogonal`.
+        residual_scaling: whether what writes to the residual stream (o_proj, down_proj, fc2), dense or
+            low-rank, starts smaller by √(2 · num_hidden_layers) (Radford et al. 2019, section 2.3).
         lm_head_bias: whether the LM head has a bias, as in the published code.
         resid_pdrop: dropout on the output of each branch before it is added.
 
@@ -72,6 +79,8 @@ class LPAConfig(PreTrainedConfig):
     ffn_rank: int | None = None
     ranks: dict | None = None
     dense_layers: list[int] | None = None
+    initialization: str = "scaled"
+    residual_scaling: bool = False
     lm_head_bias: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -89,6 +98,7 @@ class LPAConfig(PreTrainedConfig):
             self.hidden_act = _DEFAULT_ACTIVATION[self.decoder_type]
         super().__post_init__(**kwargs)
         self._check_shape()
+        self._check_start()
         self._check_ranks()
 
     @property
@@ -162,6 +172,17 @@ class LPAConfig(PreTrainedConfig):
                 raise UserError(
                     f"{field}: got {getattr(self, field)}; expected at least 0 and below 1"
                 )
+
+    def _check_start(self) -> None:
+        if not 0 < self.initializer_range < math.inf:
+            raise UserError(
+                f"initializer_range: got {self.initializer_range}; expected a positive number"
+            )
+        if self.initialization not in INITIALISATIONS:
+            raise UserError(
+                f"initialization: got {self.initialization!r}; "
+                f"expected one of {', '.join(INITIALISATIONS)}"
+            )
 
     def _check_ranks(self) -> None:
         if self.placement not in PLACEMENTS:

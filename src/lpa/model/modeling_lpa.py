@@ -32,7 +32,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from lpa.lowrank import LowRankLinear
+from lpa.lowrank import LowRankLinear, draw_factors
 from lpa.model.configuration_lpa import LPAConfig
 
 
@@ -41,22 +41,29 @@ def projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
     in_features, out_features = config.projection_shape(name)
     rank = config.projection_rank(name, layer_idx)
     biased = config.decoder_type == "paper"
+    # What writes to the residual stream, twice in each layer, so that the stream's variance does not
+    # grow with depth (Radford et al. 2019, section 2.3).
+    writes = name in ("o_proj", "down_proj", "fc2")
+    scaled = config.residual_scaling and writes
+    scale = (2 * config.num_hidden_layers) ** -0.5 if scaled else 1.0
     if rank is None:
-        return nn.Linear(in_features, out_features, bias=biased)
+        linear = nn.Linear(in_features, out_features, bias=biased)
+        linear.initializer_range = config.initializer_range * scale
+        return linear
     # The paper's bias stands where its branch begins: at the latent of q, k, v and fc1, at the output
     # of o and fc2.
-    at_output = name in ("o_proj", "fc2")
     pair = LowRankLinear(
         in_features,
         out_features,
         rank,
-        bias=biased and at_output,
-        down_bias=biased and not at_output,
+        bias=biased and writes,
+        down_bias=biased and not writes,
     )
-    # An entry of B·A sums `rank` products of independent entries, so its variance is r σ⁴: this σ
-    # gives the product the deviation that the dense projection would have.
-    deviation = (config.initializer_range / rank**0.5) ** 0.5
-    pair.down.initializer_range = pair.up.initializer_range = deviation
+    # Read by _init_weights, which gets to see a module by itself.
+    pair.initialization = config.initialization
+    pair.initializer_range = config.initializer_range
+    pair.initializer_scale = scale
+    pair.down.initialized_by_pair = pair.up.initialized_by_pair = True
     return pair
 
 
@@ -190,11 +197,53 @@ class LPAPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal with `initializer_range`, except for what `projection` gave a deviation of its own."""
-        if isinstance(module, nn.Linear) and hasattr(module, "initializer_range"):
+        """Initialise one module, wherever it stands, by what `projection` left on it.
+
+        A pair starts as a whole, so its two maps by themselves are passed over. Everything else is
+        normal with the configuration's `initializer_range`; norms are one, biases nought.
+        """
+        if hasattr(module, "initialized_by_pair"):
+            return
+        if isinstance(module, LowRankLinear) and hasattr(module, "initialization"):
+            _init_pair(module)
+        elif isinstance(module, nn.Linear) and hasattr(module, "initializer_range"):
             init.normal_(module.weight, std=module.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # The caution that transformers takes with code outside it passes over modules whose parameters
+        # all lie in children, as a pair's do. It is for code that writes weights without asking whether
+        # they are loaded already.
+        super()._initialize_weights(module, is_custom_code=False)
+
+
+def _init_pair(pair: LowRankLinear) -> None:
+    """Initialise both maps of a pair, but not what from_pretrained has already loaded."""
+    weights = (pair.down.weight, pair.up.weight)
+    if not all(getattr(weight, "_is_hf_initialized", False) for weight in weights):
+        down, up = draw_factors(
+            pair.initialization,
+            pair.in_features,
+            pair.out_features,
+            pair.rank,
+            pair.initializer_range,
+            scale=pair.initializer_scale,
+            device=pair.up.weight.device,
+            dtype=pair.up.weight.dtype,
+        )
+        init.copy_(pair.down.weight, down)
+        init.copy_(pair.up.weight, up)
+    for linear in (pair.down, pair.up):
+        if linear.bias is None:
+            continue
+        if pair.initialization == "default":
+            bound = linear.in_features**-0.5
+            init.uniform_(linear.bias, -bound, bound)
+        else:
+            init.zeros_(linear.bias)
 
 
 class LPAModel(LPAPreTrainedModel):

@@ -67,6 +67,10 @@ class ModelConfig:
         resid_pdrop: probability of dropping a branch's output before it is added.
         dense_layers: layers, counted from 0, that keep all projections dense.
         initializer_range: standard deviation of the weights, of the product where they are low-rank.
+        initialization: how low-rank pairs start: default (each factor as an nn.Linear), scaled,
+            spectral or orthogonal; by default scaled.
+        residual_scaling: whether what writes to the residual stream starts smaller by
+            sqrt(2 * num_hidden_layers); by default not.
     """
 
     preset: str = "nano"
@@ -86,6 +90,8 @@ class ModelConfig:
     resid_pdrop: float | None = None
     dense_layers: list[int] | None = None
     initializer_range: float | None = None
+    initialization: str | None = None
+    residual_scaling: bool | None = None
 
     def build(self, *, vocab_size: int, context: int) -> LPAConfig:
         """The model configuration for a vocabulary and context.
