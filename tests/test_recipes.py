@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lpa.cli.train import build_parser
+from lpa.cli.train import SECTIONS, build_parser
+from lpa.train.config import RunConfig
+from lpa.train.dry_run import plan_run
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -12,13 +14,27 @@ RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("placement", ["none", "attention"])
 def test_a_recipe_and_its_dense_baseline(recipe, placement):
+    """Built without memory in the layout that it plans for, where no data is prepared yet."""
     parser = build_parser()
-    arguments = parser.parse_args(
-        [
-            *("--config", str(recipe), "--data.path", "data", "--out", "run"),
-            *("--model.placement", placement),
-        ]
-    )
+    arguments = parser.parse_args(["--config", str(recipe), "--model.placement", placement])
     sections = parser.instantiate_classes(arguments)
-    assert sections["model"].placement == placement
-    assert sections["train"].steps > sections["optim"].warmup_steps
+    config = RunConfig(**{name: sections[name] for name in SECTIONS})
+    plan = plan_run(config)
+    assert config.model.placement == placement
+    assert plan.steps > config.optim.warmup_steps
+    assert plan.steps * plan.tokens_per_step == plan.tokens
+    # AdamW in float32 holds twice the weights again; shards hold their part, up to uneven rows.
+    share = plan.parameters * 4 / plan.processes
+    memory = plan.memory_bytes_per_device
+    assert share <= memory["weights"] <= 1.01 * share
+    assert memory["optimizer"] == 2 * memory["weights"]
+
+
+def test_the_command_prints_what_a_recipe_takes(lpa, tmp_path):
+    finished = lpa("train", RECIPES[-1].parent / "3b.yaml", "--dry-run", "--json", cwd=tmp_path)
+    assert finished.code == 0, finished.stderr
+    assert finished.json["processes"] == 8
+    assert not list(tmp_path.iterdir())
+    refused = lpa("train", RECIPES[-1].parent / "3b.yaml", "--dry-run", "--processes", 12)
+    assert refused.code == 2
+    assert "needs 8 processes; this run has 12" in refused.stderr

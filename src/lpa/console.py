@@ -16,14 +16,22 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Progress", "TaskID", "bar_of_each", "hide_other_progress", "progress", "stderr"]
+__all__ = [
+    "Progress",
+    "TaskID",
+    "bar_of_each",
+    "duration",
+    "hide_other_progress",
+    "progress",
+    "stderr",
+]
 
 # Standard output belongs to results (and to `--json`); everything said along the way goes here.
 stderr = Console(stderr=True)
 
 
 @contextmanager
-def progress(*, transient: bool = False) -> Iterator[Progress]:
+def progress(*, transient: bool = False, visible: bool = True) -> Iterator[Progress]:
     """A progress display on standard error; tasks may set a `status` field shown at the end of the line."""
     display = _Progress(
         SpinnerColumn(),
@@ -37,6 +45,7 @@ def progress(*, transient: bool = False) -> Iterator[Progress]:
         console=stderr,
         transient=transient,
         refresh_per_second=4,
+        disable=not visible,
     )
     try:
         yield display
@@ -63,6 +72,18 @@ def bar_of_each(display: Progress) -> Callable[[str, int, int], None]:
         display.update(bars[what], completed=done)
 
     return report
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `8 s`, `3 min 20 s`, `5 h 04 min` or `2 d 03 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02} h"
 
 
 def hide_other_progress() -> None:

@@ -8,9 +8,9 @@ from lpa.train.config import (
     DataConfig,
     ModelConfig,
     OptimConfig,
+    ParallelConfig,
     RunConfig,
     TrainConfig,
-    check_same,
 )
 
 
@@ -31,7 +31,17 @@ def run_config(**sections) -> RunConfig:
         (OptimConfig, {"warmup_steps": -1}, "optim.warmup_steps: got -1"),
         (TrainConfig, {"steps": 0}, "train.steps: got 0; expected at least 1"),
         (TrainConfig, {"seed": -1}, "train.seed: got -1"),
-        (TrainConfig, {"micro_batch_size": 3}, "train.micro_batch_size: got 3; expected a divisor"),
+        (
+            TrainConfig,
+            {"micro_batch_size": 0},
+            "train.micro_batch_size: got 0; expected at least 1",
+        ),
+        (
+            TrainConfig,
+            {"max_seconds": 0.0},
+            "train.max_seconds: got 0.0; expected a positive number",
+        ),
+        (ParallelConfig, {"tensor": 0}, "parallel.tensor: got 0; expected at least 1"),
         (TrainConfig, {"stop_at": 0}, "train.stop_at: got 0"),
         (CheckpointConfig, {"keep": 0}, "checkpoint.keep: got 0; expected at least 1"),
     ],
@@ -62,21 +72,32 @@ def test_the_model_may_have_a_larger_vocabulary_than_the_data_but_no_smaller():
         ModelConfig(vocab_size=499).build(vocab_size=500, context=64)
 
 
-def test_a_run_goes_on_with_its_own_configuration_alone():
-    saved = run_config(train=TrainConfig(steps=60)).to_yaml()
-    check_same(saved, run_config(train=TrainConfig(steps=60)))
-    with pytest.raises(UserError) as error:
-        check_same(
-            saved, run_config(train=TrainConfig(steps=90, seed=1), optim=OptimConfig(lr=3e-3))
-        )
-    for difference in (
-        "train.steps was 60, now 90",
-        "train.seed was 0, now 1",
-        "optim.lr was 0.001, now 0.003",
+@pytest.mark.parametrize(
+    ("fields", "steps", "batch_size"),
+    [
+        ({"tokens": 10_000, "batch_size": 4}, 40, 4),  # 39.06 steps of 256 tokens
+        ({"tokens": 10_240, "batch_size": 4}, 40, 4),
+        ({"batch_tokens": 512, "steps": 7}, 7, 8),
+        ({"batch_tokens": 512, "tokens": 1024}, 2, 8),
+    ],
+)
+def test_tokens_decide_steps_and_samples(fields, steps, batch_size):
+    config = run_config(data=DataConfig(Path("data"), context=64), train=TrainConfig(**fields))
+    assert (config.train.steps, config.train.batch_size) == (steps, batch_size)
+
+
+def test_tokens_per_step_must_be_whole_samples():
+    with pytest.raises(
+        UserError, match=r"train.batch_tokens: got 100; expected a multiple of .*64"
     ):
-        assert difference in str(error.value)
+        run_config(data=DataConfig(Path("data"), context=64), train=TrainConfig(batch_tokens=100))
 
 
-def test_where_a_run_stops_and_what_it_keeps_may_change():
-    saved = run_config(train=TrainConfig(stop_at=30)).to_yaml()
-    check_same(saved, run_config(checkpoint=CheckpointConfig(every=7, keep=9)))
+def test_a_step_is_divided_over_processes_and_forward_passes():
+    assert TrainConfig(batch_size=8).micro_batch(1) == 8
+    assert TrainConfig(batch_size=8).micro_batch(4) == 2
+    assert TrainConfig(batch_size=8, micro_batch_size=1).micro_batch(4) == 1
+    with pytest.raises(UserError, match=r"train.micro_batch_size: got 3; expected a divisor"):
+        TrainConfig(batch_size=8, micro_batch_size=3).micro_batch(1)
+    with pytest.raises(UserError, match=r"train.batch_size: got 8; expected a multiple of .*\(3\)"):
+        TrainConfig(batch_size=8).micro_batch(3)

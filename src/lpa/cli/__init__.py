@@ -12,6 +12,7 @@ COMMANDS = {
     "data show": ("lpa.cli.data_show", "decoded documents of it"),
     "data verify": ("lpa.cli.data_verify", "whether it is intact"),
     "train": ("lpa.cli.train", "train a model from a recipe"),
+    "runs": ("lpa.cli.runs", "tabulate runs, finished or not"),
     "eval perplexity": ("lpa.cli.eval_perplexity", "perplexity of a model on held-out text"),
     "eval compare": (
         "lpa.cli.eval_compare",

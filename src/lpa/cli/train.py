@@ -1,28 +1,38 @@
 """`lpa train`."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag, fail
 
+if TYPE_CHECKING:
+    from lpa.train.config import RunConfig
+
+
+SECTIONS = ("data", "model", "optim", "train", "checkpoint", "parallel")
+
 
 def build_parser() -> Parser:
     from jsonargparse import ActionConfigFile
 
-    from lpa.train.config import CheckpointConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+    from lpa.train import config
 
     parser = Parser(
         "train",
         usage="lpa train RECIPE --out RUN [options]",
-        description="Train a model as a recipe says; options change single values of it.",
+        description="Train a model as a recipe says; options change single values of it. Started as "
+        "`torchrun --nproc-per-node 8 -m lpa train …`, all processes train one model together.",
         examples="""\
   lpa train recipes/nano.yaml --data.path data --out runs/lpa
   lpa train recipes/nano.yaml --data.path data --model.placement none --out runs/dense
-  lpa train recipes/nano.yaml --data.path data --out runs/lpa --resume""",
+  lpa train recipes/nano.yaml --data.path data --out runs/lpa --resume
+  lpa train recipes/3b.yaml --dry-run""",
     )
     parser.add_argument(
         "--config",
@@ -30,18 +40,45 @@ def build_parser() -> Parser:
         metavar="RECIPE",
         help="the same as RECIPE, a YAML file",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the run directory to make")
+    parser.add_argument("--out", type=Path, help="the run directory to make")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the latest checkpoint in --out"
+        "--resume",
+        nargs="?",
+        const=_LATEST,
+        type=str,
+        metavar="CHECKPOINT",
+        help="go on from the latest intact checkpoint in --out, or from the one named",
+    )
+    parser.add_argument(
+        "--allow-change",
+        nargs="+",
+        default=[],
+        type=str,
+        metavar="FIELD",
+        help="with --resume: fields that may differ from the run's, such as optim.lr",
     )
     add_overwrite_flag(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything without memory and print what the run would take",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        help="with --dry-run: how many to plan for; by default what the parallel section says",
+    )
     add_json_flag(parser)
-    parser.add_class_arguments(DataConfig, "data")
-    parser.add_class_arguments(ModelConfig, "model")
-    parser.add_class_arguments(OptimConfig, "optim")
-    parser.add_class_arguments(TrainConfig, "train")
-    parser.add_class_arguments(CheckpointConfig, "checkpoint")
+    parser.add_class_arguments(config.DataConfig, "data")
+    parser.add_class_arguments(config.ModelConfig, "model")
+    parser.add_class_arguments(config.OptimConfig, "optim")
+    parser.add_class_arguments(config.TrainConfig, "train")
+    parser.add_class_arguments(config.CheckpointConfig, "checkpoint")
+    parser.add_class_arguments(config.ParallelConfig, "parallel")
     return parser
+
+
+_LATEST = "latest"
 
 
 def main(rest: list[str]) -> None:
@@ -55,28 +92,73 @@ def main(rest: list[str]) -> None:
 
     from lpa import console
     from lpa.train.config import RunConfig
-    from lpa.train.result import RunInterruptedError
-    from lpa.train.trainer import train
 
     console.hide_other_progress()
-    config = RunConfig(
-        **{name: sections[name] for name in ("data", "model", "optim", "train", "checkpoint")}
-    )
-    out = arguments.out
+    config = RunConfig(**{name: sections[name] for name in SECTIONS})
+    if arguments.dry_run:
+        _plan(config, arguments.processes, as_json=arguments.json)
+    elif arguments.processes is not None:
+        fail("--processes: goes with --dry-run; torchrun says how many processes train")
+    elif arguments.out is None:
+        fail("--out: got nothing; expected the run directory to make")
+    else:
+        _train(config, arguments)
+
+
+def _train(config: "RunConfig", arguments: Any) -> None:
+    from lpa.train.distributed import LostRankError, OtherRankFailedError
+    from lpa.train.result import RunInterruptedError, RunStopped, summary
+    from lpa.train.run import train
+
+    out, start = arguments.out, arguments.resume
+    resume = start == _LATEST if start in (None, _LATEST) else Path(start)
     try:
-        result = train(config, out, resume=arguments.resume, overwrite=arguments.overwrite)
+        result = train(
+            config,
+            out,
+            resume=resume,
+            overwrite=arguments.overwrite,
+            allow_change=arguments.allow_change,
+        )
     except RunInterruptedError as stop:
-        print(f"lpa: stopped by {stop}; --resume goes on from there", file=sys.stderr)
+        if _is_main_process():
+            print(f"lpa: stopped by {stop}; --resume goes on from there", file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None
-    if result is None:
-        print(f"{out}: stopped at step {config.train.stop_at}; --resume goes on from there")
+    except OtherRankFailedError:
+        raise SystemExit(2) from None
+    except LostRankError as error:
+        print(f"lpa: error: {error}", file=sys.stderr, flush=True)
+        # Threads that still wait for the lost process would hold up the ordinary way out.
+        os._exit(1)
+    if not _is_main_process():
+        return
+    if isinstance(result, RunStopped):
+        print(f"{out}: stopped at step {result.step}; --resume goes on from there")
     elif arguments.json:
         print(json.dumps(asdict(result)))
     else:
-        line = f"{out}: {result.steps} steps, {result.tokens:,} tokens, {result.wall_seconds:.0f} s"
-        if result.validation:
-            line += f", validation perplexity {result.validation.perplexity:.2f}"
-        print(line)
+        print(summary(result, out))
+
+
+def _is_main_process() -> bool:
+    """Whether this is the one of torchrun's processes that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lpa.train.dry_run import plan_run
+
+    plan = plan_run(config, processes)
+    if as_json:
+        print(json.dumps(asdict(plan)))
+        return
+    table = Table(title="what the run would take", show_header=False)
+    for name, value in plan.rows():
+        table.add_row(name, value)
+    Console().print(table)
 
 
 def _check_recipe(path: Path) -> None:

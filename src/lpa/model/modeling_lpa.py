@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -392,6 +393,8 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
                 slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             )
             logits = self.lm_head(hidden_states[:, kept])
+            if isinstance(logits, DTensor):  # split by vocabulary
+                logits = logits.full_tensor()
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -403,6 +406,13 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
     def _loss(self, hidden_states: Tensor, targets: Tensor, items: Tensor | int | None) -> Tensor:
         """Cross entropy of the targets, summed and divided by `items` or by their number."""
         targets = targets.to(hidden_states.device).reshape(-1)
+        if items is None:
+            items = (targets != -100).sum()
+        if isinstance(self.lm_head.weight, DTensor):
+            # Tensor parallelism: each process has the logits of its part of the vocabulary.
+            logits = self.lm_head(hidden_states).flatten(0, 1)
+            total = F.cross_entropy(logits, targets, reduction="sum")
+            return (total.to_local() if isinstance(total, DTensor) else total) / items
         total = F.linear_cross_entropy(
             hidden_states.reshape(-1, hidden_states.shape[-1]),
             self.lm_head.weight,
@@ -411,8 +421,6 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             reduction="sum",
             options=self._loss_options(targets.numel()),
         )
-        if items is None:
-            items = (targets != -100).sum()
         return total / items
 
     def _loss_options(self, tokens: int) -> "nn.LinearCrossEntropyOptions | None":

@@ -1,146 +1,211 @@
-"""Checkpoints: safetensors and JSON, whole or absent, nothing that unpickles."""
+"""The state of a run to files and back: weights, optimizer, random numbers, progress.
 
-import json
-import re
-import shutil
-from dataclasses import asdict, dataclass
+Tensors go through `torch.distributed.checkpoint` in its safetensors form: every process writes its shards,
+and another number of processes, or another layout, reads back what it needs. Nothing is pickled to files.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.tensor import DTensor
 
 from lpa.errors import UserError
-from lpa.files import new_directory
+from lpa.train import checkpoint_store as store
+from lpa.train.distributed import OtherRankFailedError, World, gather_objects, together
+from lpa.train.optim import Optimizers
+from lpa.train.progress import Progress
 
-_NAME = re.compile(r"step-(\d{8})")
 
+class Checkpointer:
+    """Saves and loads the checkpoints of one run, every process its part.
 
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        step: optimizer steps done.
-        tokens: tokens trained on.
-        train_seconds: time spent in training steps, without evaluation and saving.
-        wall_seconds: time since the run began, all processes together.
-        peak_memory_bytes: the most memory that one of its processes held.
-        pending_loss, pending_steps, pending_seconds: sums since the last record in the metrics, so
-            that a run that goes on leaves the same records as one that was never stopped.
+    Args:
+        run: the run directory.
+        world: who this process is.
+        random_stream: which of the run's streams of random numbers it draws from; processes that see
+            the same samples share one.
+        keep: how many of the latest checkpoints to keep.
+        asynchronous: return from `save` when the state is copied, and write it meanwhile.
     """
 
-    step: int = 0
-    tokens: int = 0
-    train_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    pending_loss: float = 0.0
-    pending_steps: int = 0
-    pending_seconds: float = 0.0
+    def __init__(
+        self,
+        run: Path,
+        world: World,
+        model: nn.Module,
+        optimizers: Optimizers,
+        *,
+        random_stream: int,
+        keep: int,
+        asynchronous: bool,
+    ) -> None:
+        self._run = run
+        self._world = world
+        self._model = model
+        self._optimizers = optimizers
+        self._stream = random_stream
+        self._keep = keep
+        self._asynchronous = asynchronous
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+        # A group of its own: what the writing thread exchanges must not mix with the training's.
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+
+    def save(self, progress: Progress, identity: dict[str, str]) -> None:
+        """Write the checkpoint of this step.
+
+        Args:
+            identity: field -> hash of what was trained on, compared when the run goes on.
+
+        Raises:
+            UserError: it, or an asynchronous one before it, could not be written.
+        """
+        self.wait()
+        partial = store.partial_path(self._run, progress.step)
+        self._agree(lambda: store.start_partial(partial) if self._world.is_main else None)
+        content = {"progress": asdict(progress), "identity": identity, "torch": torch.__version__}
+        written = dcp.async_save(
+            self._tensors(),
+            storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        assert isinstance(written, Future)
+        self._pending = self._thread.submit(self._complete, written, partial, content)
+        if not self._asynchronous:
+            self.wait()
+
+    def _complete(self, written: Future, partial: Path, content: dict[str, Any]) -> None:
+        """In the writing thread: checksums of this process's files; the main process seals."""
+        written.result()
+        own = sorted(partial.glob(f"shard-{self._world.rank + 1:05d}-*"))
+        described = together(
+            lambda: {path.name: store.describe_file(path) for path in own}, self._group
+        )
+        files = {
+            name: what
+            for part in gather_objects(described, self._group)
+            for name, what in part.items()
+        }
+        if self._world.is_main:
+            store.seal(self._run, partial, content, files)
+            store.keep_latest(self._run, self._keep)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint being written in the background cannot be."""
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            UserError: it could not be written, in whatever process.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        self._agree(pending.result)
+
+    def _agree(self, work: Callable[[], Any]) -> None:
+        """Do work in all processes; if it fails in one, all end, and that one says what the user can do."""
+
+        def telling() -> None:
+            try:
+                work()
+            except (UserError, OtherRankFailedError):
+                raise
+            # Disks fail in the words of whoever wrote: the system, safetensors, torch.
+            except (Exception, dcp.CheckpointException) as error:
+                kept = store.resumable(self._run)
+                last = f"the last complete one is {kept[0]}" if kept else "there is none before it"
+                raise UserError(
+                    f"checkpoint: could not be written ({_root_cause(error)}); {last}"
+                ) from error
+
+        together(telling)
+
+    def load(self, path: Path) -> tuple[Progress, dict[str, str]]:
+        """Take up a checkpoint: fill model and optimizers, set the random numbers.
+
+        Returns:
+            The progress, and the identity it was saved with.
+
+        Raises:
+            DamagedCheckpointError: a file of it is not what was written, by name.
+        """
+        seal = store.read_seal(path)
+        files = seal["files"]
+        together(lambda: store.check_names(path, files))
+        own_share = sorted(files)[self._world.rank :: self._world.size]
+        together(lambda: store.check_files(path, {name: files[name] for name in own_share}))
+        _create_states(self._optimizers)
+        reader = HuggingFaceStorageReader(str(path))
+        saved = reader.read_metadata().state_dict_metadata
+        tensors = self._tensors()
+        random = [name for name in tensors if name.startswith("random/")]
+        absent = [name for name in random if name not in saved]
+        for name in absent:
+            # More streams than were saved: this one is new, as it would be in a run of that size.
+            tensors.pop(name)
+        dcp.load(
+            tensors,
+            storage_reader=reader,
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        if not absent:
+            _restore_random_states({name.rsplit("/", 1)[1]: tensors[name] for name in random})
+        return Progress(**seal["progress"]), seal["identity"]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that is saved, by name; a tied weight under its first."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._model.named_parameters():
+            assert self._world.size == 1 or isinstance(parameter, DTensor), f"{name} is not sharded"
+            tensors[f"weights/{name}"] = parameter.detach()
+            for member in self._optimizers.members:
+                for key, value in member.state.get(parameter, {}).items():
+                    tensors[f"optimizer/{key}/{name}"] = value
+        for device, state in _random_states().items():
+            tensors[f"random/{self._stream}/{device}"] = state
+        return tensors
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(
-        path for path in (run / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)
-    )
+def _root_cause(error: BaseException) -> str:
+    """The first error of a chain, in one line."""
+    failures = getattr(error, "failures", None)  # of torch.distributed.checkpoint: by rank
+    if failures:
+        error = next(iter(failures.values()))[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def save_checkpoint(
-    run: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    *,
-    data_sha256: str,
-    keep: int,
-) -> Path:
-    """Write `checkpoints/step-…` and delete all but the `keep` latest."""
-    path = run / "checkpoints" / f"step-{progress.step:08d}"
-    with new_directory(path, overwrite=True) as directory:
-        save_file(_weights(model), directory / "model.safetensors")
-        save_file(_optimizer_tensors(model, optimizer), directory / "optimizer.safetensors")
-        save_file(_random_states(), directory / "random.safetensors")
-        state = {"progress": asdict(progress), "data_sha256": data_sha256}
-        (directory / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return path
-
-
-def load_checkpoint(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, data_sha256: str
-) -> Progress:
-    """Load the latest checkpoint of a run into a model and its optimizer.
-
-    Raises:
-        UserError: there is none, it is damaged, or it was trained on other tokens.
-    """
-    path = latest_checkpoint(run)
-    try:
-        state = json.loads((path / "state.json").read_text())
-        progress = Progress(**state["progress"])
-        if state["data_sha256"] != data_sha256:
-            raise UserError("data.path: holds other tokens than the run began with")
-        weights = load_file(path / "model.safetensors")
-        moments = load_file(path / "optimizer.safetensors")
-        random = load_file(path / "random.safetensors")
-    except UserError:
-        raise
-    # SafetensorError, the library's own, derives from Exception alone.
-    except Exception as error:
-        raise UserError(
-            f"{path}: checkpoint is damaged ({error}); delete it to use the one before"
-        ) from error
-    _restore_weights(model, weights)
-    _restore_optimizer(model, optimizer, moments)
-    _restore_random_states(random)
-    return progress
-
-
-def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run directory.
-
-    Raises:
-        UserError: the directory does not exist or has none.
-    """
-    if not run.is_dir():
-        raise UserError(f"--resume: {run}: no such run directory; start it without --resume")
-    found = checkpoints(run)
-    if not found:
-        raise UserError(f"--resume: {run}: has no checkpoint; start anew with another --out")
-    return found[-1]
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters under their first name: safetensors refuses the second name of a tied one."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-
-
-@torch.no_grad()
-def _restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State of each parameter under `<state>/<parameter>`."""
-    return {
-        f"{key}/{name}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def _restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    parameters = dict(model.named_parameters())
-    for full_name, value in tensors.items():
-        key, name = full_name.split("/", 1)
-        parameter = parameters[name]
-        optimizer.state[parameter][key] = value.to(parameter.device)
+def _create_states(optimizers: Optimizers) -> None:
+    """Make the states that optimizers make in their first step, to be filled: a step of rate nought."""
+    for member in optimizers.members:
+        rates = [group["lr"] for group in member.param_groups]
+        for group in member.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        member.step()
+        member.zero_grad(set_to_none=True)
+        for group, rate in zip(member.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def _random_states() -> dict[str, Tensor]:

@@ -111,46 +111,67 @@ class ModelConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW (Loshchilov & Hutter 2019) and its learning-rate schedule.
+    """The optimizer (AdamW, Loshchilov & Hutter 2019; Muon, Jordan et al. 2024) and its schedule.
 
     Attributes:
-        lr: the peak learning rate.
+        name: `adamw`, or `muon` for the matrices of the decoder layers with AdamW for the rest.
+        lr: the peak learning rate; one for both, since Muon's steps are scaled to the size of AdamW's.
         beta1, beta2, eps: AdamW's.
         weight_decay: on matrices only, not on norms and biases.
+        pair_decay: what decays in a low-rank pair: its `factors`, as any matrix, or their `product`
+            (Frobenius decay, Khodak et al. 2021), by weight_decay too.
+        down_decay, up_decay: decay of the pairs' first and second factors where it differs from
+            weight_decay; only with pair_decay factors.
+        down_lr_scale, up_lr_scale: multipliers of the learning rate for these factors.
         clip: the largest gradient norm; larger gradients are scaled down to it.
-        schedule: `cosine` after the warm-up, or `wsd`: constant, then linear decay.
+        schedule: after the warm-up `cosine`; `linear`; or `wsd`: constant, then linear decay.
         warmup_steps: steps of linear warm-up.
         min_lr_ratio: the last learning rate as a share of the peak.
         decay_fraction: the share of all steps that `wsd` decays over.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
+    pair_decay: Literal["factors", "product"] = "factors"
+    down_decay: float | None = None
+    up_decay: float | None = None
+    down_lr_scale: float = 1.0
+    up_lr_scale: float = 1.0
     clip: float = 1.0
-    schedule: Literal["cosine", "wsd"] = "cosine"
+    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
     warmup_steps: int = 20
     min_lr_ratio: float = 0.1
     decay_fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        _require(_finite_positive(self.lr), "optim.lr", self.lr, "a positive number")
-        _require(_finite_positive(self.eps), "optim.eps", self.eps, "a positive number")
-        _require(_finite_positive(self.clip), "optim.clip", self.clip, "a positive number")
+        for name in ("lr", "eps", "clip", "down_lr_scale", "up_lr_scale"):
+            value = getattr(self, name)
+            _require(_finite_positive(value), f"optim.{name}", value, "a positive number")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"optim.{name}", value, "at least 0 and below 1")
         for name in ("min_lr_ratio", "decay_fraction"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"optim.{name}", value, "from 0 to 1")
-        _require(
-            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
-            "optim.weight_decay",
-            self.weight_decay,
-            "a number from 0",
-        )
+        for name in ("weight_decay", "down_decay", "up_decay"):
+            value = getattr(self, name)
+            own = name != "weight_decay" and value is not None
+            _require(
+                not (own and self.pair_decay == "product"),
+                f"optim.{name}",
+                value,
+                "null with optim.pair_decay product, which decays by optim.weight_decay",
+            )
+            _require(
+                value is None or (math.isfinite(value) and value >= 0),
+                f"optim.{name}",
+                value,
+                "a number from 0",
+            )
         _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "at least 0")
 
 
@@ -160,49 +181,133 @@ class TrainConfig:
 
     Attributes:
         steps: optimizer steps.
-        batch_size: samples per step.
-        micro_batch_size: samples per forward pass, a divisor of batch_size; the gradients of a step
-            add up over them. By default all at once.
+        tokens: tokens to train on, which then decide the steps: the least that reach them.
+        batch_size: samples per step, of all processes together.
+        batch_tokens: tokens per step, a multiple of data.context, which then decide the batch size.
+        micro_batch_size: samples per forward pass of one process; the gradients of a step add up over
+            them. By default all that a process has of a step at once.
         seed: of weights and data order.
         log_every: steps between lines of metrics.
+        loggers: where metrics go beside metrics.jsonl: tensorboard, wandb, trackio.
+        project: the name under which wandb and trackio file the run.
         eval_every: steps between evaluations on the validation split; 0: only after the last.
         eval_tokens: tokens of that split to score each time; 0: all.
+        sample_every: steps between continuations of sample_prompt, kept in samples.jsonl; 0: none.
+        sample_prompt: what they continue; empty: they begin a document.
+        sample_tokens: how many tokens they have at most.
         dtype: of the arithmetic; weights and optimizer states stay float32.
-        compile: compile the decoder with torch.compile.
+        compile: compile each decoder layer with torch.compile.
         device: `auto` takes a GPU where there is one.
         threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
+        on_nonfinite: when a loss or gradient is not a finite number: `stop`, or `skip` the step's
+            update; neither touches the weights.
         stop_at: stop after this step with a checkpoint, to go on later with --resume.
+        max_seconds: stop with a checkpoint once the run, all its processes one after another together,
+            has taken so long.
     """
 
     steps: int = 200
+    tokens: int | None = None
     batch_size: int = 8
+    batch_tokens: int | None = None
     micro_batch_size: int | None = None
     seed: int = 0
     log_every: int = 10
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    project: str = "lpa"
     eval_every: int = 100
     eval_tokens: int = 0
+    sample_every: int = 0
+    sample_prompt: str = ""
+    sample_tokens: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     device: str = "auto"
     threads: int = 0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     stop_at: int | None = None
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every"):
+        for name in ("steps", "batch_size", "log_every", "sample_tokens"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("eval_every", "eval_tokens", "threads"):
+        for name in ("tokens", "batch_tokens", "micro_batch_size", "stop_at"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"train.{name}", value, "at least 1")
+        for name in ("eval_every", "eval_tokens", "sample_every", "threads"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
-        if self.micro_batch_size is None:
-            self.micro_batch_size = self.batch_size
-        _require(
-            self.micro_batch_size >= 1 and self.batch_size % self.micro_batch_size == 0,
-            "train.micro_batch_size",
-            self.micro_batch_size,
-            f"a divisor of train.batch_size ({self.batch_size})",
-        )
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "from 0 to 2^63 - 1")
         _require(
-            self.stop_at is None or self.stop_at >= 1, "train.stop_at", self.stop_at, "at least 1"
+            self.max_seconds is None or _finite_positive(self.max_seconds),
+            "train.max_seconds",
+            self.max_seconds,
+            "a positive number",
+        )
+
+    def resolve(self, context: int) -> None:
+        """Turn tokens into samples and steps, given the tokens of a sample.
+
+        Raises:
+            UserError: tokens per step that are no whole samples.
+        """
+        if self.batch_tokens is not None:
+            _require(
+                self.batch_tokens % context == 0,
+                "train.batch_tokens",
+                self.batch_tokens,
+                f"a multiple of data.context ({context})",
+            )
+            self.batch_size = self.batch_tokens // context
+        if self.tokens is not None:
+            self.steps = -(-self.tokens // (self.batch_size * context))
+
+    def micro_batch(self, processes: int) -> int:
+        """Samples per forward pass, for so many processes that see different samples.
+
+        Raises:
+            UserError: a step's samples cannot be divided so.
+        """
+        _require(
+            self.batch_size % processes == 0,
+            "train.batch_size",
+            self.batch_size,
+            f"a multiple of the processes that see different samples ({processes})",
+        )
+        share = self.batch_size // processes
+        size = share if self.micro_batch_size is None else self.micro_batch_size
+        _require(
+            share % size == 0,
+            "train.micro_batch_size",
+            size,
+            f"a divisor of each process's samples per step ({share} of train.batch_size "
+            f"{self.batch_size})",
+        )
+        return size
+
+
+@dataclass
+class ParallelConfig:
+    """How the processes that torchrun starts divide the work; their product is their number.
+
+    Attributes:
+        replicate: groups with the same weights and different samples.
+        shard: processes over which weights, gradients and optimizer states are divided (FSDP2); null:
+            those that are left.
+        tensor: processes that divide each matrix product.
+        timeout: seconds that a process waits for another before it gives up.
+    """
+
+    replicate: int = 1
+    shard: int | None = None
+    tensor: int = 1
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("replicate", "shard", "tensor"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"parallel.{name}", value, "at least 1")
+        _require(
+            _finite_positive(self.timeout), "parallel.timeout", self.timeout, "a positive number"
         )
 
 
@@ -213,10 +318,15 @@ class CheckpointConfig:
     Attributes:
         every: steps between checkpoints; 0: only when the run stops before its last step.
         keep: how many of the latest to keep.
+        keep_best: also keep the model with the lowest validation loss, as `best/`.
+        asynchronous: go on training while a checkpoint is written, at the cost of memory for a copy of
+            weights and optimizer states.
     """
 
     every: int = 100
     keep: int = 2
+    keep_best: bool = False
+    asynchronous: bool = False
 
     def __post_init__(self) -> None:
         _require(self.every >= 0, "checkpoint.every", self.every, "at least 0")
@@ -232,49 +342,16 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
-    def to_yaml(self) -> str:
+    def __post_init__(self) -> None:
+        self.train.resolve(self.data.context)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by section and field."""
         fields = asdict(self)
         fields["data"]["path"] = str(self.data.path)
-        return yaml.safe_dump(fields, sort_keys=False)
+        return fields
 
-
-# What may differ when a run goes on: it changes where the run stops and what is kept, never the weights.
-_FREE_ON_RESUME = {
-    "data.path",  # data may move; its tokens are compared by hash instead
-    "data.workers",
-    "data.verify",
-    "train.stop_at",
-    "checkpoint.every",
-    "checkpoint.keep",
-}
-
-
-def check_same(saved: str, current: RunConfig) -> None:
-    """Refuse to go on with a configuration other than the one a run began with.
-
-    Args:
-        saved: the run's `config.yaml`.
-        current: what it is asked to go on with.
-
-    Raises:
-        UserError: naming the fields that differ.
-    """
-    before, after = _flat(yaml.safe_load(saved)), _flat(yaml.safe_load(current.to_yaml()))
-    differences = [
-        f"{name} was {before.get(name)}, now {after.get(name)}"
-        for name in sorted(before.keys() | after.keys())
-        if name not in _FREE_ON_RESUME and before.get(name) != after.get(name)
-    ]
-    if differences:
-        raise UserError(
-            f"--resume: the run began with another configuration: {'; '.join(differences)}"
-        )
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"{section}.{name}": value
-        for section, fields in tree.items()
-        for name, value in fields.items()
-    }
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)

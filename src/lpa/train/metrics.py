@@ -1,10 +1,16 @@
-"""The record of a run: JSON Lines, and the same numbers for TensorBoard."""
+"""The record of a run: JSON Lines, and the same numbers for other loggers."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lpa.files import write_text
+from lpa.train.loggers import check_loggers, open_logger
+from lpa.train.machine import peak_flops, peak_memory_bytes
+from lpa.train.progress import Progress
 
 FILE_NAME = "metrics.jsonl"
 
@@ -23,29 +29,93 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return records
 
 
+def training_record(
+    progress: Progress,
+    *,
+    learning_rate: float,
+    gradient_norm: float,
+    flops_per_token: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    processes: int,
+    phases: dict[str, float],
+) -> dict[str, float]:
+    """The numbers of the steps since the last record; the sums of the next begin at nought.
+
+    Args:
+        gradient_norm: of the last step, before clipping.
+        flops_per_token: forward and backward.
+        phases: seconds by phase since the last record, in the main process.
+
+    Returns:
+        loss (mean, where a step was not skipped), lr, grad_norm, tokens, tokens_per_second and
+        flops_per_second (of all processes, over elapsed time of training), mfu (share of the devices'
+        peak, Chowdhery et al. 2022, appendix B; where the peak is known), train_seconds,
+        peak_memory_bytes, and <phase>_seconds.
+    """
+    rate = progress.pending_tokens / progress.pending_seconds
+    record = {
+        "tokens": progress.tokens,
+        "lr": learning_rate,
+        "grad_norm": gradient_norm,
+        "tokens_per_second": rate,
+        "flops_per_second": rate * flops_per_token,
+        "train_seconds": progress.train_seconds,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        **{f"{name}_seconds": seconds for name, seconds in phases.items()},
+    }
+    if progress.pending_steps:
+        record["loss"] = progress.pending_loss / progress.pending_steps
+    peak = peak_flops(device, dtype)
+    if peak is not None:
+        record["mfu"] = rate * flops_per_token / (peak * processes)
+    progress.pending_loss, progress.pending_seconds = 0.0, 0.0
+    progress.pending_steps, progress.pending_tokens = 0, 0
+    return record
+
+
 class MetricsLog:
-    """Appends records to `metrics.jsonl` and to TensorBoard's event file.
+    """Appends records to `metrics.jsonl` and hands them to the loggers asked for.
+
+    One process of a run has one.
 
     Args:
         run: the run directory.
         step: the step that the run goes on from; later records, left by a process that died after
             its last checkpoint, are dropped, since those steps are now done again.
+        loggers: further places, some of `lpa.train.loggers.LOGGERS`.
+        project: what W&B and Trackio file the run under.
+        config: what they show as its configuration.
+
+    Raises:
+        UserError: a logger is unknown or not installed; nothing is written then.
     """
 
-    def __init__(self, run: Path, *, step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(
+        self,
+        run: Path,
+        *,
+        step: int = 0,
+        loggers: Sequence[str] = ("tensorboard",),
+        project: str = "lpa",
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        check_loggers(loggers)
         kept = [record for record in read_metrics(run) if record["step"] <= step]
         write_text(run / FILE_NAME, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(run / FILE_NAME, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
-        self._board = SummaryWriter(str(run), purge_step=step + 1 if step else None)
+        self._loggers = [
+            open_logger(name, run, step=step, records=kept, project=project, config=config or {})
+            for name in dict.fromkeys(loggers)
+        ]
 
     def write(self, step: int, **values: float) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for logger in self._loggers:
+            logger.log(step, values)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        for logger in self._loggers:
+            logger.close()

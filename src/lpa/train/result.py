@@ -5,8 +5,10 @@ import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lpa.console import duration
 from lpa.files import write_text
 from lpa.train.evaluate import Perplexity
+from lpa.train.progress import Progress
 
 RESULT_FILE = "result.json"
 
@@ -22,6 +24,11 @@ class RunResult:
         tokens_per_second: tokens over train_seconds.
         train_seconds, wall_seconds, peak_memory_bytes: see `Progress`.
         validation: on the whole validation split; None where the data has none.
+        processes: that trained together.
+        skipped_steps: without an update, as loss or gradient were not finite.
+        best_step: the step with the lowest validation loss.
+        peak_flops: FLOP/s that all devices together promise (see `lpa.train.machine.peak_flops`);
+            None where that is unknown.
     """
 
     steps: int
@@ -33,6 +40,42 @@ class RunResult:
     wall_seconds: float
     peak_memory_bytes: int
     validation: Perplexity | None
+    processes: int = 1
+    skipped_steps: int = 0
+    best_step: int | None = None
+    peak_flops: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        progress: Progress,
+        *,
+        parameters: int,
+        flops_per_token: int,
+        peak_flops: float | None,
+        processes: int,
+        validation: Perplexity | None,
+    ) -> "RunResult":
+        """What a run that has made its last step came to.
+
+        Args:
+            peak_flops: of one device.
+        """
+        return cls(
+            steps=progress.step,
+            tokens=progress.tokens,
+            parameters=parameters,
+            train_flops_per_token=flops_per_token,
+            tokens_per_second=progress.tokens / progress.train_seconds,
+            train_seconds=progress.train_seconds,
+            wall_seconds=progress.wall_seconds,
+            peak_memory_bytes=progress.peak_memory_bytes,
+            validation=validation,
+            peak_flops=None if peak_flops is None else peak_flops * processes,
+            processes=processes,
+            skipped_steps=progress.skipped,
+            best_step=progress.best_step,
+        )
 
     def save(self, run: Path) -> None:
         write_text(run / RESULT_FILE, json.dumps(asdict(self), indent=2) + "\n")
@@ -42,6 +85,47 @@ class RunResult:
         fields = json.loads((run / RESULT_FILE).read_text())
         validation = fields.pop("validation")
         return cls(**fields, validation=Perplexity(**validation) if validation else None)
+
+
+@dataclass(frozen=True)
+class RunStopped:
+    """A run that ended before its last step as it was told to, and left a checkpoint.
+
+    Attributes:
+        step: the last one done.
+        reason: the field that said so.
+    """
+
+    step: int
+    reason: str
+
+
+def summary(result: RunResult, out: Path) -> str:
+    """A finished run in one line.
+
+    MFU is the share of the devices' peak that the model's matrix products came to (Chowdhery et al.
+    2022, appendix B), over the time of the training steps; FLOP/s stand in where the peak is unknown.
+    """
+    flops = result.train_flops_per_token * result.tokens_per_second
+    parts = [f"{result.steps:,} steps", f"{result.tokens:,} tokens"]
+    if result.skipped_steps:
+        parts.append(f"{result.skipped_steps:,} of them skipped")
+    if result.validation:
+        parts.append(f"validation perplexity {result.validation.perplexity:,.2f}")
+    parts += [
+        f"{result.tokens_per_second:,.0f} tokens/s",
+        f"MFU {flops / result.peak_flops:.1%}" if result.peak_flops else _flops_text(flops),
+        f"peak memory {result.peak_memory_bytes / 2**30:.2f} GiB",
+        duration(result.wall_seconds),
+    ]
+    return f"{out}: {', '.join(parts)}"
+
+
+def _flops_text(flops: float) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12)):
+        if flops >= size:
+            return f"{flops / size:.2f} {unit}FLOP/s"
+    return f"{flops / 1e9:.2f} GFLOP/s"
 
 
 class RunInterruptedError(Exception):

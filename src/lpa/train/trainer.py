@@ -1,382 +1,396 @@
-"""The training loop: one process, CPU or one GPU."""
+"""The training loop: the same on one process and on many."""
 
 import math
-import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lpa import console
-from lpa.data.dataset import TokenDataset, check_shards, split_tokens
-from lpa.data.loader import sample_loader
-from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
-from lpa.errors import UserError
-from lpa.files import check_output, new_directory, write_text
+from lpa.errors import LPAWarning, UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import parameter_count, training_flops_per_token
-from lpa.model.modeling_lpa import LPAForCausalLM
-from lpa.train.checkpoint import (
-    Progress,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
+from lpa.train.agreement import StepOutcome, agree_on_step
+from lpa.train.checkpoint import Checkpointer
+from lpa.train.config import RunConfig
+from lpa.train.distributed import OtherRankFailedError, World, gather_objects, sum_over_ranks
+from lpa.train.evaluate import Perplexity, validate
+from lpa.train.export import export_model
+from lpa.train.gradients import clip, total_norm
+from lpa.train.inputs import MicroBatch, RunData, StepReader
+from lpa.train.loggers import check_loggers
+from lpa.train.machine import peak_flops, peak_memory_bytes
+from lpa.train.materialise import materialise, meta_model
+from lpa.train.metrics import MetricsLog, training_record
+from lpa.train.nonfinite import bad_samples
+from lpa.train.optim import build_optimizers
+from lpa.train.parallel import (
+    parallelize,
+    plan_layout,
+    split_loss,
+    synchronize_gradients,
+    without_training,
 )
-from lpa.train.config import RunConfig, check_same
-from lpa.train.evaluate import Perplexity, total_loss
-from lpa.train.machine import peak_memory_bytes, pick_device
-from lpa.train.metrics import MetricsLog
-from lpa.train.optim import build_optimizer
-from lpa.train.result import RESULT_FILE, RunInterruptedError, RunResult
+from lpa.train.phases import PhaseClock
+from lpa.train.progress import Progress
+from lpa.train.result import RunInterruptedError, RunResult, RunStopped
+from lpa.train.sampling import sample_text
 from lpa.train.schedule import learning_rate
+from lpa.train.signals import StopRequests
 
-CONFIG_FILE = "config.yaml"
 FINAL = "final"
-
-
-def train(
-    config: RunConfig, out: Path, *, resume: bool = False, overwrite: bool = False
-) -> RunResult | None:
-    """Train as `config` says and leave a run directory.
-
-    SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
-
-    Args:
-        config: the run.
-        out: its directory.
-        resume: go on from the latest checkpoint in `out`; the result is bit for bit that of a run
-            that was never stopped.
-        overwrite: delete an earlier run in `out`.
-
-    Returns:
-        The result, or None where `train.stop_at` ended the run before its last step.
-
-    Raises:
-        RunInterruptedError: a signal ended it.
-        UserError: bad input, named, before anything is written; or a loss that is not finite.
-    """
-    if resume:
-        finished = (out / RESULT_FILE).exists()
-        if not finished:
-            latest_checkpoint(out)
-        if not (out / CONFIG_FILE).is_file():
-            raise UserError(f"--resume: {out} is not a run directory (no {CONFIG_FILE})")
-        check_same((out / CONFIG_FILE).read_text(encoding="utf-8"), config)
-        if finished:
-            return RunResult.load(out)
-    else:
-        _check_new_run(out, overwrite)
-    trainer = Trainer(config, out)
-    if resume:
-        trainer.load()
-    else:
-        if out.exists():
-            shutil.rmtree(out)
-        write_text(out / CONFIG_FILE, config.to_yaml())
-    return trainer.run()
-
-
-def _check_new_run(out: Path, overwrite: bool) -> None:
-    if not overwrite and (out / CONFIG_FILE).exists():
-        raise UserError(
-            f"--out {out}: already holds a run; pass --resume to go on with it, "
-            "--overwrite to delete it, or choose a new directory"
-        )
-    check_output(out, overwrite=overwrite, marker=CONFIG_FILE)
+BEST = "best"
 
 
 class Trainer:
-    """A run in progress: model, optimizer, data and how far it has come.
+    """A run in progress: model, optimizers, data and how far it has come.
 
-    Building one checks all input and writes nothing.
+    Building one checks all input and writes nothing. Every process of a run has one, and all make the
+    same decisions: what a process alone cannot know is agreed on once per step.
     """
 
-    def __init__(self, config: RunConfig, out: Path) -> None:
+    def __init__(self, config: RunConfig, out: Path, world: World | None = None) -> None:
         self.config = config
         self.out = out
-        self.device = pick_device(config.train.device)
+        self.world = world or World.alone(config.train.device)
+        self.layout = plan_layout(config.parallel, self.world.size)
+        self.data_rank = self.layout.data_rank(self.world.rank)
+        # Of the processes that see the same samples one counts.
+        self._counts = self.world.rank % self.layout.tensor == 0
+        self.micro_batch = config.train.micro_batch(self.layout.data)
         self.dtype = getattr(torch, config.train.dtype)
+        check_loggers(config.train.loggers)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        torch.manual_seed(config.train.seed)
 
-        self.manifest = Manifest.load(config.data.path)
-        self.data = TokenDataset(
-            config.data.path,
-            "train",
-            context=config.data.context,
-            seed=config.train.seed,
-            separate_documents=config.data.separate_documents,
-        )
-        if config.data.verify:
-            check_shards(config.data.path, "train")
-        self.validation = None
-        if "validation" in self.manifest.splits:
-            self.validation = split_tokens(config.data.path, "validation")
-
+        self.data = RunData(config.data, config.train.seed, self.world)
         self.model_config: LPAConfig = config.model.build(
-            vocab_size=self.manifest.vocab_size, context=config.data.context
+            vocab_size=self.data.manifest.vocab_size, context=config.data.context
         )
-        self.model_config.eos_token_id = self.manifest.eos_token_id
-        self.model = LPAForCausalLM(self.model_config).to(self.device).train()
+        self.model_config.eos_token_id = self.data.manifest.eos_token_id
+        self.model = meta_model(self.model_config).train()
         if config.train.compile:
-            self.model.model.compile()
-        self.optimizer = build_optimizer(self.model, config.optim)
+            for layer in self.model.model.layers:
+                layer.compile()
+        parallelize(self.model, self.layout, self.world.device.type, self.dtype)
+        materialise(self.model, self.model_config, self.world.device, seed=config.train.seed)
+        if self.data_rank:  # dropout differs where samples do
+            torch.manual_seed((config.train.seed + 1_000_003 * self.data_rank) % 2**63)
+        self.optimizers = build_optimizers(self.model, config.optim)
         self.progress = Progress()
-        self._loss_total = torch.zeros((), device=self.device)  # since the last record
-        self._grad_norm = torch.zeros((), device=self.device)  # of the last step, before clipping
+        self.checkpointer = Checkpointer(
+            out,
+            self.world,
+            self.model,
+            self.optimizers,
+            random_stream=self.data_rank,
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.asynchronous,
+        )
+        self._flops_per_token = training_flops_per_token(self.model_config, config.data.context)
+        self.clock = PhaseClock()
+        self._requests = StopRequests(self.world, self._time_is_up)
+        self._log: MetricsLog | None = None  # while running, in the main process
+        self._norm = 0.0  # of the last step
         self._session_start = time.perf_counter()
         self._earlier_seconds = 0.0
 
-    @property
-    def _data_sha256(self) -> str:
-        """Stands for the tokens trained on."""
-        return "+".join(shard.sha256 for shard in self.manifest.split("train").shards)
-
-    def load(self) -> None:
-        """Take up the latest checkpoint."""
-        self.progress = load_checkpoint(
-            self.out, self.model, self.optimizer, data_sha256=self._data_sha256
-        )
-        self._loss_total.fill_(self.progress.pending_loss)
+    def load(self, path: Path) -> dict[str, str]:
+        """Take up a checkpoint; returns the identity of the data it was trained on."""
+        self.progress, identity = self.checkpointer.load(path)
         self._earlier_seconds = self.progress.wall_seconds
+        return identity
 
     def save(self) -> None:
         """Leave a checkpoint of this step."""
-        self._measure()
-        save_checkpoint(
-            self.out,
-            self.model,
-            self.optimizer,
-            self.progress,
-            data_sha256=self._data_sha256,
-            keep=self.config.checkpoint.keep,
-        )
+        with self.clock("checkpoint"):
+            self._measure()
+            self.checkpointer.save(self.progress, self.data.identity)
 
-    def run(self) -> RunResult | None:
-        """Train to the last step, or until stopped."""
+    def run(self) -> RunResult | RunStopped:
+        """Train to the last step, or until stopped.
+
+        Raises:
+            RunInterruptedError: a signal ended the run, which left a checkpoint.
+            UserError: a loss or gradient that is not finite; a checkpoint that could not be written.
+        """
         settings = self.config.train
         last = min(settings.steps, settings.stop_at or settings.steps)
-        log = MetricsLog(self.out, step=self.progress.step)
-        try:
-            with console.progress() as display, stop_requests() as requests:
-                bar = display.add_task(
-                    f"training {self.config.model.placement}",
-                    total=settings.steps,
-                    completed=self.progress.step,
-                    status="",
-                )
-                self._open_batches()
-                self._start_clock()
-                while self.progress.step < last and not requests:
-                    self._step()
-                    step = self.progress.step
-                    done = step == settings.steps
-                    # The last evaluation is that of the whole split, in _finish.
-                    evaluating = self._due(settings.eval_every) and not done
-                    saving = self._due(self.config.checkpoint.every) or (
-                        not done and (bool(requests) or step == last)
-                    )
-                    recording = self._due(settings.log_every) or done
-                    if recording or evaluating or saving:
-                        self._stop_clock()
-                        if recording:
-                            record = self._record()
-                            log.write(step, **record)
-                            rate = f"{record['tokens_per_second']:,.0f} tokens/s"
-                            display.update(bar, status=f"loss {record['loss']:.3f}  {rate}")
-                        if evaluating:
-                            self._evaluate(log, settings.eval_tokens)
-                        if saving:
-                            self.save()
-                        self._start_clock()
-                    display.update(bar, completed=step)
+        with (
+            self._open_log() as self._log,
+            console.progress(visible=self.world.is_main) as self._display,
+            self._requests,
+        ):
+            self._bar = self._display.add_task(
+                f"training {self.config.model.placement}",
+                total=settings.steps,
+                completed=self.progress.step,
+                status="",
+            )
+            self._open_reader()
+            if self.progress.evaluation_due and self.progress.step < settings.steps:
+                self._evaluate(settings.eval_tokens)
+            self._mark = time.perf_counter()
+            while self.progress.step < last and not self._requests.agreed:
+                self._step()
+                self._between_steps(last)
+            result = None
             if self.progress.step == settings.steps:
-                return self._finish(log)
-            if requests:
-                raise RunInterruptedError(requests[0], self.progress.step)
-            return None
-        finally:
-            log.close()
+                result = self._finish()
+            self.checkpointer.wait()
+        if result is not None:
+            return result
+        if self._requests.signal:
+            raise RunInterruptedError(self._requests.signal, self.progress.step)
+        reason = "train.max_seconds" if self._requests.agreed else "train.stop_at"
+        return RunStopped(self.progress.step, reason)
+
+    # One step
+
+    def _open_reader(self) -> None:
+        """Begin reading at the first sample of the next step."""
+        settings = self.config.train
+        self._reader = StepReader(
+            self.data.stream,
+            self.world.device,
+            start=self.progress.samples,
+            steps=settings.steps - self.progress.step,
+            batch_size=settings.batch_size,
+            micro_batch=self.micro_batch,
+            data_rank=self.data_rank,
+            data_size=self.layout.data,
+            workers=self.config.data.workers,
+        )
+
+    def _step(self) -> StepOutcome:
+        """One optimizer step."""
+        settings, progress = self.config.train, self.progress
+        self.optimizers.set_learning_rate(
+            learning_rate(self.config.optim, progress.step + 1, settings.steps)
+        )
+        with self.clock("data"):
+            batches = self._reader.next_step()
+            own = sum(batch.targets for batch in batches) if self._counts else 0
+            tokens = int(sum_over_ranks([own])[0])
+        with self.clock("forward_backward"):
+            losses = self._accumulate(batches, tokens)
+            norm = total_norm(self.model.parameters())
+        outcome = agree_on_step(
+            sum(losses),
+            norm,
+            world=self.world,
+            counts=self._counts,
+            save_failed=self.checkpointer.failed,
+            requests=self._requests,
+        )
+        if outcome.save_failed:
+            self.checkpointer.wait()
+        with self.clock("optimizer"):
+            if outcome.finite:
+                clip(self.model.parameters(), outcome.norm, self.config.optim.clip)
+                self.optimizers.step()
+            self.optimizers.zero_grad()
+        progress.step += 1
+        progress.samples += settings.batch_size
+        if outcome.finite:
+            progress.tokens += tokens
+            progress.pending_tokens += tokens
+            progress.pending_loss += outcome.loss
+            progress.pending_steps += 1
+            self._norm = outcome.norm
+        else:
+            self._refuse(batches, losses)
+        return outcome
+
+    def _accumulate(self, batches: list[MicroBatch], tokens: int) -> list[float]:
+        """Add up the gradients of a step; returns what each micro-batch adds to its loss.
+
+        Divided by the tokens of the whole step in all processes, the parts add up to its mean.
+        """
+        losses = []
+        with split_loss(self.layout):
+            for place, batch in enumerate(batches, start=1):
+                synchronize_gradients(self.model, place == len(batches))
+                with torch.autocast(
+                    self.world.device.type,
+                    dtype=self.dtype,
+                    enabled=self.dtype != torch.float32,
+                ):
+                    loss = self.model(
+                        **batch.inputs, num_items_in_batch=max(tokens, 1), use_cache=False
+                    ).loss
+                loss.backward()
+                losses.append(loss.detach())
+        return torch.stack(losses).tolist()
+
+    def _refuse(self, batches: list[MicroBatch], losses: list[float]) -> None:
+        """Report a step whose loss or gradient is not finite; its gradients are gone already.
+
+        Raises:
+            UserError: unless such steps are skipped.
+        """
+        step, first = self.progress.step, self.progress.samples - self.config.train.batch_size
+        where = bad_samples(batches, losses, self.world, range(first, self.progress.samples))
+        if self.config.train.on_nonfinite == "skip":
+            self.progress.skipped += 1
+            if self.world.is_main:
+                warnings.warn(f"step {step} skipped: {where}", LPAWarning, stacklevel=2)
+            self._write(skipped_steps=self.progress.skipped)
+            return
+        if not self.world.is_main:
+            raise OtherRankFailedError
+        raise UserError(
+            f"training: step {step}: {where}; the weights are as before this step, and earlier "
+            f"checkpoints are kept; lower optim.lr (now {self.config.optim.lr}), lengthen "
+            "optim.warmup_steps, or pass --train.on_nonfinite skip"
+        )
+
+    # Between steps
+
+    def _between_steps(self, last: int) -> None:
+        """Whatever is due after the step just done: records, evaluation, sample, checkpoint."""
+        settings, progress = self.config.train, self.progress
+        self._tick()
+        done = progress.step == settings.steps
+        stopping = self._requests.agreed or progress.step == last
+        if self._due(settings.log_every) or done:
+            self._record()
+        # The last evaluation is that of the whole split, in _finish.
+        if self._due(settings.eval_every) and not done:
+            if self._requests.signal:
+                progress.evaluation_due = True
+            else:
+                self._evaluate(settings.eval_tokens)
+        if self._due(settings.sample_every) and not self._requests.signal:
+            self._sample()
+        if self._due(self.config.checkpoint.every) or (
+            (stopping or self._requests.agreed) and not done
+        ):
+            self.save()
+        self._display.update(self._bar, completed=progress.step)
+        self._mark = time.perf_counter()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0
 
-    @property
-    def _step_tokens(self) -> int:
-        return self.config.train.batch_size * self.config.data.context
+    def _time_is_up(self) -> bool:
+        limit = self.config.train.max_seconds
+        return limit is not None and self._wall_seconds() >= limit
 
-    def _start_clock(self) -> None:
-        self._clock = time.perf_counter()
+    def _wall_seconds(self) -> float:
+        return self._earlier_seconds + time.perf_counter() - self._session_start
 
-    def _stop_clock(self) -> None:
-        """Bring loss and seconds since the last record up to date.
+    def _tick(self) -> None:
+        """Count the time since the last step, reading and waiting included, but not evaluation and saving."""
+        seconds = time.perf_counter() - self._mark
+        self.progress.pending_seconds += seconds
+        self.progress.train_seconds += seconds
 
-        Reading the loss waits for the work queued on a GPU.
-
-        Raises:
-            UserError: the loss is not finite.
-        """
-        progress = self.progress
-        progress.pending_loss = self._loss_total.item()
-        seconds = time.perf_counter() - self._clock
-        progress.pending_seconds += seconds
-        progress.train_seconds += seconds
-        if not math.isfinite(progress.pending_loss):
-            raise UserError(
-                f"training: the loss is {progress.pending_loss} by step {progress.step}; lower "
-                f"optim.lr (now {self.config.optim.lr}) or lengthen optim.warmup_steps; earlier "
-                "checkpoints are kept"
-            )
-
-    def _step(self) -> Tensor:
-        """One optimizer step; returns its loss."""
-        settings = self.config.train
-        step = self.progress.step + 1
-        rate = learning_rate(self.config.optim, step, settings.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-        assert settings.micro_batch_size is not None
-        total = torch.zeros((), device=self.device)
-        for _ in range(settings.batch_size // settings.micro_batch_size):
-            batch = self._next_batch()
-            with torch.autocast(
-                self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
-            ):
-                # Divided by the tokens of the whole step, the parts add up to its mean.
-                loss = self.model(
-                    **batch, num_items_in_batch=self._step_tokens, use_cache=False
-                ).loss
-            loss.backward()
-            total += loss.detach()
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.optim.clip
-        )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.progress.step = step
-        self.progress.tokens += self._step_tokens
-        self.progress.pending_steps += 1
-        self._loss_total += total
-        return total
-
-    def _open_batches(self) -> None:
-        """Begin reading at the first sample of the next step."""
-        settings = self.config.train
-        assert settings.micro_batch_size is not None
-        self._batches = sample_loader(
-            self.data,
-            batch_size=settings.micro_batch_size,
-            start=self.progress.step * settings.batch_size,
-            stop=settings.steps * settings.batch_size,
-            workers=self.config.data.workers,
-        )
-
-    def _next_batch(self) -> dict[str, Tensor]:
-        batch = next(self._batches)
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def _record(self) -> dict[str, float]:
-        """The numbers of the steps since the last record; begins the next."""
-        progress = self.progress
-        record = {
-            "tokens": progress.tokens,
-            "loss": progress.pending_loss / progress.pending_steps,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": self._grad_norm.item(),
-            "tokens_per_second": progress.pending_steps
-            * self._step_tokens
-            / progress.pending_seconds,
-            "train_seconds": progress.train_seconds,
-        }
-        progress.pending_loss, progress.pending_steps, progress.pending_seconds = 0.0, 0, 0.0
-        self._loss_total.zero_()
-        return record
-
-    def _evaluate(self, log: MetricsLog, limit: int) -> Perplexity | None:
-        """Perplexity on the validation split, on its first `limit` tokens if that is not 0."""
-        if self.validation is None:
-            return None
-        split = self.manifest.split("validation")
-        tokens = self.validation[: limit + 1] if limit else self.validation
-        # Of a part of the split the amount of text is not known.
-        whole = len(tokens) == split.tokens
-        total = total_loss(
-            self.model,
-            tokens,
-            context=self.config.data.context,
-            batch_size=self.config.train.micro_batch_size or 1,
-            device=self.device,
+    def _record(self) -> None:
+        """Write the numbers of the steps since the last record; begins the next."""
+        record = training_record(
+            self.progress,
+            learning_rate=self.optimizers.learning_rate,
+            gradient_norm=self._norm,
+            flops_per_token=self._flops_per_token,
+            device=self.world.device,
             dtype=self.dtype,
+            processes=self.world.size,
+            phases=self.clock.take(),
         )
-        result = Perplexity.from_total(
-            total,
-            tokens=len(tokens) - 1,
-            words=split.words if whole else 0,
-            bytes=split.bytes if whole else 0,
-        )
-        log.write(
-            self.progress.step,
-            validation_loss=result.loss,
-            validation_perplexity=result.perplexity,
-        )
+        self._write(**record)
+        rate = f"{record['tokens_per_second']:,.0f} tokens/s"
+        self._display.update(self._bar, status=f"loss {record.get('loss', math.nan):.3f}  {rate}")
+
+    def _evaluate(self, limit: int) -> Perplexity | None:
+        """Perplexity on the validation split, on its first `limit` tokens if that is not 0.
+
+        Returns:
+            None where the data has no such split, or a signal came first: the run owes it then.
+        """
+        if self.data.validation is None:
+            return None
+        progress = self.progress
+        with self.clock("evaluation"), without_training(self.model, self.layout):
+            result = validate(
+                self.model,
+                self.data.validation[: limit + 1] if limit else self.data.validation,
+                self.data.manifest.split("validation"),
+                context=self.config.data.context,
+                batch_size=self.micro_batch,
+                device=self.world.device,
+                dtype=self.dtype,
+                share=(self.data_rank, self.layout.data),
+                counts=self._counts,
+                stop=self._requests.ask,
+            )
+        progress.evaluation_due = result is None
+        if result is None:
+            return None
+        self._write(validation_loss=result.loss, validation_perplexity=result.perplexity)
+        if progress.best_loss is None or result.loss < progress.best_loss:
+            progress.best_loss, progress.best_step = result.loss, progress.step
+            if self.config.checkpoint.keep_best:
+                self._export(BEST)
         return result
 
-    def _finish(self, log: MetricsLog) -> RunResult:
-        """Evaluate, write `final/` and `result.json`."""
-        validation = self._evaluate(log, 0)
+    def _sample(self) -> None:
+        with self.clock("sampling"), without_training(self.model, self.layout):
+            sample_text(
+                self.model, self.config, self.out, self.progress.step, write=self.world.is_main
+            )
+
+    # The end
+
+    def _finish(self) -> RunResult | None:
+        """Evaluate, write `final/` and `result.json`; None where a signal came during the evaluation."""
+        validation = self._evaluate(0)
+        if self.progress.evaluation_due:
+            self.save()
+            return None
         self._measure()
-        progress = self.progress
-        result = RunResult(
-            steps=progress.step,
-            tokens=progress.tokens,
+        result = RunResult.of(
+            self.progress,
             parameters=parameter_count(self.model_config),
-            train_flops_per_token=training_flops_per_token(
-                self.model_config, self.config.data.context
-            ),
-            tokens_per_second=progress.tokens / progress.train_seconds,
-            train_seconds=progress.train_seconds,
-            wall_seconds=progress.wall_seconds,
-            peak_memory_bytes=progress.peak_memory_bytes,
+            flops_per_token=self._flops_per_token,
+            peak_flops=peak_flops(self.world.device, self.dtype),
+            processes=self.world.size,
             validation=validation,
         )
-        self.model.generation_config.eos_token_id = self.manifest.eos_token_id
-        self.model.generation_config.pad_token_id = self.manifest.eos_token_id
-        with new_directory(self.out / FINAL, overwrite=True) as directory:
-            self.model.save_pretrained(directory)
-            shutil.copytree(
-                self.config.data.path / TOKENIZER_DIRECTORY, directory, dirs_exist_ok=True
-            )
-        result.save(self.out)
+        self._export(FINAL)
+        if self.world.is_main:
+            result.save(self.out)
         return result
+
+    def _export(self, name: str) -> None:
+        export_model(
+            self.model, self.model_config, self.config.data.path, self.out / name, self.world
+        )
 
     def _measure(self) -> None:
         """Bring the clock and the memory mark of the run up to date."""
-        session = time.perf_counter() - self._session_start
-        self.progress.wall_seconds = self._earlier_seconds + session
+        self.progress.wall_seconds = self._wall_seconds()
         self.progress.peak_memory_bytes = max(
-            self.progress.peak_memory_bytes, peak_memory_bytes(self.device)
+            self.progress.peak_memory_bytes,
+            *gather_objects(peak_memory_bytes(self.world.device)),
         )
 
+    def _open_log(self) -> AbstractContextManager[MetricsLog | None]:
+        if not self.world.is_main:
+            return nullcontext()
+        settings = self.config.train
+        return closing(
+            MetricsLog(
+                self.out,
+                step=self.progress.step,
+                loggers=settings.loggers,
+                project=settings.project,
+                config=self.config.to_dict(),
+            )
+        )
 
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts as usual."""
-    received: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def _write(self, **values: float) -> None:
+        if self._log is not None:
+            self._log.write(self.progress.step, **values)

@@ -1,0 +1,69 @@
+"""A step of Muon in bfloat16 and in float32 beside one of AdamW, on the matrices of a 130M layer.
+
+    .venv/bin/python benchmarks/muon.py [ROUNDS] [PLACEMENT]
+
+The three take turns; what is printed are medians of CPU time on one thread, which other work on the machine
+changes little, and ratios of them. On an x86 CPU that has units for
+bfloat16, ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI in the environment shows what one without them would do.
+"""
+
+import os
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from lpa.model.presets import preset_config
+from lpa.train.materialise import meta_model
+from lpa.train.muon import Muon, fast_dtype
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "CPU")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    placement = sys.argv[2] if len(sys.argv) > 2 else "attention"
+    model = meta_model(preset_config("130m", placement=placement))
+    shapes = [p.shape for p in model.model.layers[0].parameters() if p.ndim == 2]
+    torch.manual_seed(0)
+    matrices = [torch.nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes]
+    for matrix in matrices:
+        matrix.grad = torch.randn_like(matrix)
+    optimizers = {
+        "adamw": torch.optim.AdamW(matrices, 1e-3, fused=True),
+        "muon, bfloat16": Muon(matrices, 1e-3, dtype=torch.bfloat16),
+        "muon, float32": Muon(matrices, 1e-3, dtype=torch.float32),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(rounds + 1):
+        for name, optimizer in optimizers.items():
+            start = time.process_time()
+            optimizer.step()
+            seconds[name].append(time.process_time() - start)
+    # The first round makes the states.
+    median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "all")
+    print(
+        f"{cpu_name()}, one thread, instructions: {limit}, "
+        f"torch {version('torch')}, lpa {version('lpa')}"
+    )
+    print(
+        f"placement {placement}: {len(shapes)} matrices, {sum(map(torch.Size.numel, shapes)):,} numbers"
+    )
+    for name, value in median.items():
+        print(f"{name:<16} {1000 * value:8.1f} ms  {value / median['adamw']:6.1f} times AdamW")
+    ratio = median["muon, bfloat16"] / median["muon, float32"]
+    chosen = str(fast_dtype("cpu")).removeprefix("torch.")
+    print(f"bfloat16 / float32  {ratio:.2f}; chosen here: {chosen}")
+
+
+if __name__ == "__main__":
+    main()

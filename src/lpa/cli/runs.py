@@ -1,0 +1,98 @@
+"""`lpa runs`."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpa.cli.parsing import Parser, add_json_flag, json_text
+
+if TYPE_CHECKING:
+    from lpa.train.runs import RunRow
+
+
+def build_parser() -> Parser:
+    from lpa.train.runs import FIELDS
+
+    parser = Parser(
+        "runs",
+        usage="lpa runs DIR [DIR …] [options]",
+        description="Tabulate the runs below directories: what each came to, or how far it is.",
+        examples="""\
+  lpa runs runs
+  lpa runs runs --sort perplexity
+  lpa runs runs/lpa runs/dense --json""",
+    )
+    parser.add_argument(
+        "dirs", type=Path, nargs="+", metavar="DIR", help="a run directory or one above such"
+    )
+    parser.add_argument(
+        "--sort",
+        choices=FIELDS,
+        default="name",
+        metavar="FIELD",
+        help=f"sort upwards by one of {', '.join(FIELDS)}",
+    )
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from dataclasses import asdict
+
+    from lpa.train.runs import find_runs, read_run, sort_runs
+
+    # Absolute only to find the same run once where one DIR lies within another.
+    runs = {run.resolve(): run for root in arguments.dirs for run in find_runs(root)}
+    rows = sort_runs([read_run(run, str(run)) for run in runs.values()], arguments.sort)
+    if arguments.json:
+        print(json_text({"runs": [asdict(row) for row in rows]}))
+    else:
+        _print_table(rows)
+
+
+def _print_table(rows: "list[RunRow]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lpa.console import duration
+
+    table = Table()
+    for heading in ("run", "placement", "rank"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("state", overflow="fold")
+    for heading in ("steps", "tokens", "loss", "perplexity", "tokens/s", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    broken = any(row.problem for row in rows)
+    if broken:
+        table.add_column("what is wrong", overflow="fold")
+    for row in rows:
+        cells = [
+            row.name,
+            row.placement or "",
+            row.rank or "",
+            _cell(row.parameters, ","),
+            row.state or "",
+            _cell(row.steps, ","),
+            _cell(row.tokens, ","),
+            _cell(row.loss, ".4f"),
+            _cell(row.perplexity, ",.2f"),
+            _cell(row.tokens_per_second, ",.0f"),
+            duration(row.seconds) if row.seconds and math.isfinite(row.seconds) else "",
+        ]
+        table.add_row(*map(_literal, cells + [row.problem] * broken))
+    # Exact numbers matter more here than the width of the terminal.
+    Console(width=max(Console().width, 160)).print(table)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _literal(text: str) -> str:
+    """A directory's name may look like markup."""
+    from rich.markup import escape
+
+    return escape(text)

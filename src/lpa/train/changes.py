@@ -1,0 +1,110 @@
+"""What may differ between a run and the one that goes on with it."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lpa.errors import UserError
+from lpa.train.config import RunConfig
+
+# These change where a run stops, what is kept and who computes it, never the weights beyond rounding.
+_FREE = {
+    "data.path",  # data may move; its tokens and tokenizer are compared by hash instead
+    "data.workers",
+    "data.verify",
+    "train.micro_batch_size",
+    "train.stop_at",
+    "train.max_seconds",
+    "train.on_nonfinite",
+    "train.log_every",
+    "train.loggers",
+    "train.project",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.sample_every",
+    "train.sample_prompt",
+    "train.sample_tokens",
+}
+_FREE_SECTIONS = ("checkpoint.", "parallel.")
+
+# What a user cannot set but a run may not change either.
+DATA_FIELDS = ("data.tokens", "data.tokenizer")
+
+
+def read_saved_config(path: Path) -> dict[str, Any]:
+    """The sections of a run's `config.yaml`, as plain values.
+
+    Raises:
+        UserError: it is missing, no YAML of plain values, or has no sections.
+    """
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"--resume: {path.parent} is not a run directory (no {path.name})"
+        ) from error
+    # The safe loader refuses every tag that would make an object.
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not a plain YAML file ({error})") from error
+    if not isinstance(saved, dict) or not all(isinstance(part, dict) for part in saved.values()):
+        raise UserError(f"{path}: is not the configuration of a run; expected sections of fields")
+    return saved
+
+
+def check_same(saved: dict[str, Any], current: RunConfig, *, allow: Collection[str] = ()) -> None:
+    """Refuse to go on with a configuration other than the one a run began with.
+
+    Args:
+        saved: the run's `config.yaml`.
+        current: what it is asked to go on with.
+        allow: fields that may differ all the same, such as `optim.lr`.
+
+    Raises:
+        UserError: naming the fields that differ, or a field in `allow` that there is not.
+    """
+    before, after = _flat(saved), _flat(yaml.safe_load(current.to_yaml()))
+    for name in allow:
+        if name not in after and name not in DATA_FIELDS:
+            raise UserError(
+                f"--allow-change: got {name}; expected fields such as optim.lr, or "
+                f"{' or '.join(DATA_FIELDS)}"
+            )
+    refuse_changes(
+        {
+            name: (before.get(name), after.get(name))
+            for name in sorted(before.keys() | after.keys())
+        },
+        allow=allow,
+    )
+
+
+def refuse_changes(fields: dict[str, tuple[Any, Any]], *, allow: Collection[str]) -> None:
+    """Refuse values, before and now, that differ and may not.
+
+    Raises:
+        UserError: naming each such field with both values.
+    """
+    differences = [
+        f"{name} was {before}, now {after}"
+        for name, (before, after) in fields.items()
+        if before != after and not _is_free(name) and name not in allow
+    ]
+    if differences:
+        raise UserError(
+            f"--resume: the run began with another configuration: {'; '.join(differences)}; "
+            "--allow-change FIELD goes on all the same"
+        )
+
+
+def _is_free(name: str) -> bool:
+    return name in _FREE or name.startswith(_FREE_SECTIONS)
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{name}": value
+        for section, fields in tree.items()
+        for name, value in fields.items()
+    }

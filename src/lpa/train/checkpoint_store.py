@@ -1,0 +1,233 @@
+"""Checkpoints as directories: sealed when complete, verified before use, deleted by their own rule.
+
+A checkpoint `step-00001000/` holds safetensors files and `state.json`, the seal, which lists each file with
+its size and SHA-256 and carries a checksum of itself. It is written as `.step-00001000.partial` and renamed
+when the seal is on it, so a process that dies leaves a partial directory that no one takes for whole.
+`latest.json` names the one written last: after going back to an earlier checkpoint, higher steps of the
+abandoned future may still lie there.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lpa.errors import UserError
+from lpa.files import fsync_directory, write_text
+
+SEAL = "state.json"
+_LATEST = "latest.json"
+_FORMAT = 2
+_NAME = re.compile(r"step-(\d{8})")
+_UNFINISHED = re.compile(r"\.step-\d{8}\.(partial|deleting)")
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint whose files are not what was written."""
+
+
+def folder(run: Path) -> Path:
+    """Where the checkpoints of a run lie."""
+    return run / "checkpoints"
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return folder(run) / f"step-{step:08d}"
+
+
+def has_name(path: Path) -> bool:
+    """Whether a path is named as a checkpoint is."""
+    return _NAME.fullmatch(path.name) is not None
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    found = _NAME.fullmatch(path.name)
+    assert found, f"{path} is named by checkpoint_path"
+    return int(found[1])
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, lowest step first; what has no intact seal is none."""
+    return sorted(
+        path for path in folder(run).glob("step-*") if has_name(path) and _is_sealed(path)
+    )
+
+
+def _is_sealed(path: Path) -> bool:
+    try:
+        read_seal(path)
+    except DamagedCheckpointError:
+        return False
+    return True
+
+
+def resumable(run: Path) -> list[Path]:
+    """The complete checkpoints to go on from, best first: the one written last, then lower steps."""
+    found = checkpoints(run)
+    try:
+        latest = int(json.loads((folder(run) / _LATEST).read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):  # none was written, or it was lost
+        latest = step_of(found[-1]) if found else 0
+    return [path for path in reversed(found) if step_of(path) <= latest]
+
+
+def unfinished(run: Path) -> list[Path]:
+    """What saves that did not end left behind, and directories of the right name without an intact seal."""
+    return sorted(
+        path
+        for path in folder(run).glob("*")
+        if _UNFINISHED.fullmatch(path.name) or (has_name(path) and not _is_sealed(path))
+    )
+
+
+def partial_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies until it is complete."""
+    path = checkpoint_path(run, step)
+    return path.with_name(f".{path.name}.partial")
+
+
+def _complete_path(partial: Path) -> Path:
+    return partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
+
+
+def start_partial(partial: Path) -> None:
+    """Make an empty directory to write a checkpoint into; what unfinished saves left is removed.
+
+    Raises:
+        UserError: something that is no checkpoint has its name.
+    """
+    path = _complete_path(partial)
+    if path.exists() and not _is_sealed(path):
+        raise UserError(
+            f"{path}: is in the way of a checkpoint and none itself; move it, then --resume"
+        )
+    for left in partial.parent.glob(".step-*"):
+        if _UNFINISHED.fullmatch(left.name):
+            shutil.rmtree(left)
+    partial.mkdir(parents=True)
+
+
+def seal(run: Path, partial: Path, content: dict[str, Any], files: dict[str, Any]) -> Path:
+    """Complete a checkpoint: write the seal, rename, and remember it as the latest.
+
+    Args:
+        partial: begun with `start_partial`, its files written and synced.
+        content: what the seal says beside the files; JSON.
+        files: name -> what `describe_file` says of it.
+    """
+    sealed = {"format": _FORMAT, **content, "files": files}
+    write_text(
+        partial / SEAL,
+        json.dumps({"sha256": _digest(sealed), "content": sealed}, indent=1) + "\n",
+    )
+    fsync_directory(partial)
+    path = _complete_path(partial)
+    if path.exists():  # of an abandoned future, or whole but not remembered as the latest
+        _delete(path)
+    os.replace(partial, path)
+    fsync_directory(path.parent)
+    remember_latest(run, step_of(path))
+    return path
+
+
+def remember_latest(run: Path, step: int) -> None:
+    """Make a step the one that the run goes on from."""
+    write_text(folder(run) / _LATEST, json.dumps({"step": step}) + "\n")
+
+
+def keep_latest(run: Path, keep: int) -> None:
+    """Delete complete checkpoints up to the latest one, all but the last `keep`; nothing else."""
+    for path in resumable(run)[keep:]:
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Rename first: a process that dies now leaves nothing that looks like a checkpoint."""
+    doomed = path.with_name(f".{path.name}.deleting")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, which is on the disk from then on."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def read_seal(path: Path) -> dict[str, Any]:
+    """What the seal of a checkpoint says.
+
+    Raises:
+        DamagedCheckpointError: it is missing, altered, or of another format.
+    """
+    file = path / SEAL
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        content = document["content"]
+        intact = document["sha256"] == _digest(content)
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{path}: is no complete checkpoint (no {SEAL})") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{file}: is damaged ({error})") from error
+    if not intact:
+        raise DamagedCheckpointError(f"{file}: is damaged (its checksum is not its own)")
+    if content.get("format") != _FORMAT:
+        raise DamagedCheckpointError(
+            f"{file}: has format {content.get('format')}; this version reads {_FORMAT}"
+        )
+    return content
+
+
+def check_names(path: Path, names: Iterable[str]) -> None:
+    """Refuse files that a checkpoint may not have: outside of it, links, or not in its seal.
+
+    Raises:
+        DamagedCheckpointError: naming the file.
+    """
+    names = set(names)
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise DamagedCheckpointError(
+                f"{path / SEAL}: lists {name!r}; expected plain names of .safetensors files"
+            )
+        if (path / name).is_symlink():
+            raise DamagedCheckpointError(f"{path / name}: is a link; expected a file")
+    for entry in path.iterdir():
+        if entry.name not in names | {SEAL}:
+            raise DamagedCheckpointError(f"{entry}: does not belong to the checkpoint; remove it")
+
+
+def check_file(path: Path, expected: dict[str, Any]) -> None:
+    """Compare a file with what its checkpoint's seal says.
+
+    Raises:
+        DamagedCheckpointError: it is missing, shorter or longer, or has other content.
+    """
+    if not path.is_file():
+        raise DamagedCheckpointError(f"{path}: is missing; the checkpoint is damaged")
+    if path.stat().st_size != expected["bytes"]:
+        raise DamagedCheckpointError(
+            f"{path}: has {path.stat().st_size:,} bytes of {expected['bytes']:,}; "
+            "the checkpoint is damaged"
+        )
+    if describe_file(path)["sha256"] != expected["sha256"]:
+        raise DamagedCheckpointError(
+            f"{path}: its content is not what was written (SHA-256); the checkpoint is damaged"
+        )
+
+
+def check_files(path: Path, expected: dict[str, Any]) -> None:
+    """`check_file` for several files of a checkpoint."""
+    for name, described in expected.items():
+        check_file(path / name, described)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,162 @@
+"""What a run would take, found by building it without memory."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from lpa.console import duration
+from lpa.data.manifest import FILE_NAME, Manifest
+from lpa.errors import UserError
+from lpa.model.cost import parameter_count, training_flops_per_token
+from lpa.model.plan import activation_bytes
+from lpa.model.presets import PRESETS
+from lpa.train.config import RunConfig
+from lpa.train.materialise import meta_model
+from lpa.train.parallel import parallelize, plan_layout
+
+_MASTER_BYTES = 4  # weights, gradients and optimizer states are float32
+# What a GPU of today keeps up in training, to turn FLOPs into hours: 40% of an A100's 312 TFLOP/s.
+_ASSUMED_FLOPS = 0.4 * 312e12
+
+
+@dataclass
+class RunPlan:
+    """Figures of a run that has not begun; the keys of `lpa train --dry-run --json`.
+
+    Attributes:
+        processes, layout: how many, and how they divide the work.
+        parameters: of the model.
+        steps, tokens, tokens_per_step, samples_per_step: of the run.
+        micro_batch: samples per forward pass of one process.
+        forward_passes: per step and process.
+        flops: of the whole run, forward and backward.
+        gpu_hours: at 125 TFLOP/s each.
+        memory_bytes_per_device: `weights`, `gradients` and `optimizer` as this layout shards them,
+            measured on the built model; `gathered`: a decoder layer and what is outside the layers, whole
+            for the moment that they compute; `accumulated`: gradients before they are added up over
+            processes, once for all forward passes of a step; `activations` of one forward pass, which tensor
+            parallelism lowers further.
+    """
+
+    processes: int
+    layout: str
+    parameters: int
+    steps: int
+    tokens: int
+    tokens_per_step: int
+    samples_per_step: int
+    micro_batch: int
+    forward_passes: int
+    flops: float
+    gpu_hours: float
+    memory_bytes_per_device: dict[str, int]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of each figure, to print."""
+        passes = "forward pass" if self.forward_passes == 1 else "forward passes"
+        memory = self.memory_bytes_per_device
+        return [
+            ("processes", f"{self.processes}: {self.layout}"),
+            ("parameters", f"{self.parameters:,}"),
+            ("tokens", f"{self.tokens:,}"),
+            ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
+            (
+                "a process's step",
+                f"{self.forward_passes} {passes} of {self.micro_batch} samples",
+            ),
+            ("FLOPs", f"{self.flops:.3g}"),
+            (
+                "time at 125 TFLOP/s per GPU",
+                f"{duration(self.gpu_hours * 3600 / self.processes)} ({self.gpu_hours:,.1f} GPU-hours)",
+            ),
+            *((f"memory per device: {name}", _gib(size)) for name, size in memory.items()),
+            ("memory per device", _gib(sum(memory.values()))),
+        ]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
+    """Build the model of a run on the meta device, in the layout of so many processes.
+
+    Args:
+        processes: by default what the parallel section asks for.
+
+    Raises:
+        UserError: a field that the run would refuse.
+    """
+    asked = config.parallel
+    if processes is None:
+        processes = asked.replicate * (asked.shard or 1) * asked.tensor
+    if processes < 1:
+        raise UserError(f"--processes: got {processes}; expected at least 1")
+    layout = plan_layout(asked, processes)
+    settings, context = config.train, config.data.context
+    micro_batch = settings.micro_batch(layout.data)
+    model_config = config.model.build(vocab_size=_vocabulary(config), context=context)
+    dtype = getattr(torch, settings.dtype)
+
+    model = meta_model(model_config)
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    outside = parameter_count(model_config) - layer * model_config.num_hidden_layers
+    if processes > 1:
+        _stand_in_group(processes)
+    try:
+        parallelize(model, layout, "cpu", dtype)
+        held = sum(
+            (p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters()
+        )
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    states = 2 if config.optim.name == "adamw" else 1
+    whole = 0 if layout.data == 1 else layer * dtype.itemsize + outside * _MASTER_BYTES
+    passes = settings.batch_size // (layout.data * micro_batch)
+    accumulates = layout.data > 1 and passes > 1
+    tokens_per_step = settings.batch_size * context
+    flops = training_flops_per_token(model_config, context) * settings.steps * tokens_per_step
+    return RunPlan(
+        processes=processes,
+        layout=str(layout),
+        parameters=parameter_count(model_config),
+        steps=settings.steps,
+        tokens=settings.steps * tokens_per_step,
+        tokens_per_step=tokens_per_step,
+        samples_per_step=settings.batch_size,
+        micro_batch=micro_batch,
+        forward_passes=passes,
+        flops=flops,
+        gpu_hours=flops / _ASSUMED_FLOPS / 3600,
+        memory_bytes_per_device={
+            "weights": held * _MASTER_BYTES,
+            "gradients": held * _MASTER_BYTES,
+            "optimizer": states * held * _MASTER_BYTES,
+            "gathered": whole // layout.tensor,
+            "accumulated": accumulates
+            * parameter_count(model_config)
+            * _MASTER_BYTES
+            // layout.tensor,
+            "activations": activation_bytes(
+                model_config, context=context, batch=micro_batch, dtype=dtype
+            ),
+        },
+    )
+
+
+def _vocabulary(config: RunConfig) -> int:
+    """That of the data where it is prepared already, else that of the model."""
+    if (config.data.path / FILE_NAME).is_file():
+        return Manifest.load(config.data.path).vocab_size
+    of_preset = PRESETS[config.model.preset].fields if config.model.preset in PRESETS else {}
+    return config.model.vocab_size or of_preset.get("vocab_size", 32000)
+
+
+def _stand_in_group(processes: int) -> None:
+    """A process group of that size in which this process is alone and nothing is sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)

@@ -1,0 +1,195 @@
+"""A run from its beginning, or from where it was left."""
+
+import shutil
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+
+from lpa.errors import LPAWarning, UserError
+from lpa.files import check_output, write_text
+from lpa.train import checkpoint_store as store
+from lpa.train.changes import check_same, read_saved_config, refuse_changes
+from lpa.train.config import RunConfig
+from lpa.train.distributed import (
+    LostRankError,
+    OtherRankFailedError,
+    World,
+    barrier,
+    is_restart,
+    join_world,
+    launch_id,
+    leave_world,
+    missing_ranks,
+    together,
+)
+from lpa.train.result import RESULT_FILE, RunResult, RunStopped
+from lpa.train.trainer import Trainer
+
+CONFIG_FILE = "config.yaml"
+_LAUNCH_FILE = ".launch"
+
+
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool | Path = False,
+    overwrite: bool = False,
+    allow_change: Collection[str] = (),
+) -> RunResult | RunStopped:
+    """Train as `config` says and leave a run directory.
+
+    SIGINT and SIGTERM end the run after the step in hand, with a checkpoint. Under torchrun every
+    process calls this. One that torchrun starts anew in place of one that died goes on with the run
+    that the same torchrun began.
+
+    Args:
+        config: the run.
+        out: its directory.
+        resume: go on from the latest intact checkpoint in `out`, or from the given one; in the same
+            layout of processes the result is bit for bit that of a run that was never stopped.
+        overwrite: delete an earlier run in `out`.
+        allow_change: fields in which the configuration may differ from the one the run began with.
+
+    Raises:
+        RunInterruptedError: a signal ended it.
+        UserError: bad input, named, before anything is written; a loss that is not finite; a disk
+            that is full.
+        OtherRankFailedError: that happened in another process, which says so.
+        LostRankError: another process died.
+    """
+    world = join_world(config.train.device, timeout=config.parallel.timeout)
+    try:
+        if is_restart() and together(lambda: _began_here(out)):
+            resume, overwrite = bool(store.resumable(out)), True
+        if resume:
+            return _resume(config, out, world, resume, allow_change)
+        return _begin(config, out, world, overwrite)
+    # What torch raises when a process no longer answers; also much else, so ask who is there.
+    except RuntimeError as error:
+        missing = missing_ranks() if world.size > 1 else []
+        if not missing:
+            raise
+        raise LostRankError(
+            f"rank {world.rank} ends, as rank {', '.join(map(str, missing))} is gone"
+        ) from error
+    finally:
+        leave_world()
+
+
+def _begin(config: RunConfig, out: Path, world: World, overwrite: bool) -> RunResult | RunStopped:
+    together(lambda: _check_new_run(out, overwrite))
+    trainer = together(lambda: Trainer(config, out, world))
+    barrier()  # nobody looks at `out` any more
+    if world.is_main:
+        if out.exists():
+            shutil.rmtree(out)
+        write_text(out / CONFIG_FILE, config.to_yaml())
+        _sign(out)
+    return trainer.run()
+
+
+def _resume(
+    config: RunConfig,
+    out: Path,
+    world: World,
+    start: bool | Path,
+    allow_change: Collection[str],
+) -> RunResult | RunStopped:
+    def check() -> RunResult | None:
+        if not out.is_dir():
+            raise UserError(f"--resume: {out}: no such run directory; start it without --resume")
+        finished = (out / RESULT_FILE).exists()
+        if not finished:
+            _checkpoints_to_try(out, start)
+        saved = read_saved_config(out / CONFIG_FILE)
+        check_same(saved, config, allow=allow_change)
+        if finished and saved["train"].get("steps") == config.train.steps:
+            return RunResult.load(out)
+        return None
+
+    finished = together(check)
+    if finished is not None:
+        return finished
+    trainer = together(lambda: Trainer(config, out, world))
+    path = _load_intact(trainer, out, start, allow_change)
+    barrier()
+    if world.is_main:
+        store.remember_latest(out, store.step_of(path))
+        write_text(out / CONFIG_FILE, config.to_yaml())
+        _sign(out)
+    return trainer.run()
+
+
+def _load_intact(
+    trainer: Trainer, out: Path, start: bool | Path, allow_change: Collection[str]
+) -> Path:
+    """Load the checkpoint asked for, or the latest that is intact; say loudly what was passed over."""
+    speaks = trainer.world.is_main
+    for left in store.unfinished(out) if speaks else []:
+        _warn(f"{left}: is no complete checkpoint and is ignored")
+    candidates = _checkpoints_to_try(out, start)
+    for path in candidates:
+        try:
+            identity = trainer.load(path)
+        except (store.DamagedCheckpointError, OtherRankFailedError) as error:
+            if path == candidates[-1]:
+                raise
+            if isinstance(error, store.DamagedCheckpointError):
+                _warn(f"{error}; going on from the checkpoint before it")
+            continue
+        own = trainer.data.identity
+        refuse_changes(
+            {name: (identity.get(name), value) for name, value in own.items()}, allow=allow_change
+        )
+        return path
+    raise AssertionError("the last candidate is loaded or raises")
+
+
+def _checkpoints_to_try(out: Path, start: bool | Path) -> list[Path]:
+    """Best first.
+
+    Raises:
+        UserError: there is none, or the one asked for is not of this run.
+    """
+    if isinstance(start, Path):
+        if start.resolve().parent != store.folder(out).resolve() or not store.has_name(start):
+            raise UserError(
+                f"--resume: got {start}; expected a checkpoint of the run, such as "
+                f"{store.checkpoint_path(out, 100)}"
+            )
+        if not start.is_dir():
+            raise UserError(f"--resume: {start}: no such checkpoint")
+        return [start]
+    found = store.resumable(out)
+    if not found:
+        raise UserError(
+            f"--resume: {out}: has no checkpoint that is complete; start anew with another --out"
+        )
+    return found
+
+
+def _check_new_run(out: Path, overwrite: bool) -> None:
+    if not overwrite and (out / CONFIG_FILE).exists():
+        raise UserError(
+            f"--out {out}: already holds a run; pass --resume to go on with it, "
+            "--overwrite to delete it, or choose a new directory"
+        )
+    check_output(out, overwrite=overwrite, marker=CONFIG_FILE)
+
+
+def _sign(out: Path) -> None:
+    """Remember which launch this run belongs to."""
+    name = launch_id()
+    if name is not None:
+        write_text(out / _LAUNCH_FILE, name + "\n")
+
+
+def _began_here(out: Path) -> bool:
+    """Whether the launch that this process belongs to has worked on `out` before."""
+    file = out / _LAUNCH_FILE
+    return file.is_file() and file.read_text(encoding="utf-8").strip() == launch_id()
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, LPAWarning, stacklevel=3)

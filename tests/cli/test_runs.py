@@ -1,0 +1,98 @@
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, run, prepared, tiny, lpa):
+    """A finished run, a dense one stopped halfway, and ones that are broken in several ways."""
+    root = tmp_path_factory.mktemp("runs")
+    shutil.copytree(run, root / "lpa")
+    stopped = lpa(
+        *("train", "--data.path", prepared, "--out", root / "deeper" / "dense", *tiny),
+        *("--train.steps", 8, "--train.stop_at", 5, "--train.log_every", 2),
+        *("--train.eval_every", 4, "--train.eval_tokens", 500, "--model.placement", "none"),
+    )
+    assert stopped.code == 0, stopped.stderr
+    begun = root / "begun"
+    begun.mkdir()
+    shutil.copy(run / "config.yaml", begun)
+    (begun / "metrics.jsonl").write_text('{"step": 1, "loss": 5.5, "tok')  # killed as it wrote
+    bad_result = shutil.copytree(run, root / "bad-result")
+    (bad_result / "result.json").write_text('{"steps": 8, "tok')
+    bad_config = shutil.copytree(run, root / "bad-config[red]")
+    (bad_config / "config.yaml").write_text("model: [unclosed")
+    bad_metrics = shutil.copytree(run, root / "bad-metrics")
+    (bad_metrics / "metrics.jsonl").write_bytes(b"\xff\xfe\n" * 3)
+    odd = shutil.copytree(run, root / "odd")
+    (odd / "result.json").write_text('{"steps": "many", "wall_seconds": Infinity, "validation": 3}')
+    return root
+
+
+def test_rows_of_whole_and_broken_runs(runs, lpa):
+    finished = lpa("runs", runs, "--json")
+    assert finished.code == 0, finished.stderr
+    rows = {row["name"].removeprefix(f"{runs}/"): row for row in finished.json["runs"]}
+    assert list(rows) == sorted(rows)
+
+    result = json.loads((runs / "lpa" / "result.json").read_text())
+    done = rows["lpa"]
+    assert done["state"] == "finished"
+    assert (done["placement"], done["rank"]) == ("attention", "8")
+    assert done["parameters"] == result["parameters"]
+    assert (done["steps"], done["tokens"]) == (8, 8 * 4 * 32)
+    assert done["perplexity"] == result["validation"]["perplexity"]
+    assert done["tokens_per_second"] == result["tokens_per_second"]
+    assert done["seconds"] == result["wall_seconds"]
+    records = (runs / "lpa" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in records if '"loss"' in line]
+    assert done["loss"] == losses[-1]
+
+    dense = rows["deeper/dense"]
+    assert dense["state"] == "stopped at step 5 of 8"
+    assert (dense["placement"], dense["rank"], dense["parameters"]) == ("none", None, None)
+    assert (dense["steps"], dense["tokens"]) == (4, 4 * 4 * 32)  # of the last record
+    assert dense["perplexity"] > 1
+
+    assert rows["begun"]["state"] == "no checkpoint yet"
+    assert rows["begun"]["loss"] is None
+    problems = {name: row["problem"] for name, row in rows.items() if row["problem"]}
+    assert problems == {
+        "bad-config[red]": "config.yaml: damaged",
+        "bad-metrics": "metrics.jsonl: damaged",
+        "bad-result": "result.json: damaged",
+    }
+    assert rows["bad-config[red]"]["loss"] == done["loss"]
+    assert rows["odd"]["steps"] is None
+
+
+def test_the_table(runs, lpa):
+    finished = lpa("runs", ".", cwd=runs)  # short names, which no column folds
+    assert finished.code == 0, finished.stderr
+    for text in ("stopped at step 5 of 8", "bad-config[red]", "result.json: damaged", "1,024"):
+        assert text in " ".join(finished.stdout.split())
+
+
+def test_sorting_puts_what_is_unknown_last(runs, lpa):
+    rows = lpa("runs", runs, "--sort", "seconds", "--json").json["runs"]
+    known = [row["seconds"] for row in rows if row["seconds"] is not None]
+    assert len(known) >= 2
+    assert [row["seconds"] for row in rows[: len(known)]] == sorted(known)
+
+
+def test_a_run_named_twice_is_shown_once(runs, lpa):
+    rows = lpa("runs", runs / "lpa", runs / "lpa", "--json").json["runs"]
+    assert [row["name"] for row in rows] == [str(runs / "lpa")]
+
+
+def test_no_runs(tmp_path, lpa):
+    empty = lpa("runs", tmp_path)
+    assert (empty.code, empty.stdout) == (2, "")
+    assert empty.stderr == (
+        f"lpa: error: DIR {tmp_path}: holds no run; expected directories with a config.yaml\n"
+    )
+    missing = lpa("runs", tmp_path / "nowhere")
+    assert missing.code == 2
+    assert "no such directory" in missing.stderr
+    assert len(missing.stderr.splitlines()) == 1

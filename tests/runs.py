@@ -1,0 +1,112 @@
+"""Training runs in tests: started by torchrun, read back, compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from lpa.train.metrics import read_metrics
+
+WORKERS = Path(__file__).parent / "train" / "workers"
+
+
+@dataclass
+class Launched:
+    """Processes that torchrun started."""
+
+    process: subprocess.Popen
+
+    def finish(self, timeout: float = 180) -> tuple[int, str]:
+        """Exit code and all that was printed."""
+        output, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, output
+
+    def workers(self) -> list[int]:
+        """The ids of the processes that torchrun started, by rank."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                environment = (entry / "environ").read_bytes().split(b"\0")
+            except (OSError, ValueError):  # it ended meanwhile
+                continue
+            if parent == self.process.pid:
+                values = dict(item.split(b"=", 1) for item in environment if b"=" in item)
+                if b"RANK" in values:
+                    found[int(values[b"RANK"])] = int(entry.name)
+        return [pid for _, pid in sorted(found.items())]
+
+
+def torchrun(processes: int, *arguments: object, options: tuple[str, ...] = ()) -> Launched:
+    """`torchrun … -m lpa train …`, or a worker script of the tests where the first argument ends in .py."""
+    program = [] if str(arguments[0]).endswith(".py") else ["-m", "lpa"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *options]
+    return Launched(
+        subprocess.Popen(
+            [*command, *program, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
+        )
+    )
+
+
+def run_worker(processes: int, name: str, *arguments: object) -> Any:
+    """Run a worker script under torchrun; what it wrote as JSON to the path it was given last."""
+    out = Path(str(arguments[-1]))
+    code, output = torchrun(processes, WORKERS / name, *arguments).finish()
+    assert code == 0, output
+    return json.loads(out.read_text())
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen, timeout: float = 90) -> Any:
+    """Wait for a condition while a process is at work; what the condition gave."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert process.poll() is None, process.stdout.read() if process.stdout else "ended"
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.002)
+    return value
+
+
+def untimed_metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of a run without what measures the machine."""
+    measured = ("_second", "_seconds", "_bytes")
+    return [
+        {key: value for key, value in record.items() if not key.endswith(measured)}
+        for record in read_metrics(run)
+    ]
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "final/model.safetensors")
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    """Bit for bit."""
+    ours, theirs = final_weights(run), final_weights(other)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+def stop_all(launched: Launched) -> None:
+    """End what a failed test left running."""
+    if launched.process.poll() is None:
+        for pid in launched.workers():
+            os.kill(pid, signal.SIGKILL)
+        launched.process.kill()
+        launched.process.wait()

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lpa.errors import UserError
+from lpa.train.changes import check_same, read_saved_config, refuse_changes
+from lpa.train.config import CheckpointConfig, DataConfig, OptimConfig, RunConfig, TrainConfig
+
+
+def run_config(**sections) -> RunConfig:
+    return RunConfig(**({"data": DataConfig(Path("data"))} | sections))
+
+
+def saved(**sections) -> dict:
+    return yaml.safe_load(run_config(**sections).to_yaml())
+
+
+def test_a_run_goes_on_with_its_own_configuration_alone():
+    before = saved(train=TrainConfig(steps=60))
+    check_same(before, run_config(train=TrainConfig(steps=60)))
+    with pytest.raises(UserError) as error:
+        check_same(
+            before, run_config(train=TrainConfig(steps=90, seed=1), optim=OptimConfig(lr=3e-3))
+        )
+    for difference in (
+        "train.steps was 60, now 90",
+        "train.seed was 0, now 1",
+        "optim.lr was 0.001, now 0.003",
+        "--allow-change",
+    ):
+        assert difference in str(error.value)
+
+
+def test_where_a_run_stops_and_what_it_keeps_may_change():
+    before = saved(train=TrainConfig(stop_at=30))
+    check_same(before, run_config(checkpoint=CheckpointConfig(every=7, keep=9)))
+
+
+def test_what_is_allowed_may_change_and_nothing_else():
+    before = saved(optim=OptimConfig(lr=1e-3))
+    after = run_config(optim=OptimConfig(lr=2e-3, beta2=0.99))
+    with pytest.raises(UserError) as error:
+        check_same(before, after, allow=["optim.lr"])
+    assert "optim.beta2 was 0.95, now 0.99" in str(error.value)
+    assert "optim.lr was" not in str(error.value)
+    check_same(before, after, allow=["optim.lr", "optim.beta2"])
+
+
+def test_a_field_to_allow_must_exist():
+    with pytest.raises(
+        UserError, match=r"--allow-change: got optim.speed; expected fields such as"
+    ):
+        check_same(saved(), run_config(), allow=["optim.speed"])
+
+
+def test_other_tokens_are_refused_field_by_field():
+    fields = {"data.tokens": ("aa", "bb"), "data.tokenizer": ("cc", "dd")}
+    with pytest.raises(UserError) as error:
+        refuse_changes(fields, allow=["data.tokens"])
+    assert "data.tokenizer was cc, now dd" in str(error.value)
+    assert "data.tokens was" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch PWNED']",
+        "train: !!python/object/apply:os.system ['touch PWNED']",
+        "train: {steps: 1",
+        "- a list",
+        "train: 3",
+    ],
+)
+def test_a_configuration_that_is_no_plain_yaml_is_refused_and_runs_nothing(
+    text, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml: is no"):
+        read_saved_config(path)
+    assert not (tmp_path / "PWNED").exists()

@@ -1,0 +1,250 @@
+"""What happens to real processes on a bad day."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import (
+    assert_same_weights,
+    run_worker,
+    stop_all,
+    torchrun,
+    untimed_metrics,
+    wait_until,
+)
+
+from lpa.train import checkpoint_store as store
+from lpa.train.metrics import read_metrics
+
+STEPS = 40
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def options(prepared, tiny):
+    """Dropout on, two forward passes per step and process, more than an epoch's middle."""
+    return [
+        *("train", "--data.path", prepared, *tiny, "--train.steps", STEPS),
+        *("--train.batch_size", 8, "--train.micro_batch_size", 2, "--checkpoint.every", 10),
+        *("--model.resid_pdrop", "0.1", "--train.eval_every", 20, "--train.eval_tokens", 500),
+    ]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, options):
+    """Two processes that were never stopped."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    code, output = torchrun(2, *options, "--out", out).finish()
+    assert code == 0, output
+    return out
+
+
+def test_two_processes_give_the_same_bits_again_and_after_a_stop(straight, options, tmp_path):
+    out = tmp_path / "run"
+    code, output = torchrun(2, *options, "--out", out, "--train.stop_at", 13).finish()
+    assert code == 0, output
+    code, output = torchrun(2, *options, "--out", out, "--resume").finish()
+    assert code == 0, output
+    assert_same_weights(out, straight)
+    assert untimed_metrics(out) == untimed_metrics(straight)
+    assert output.count("validation perplexity") == 1, "one process speaks for all"
+
+
+def losses(run) -> list[float]:
+    return [record["loss"] for record in read_metrics(run) if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory, options, lpa):
+    """By the number of processes that began it, a run of half the steps; and the losses of a whole one."""
+    folder = tmp_path_factory.mktemp("halfway")
+    # Dropout differs by process, so it is off; and a vocabulary that two can divide.
+    options = [*options, "--model.resid_pdrop", "0.0", "--model.vocab_size", 304]
+    for processes in (1, 2):
+        part = [*options, "--out", folder / str(processes), "--train.stop_at", STEPS // 2]
+        if processes == 1:
+            finished = lpa(*part)
+            assert finished.code == 0, finished.stderr
+        else:
+            code, output = torchrun(2, *part).finish()
+            assert code == 0, output
+    finished = lpa(*options, "--out", folder / "whole")
+    assert finished.code == 0, finished.stderr
+    return folder, options
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "layout"),
+    [(2, 1, ()), (1, 2, ()), (2, 2, ("--parallel.tensor", 2))],
+    ids=["2 to 1", "1 to 2", "shards to tensor parallel"],
+)
+def test_another_number_of_processes_goes_on_with_the_same_samples(
+    halfway, tmp_path, lpa, first, then, layout
+):
+    folder, options = halfway
+    run = tmp_path / "run"
+    shutil.copytree(folder / str(first), run)
+    command = [*options, "--out", run, "--resume", *layout]
+    if then == 1:
+        finished = lpa(*command)
+        assert finished.code == 0, finished.stderr
+    else:
+        code, output = torchrun(then, *command).finish()
+        assert code == 0, output
+    # The same samples in another order of addition; other samples would differ in the second digit.
+    assert losses(run) == pytest.approx(losses(folder / "whole"), rel=1e-3)
+    assert read_metrics(run)[-2]["tokens"] == read_metrics(folder / "whole")[-2]["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGTERM, "step"), (signal.SIGINT, "evaluation"), (signal.SIGTERM, "save")],
+)
+def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
+    straight, options, tmp_path, number, moment
+):
+    out = tmp_path / "run"
+    launched = torchrun(2, *options, "--out", out, *_slow_down(moment))
+    try:
+        _, second = wait_until(
+            lambda: _at(moment, out) and (found := launched.workers())[1:] and found,
+            launched.process,
+        )
+        os.kill(second, number)
+        code, output = launched.finish()
+    finally:
+        stop_all(launched)
+    assert code != 0
+    assert f"stopped by {number.name} at step" in output
+    # torchrun names the code that its processes ended with.
+    assert f"exitcode  : {128 + number}" in output
+    assert not (out / "final").exists()
+    reached = int(output.partition(f"stopped by {number.name} at step ")[2].split(";")[0])
+    newest = store.resumable(out)[0]
+    assert store.step_of(newest) == reached
+    assert not store.unfinished(out)
+    code, output = torchrun(2, *options, "--out", out, *_slow_down(moment), "--resume").finish()
+    assert code == 0, output
+    if moment == "step":
+        assert_same_weights(out, straight)
+
+
+def _slow_down(moment: str) -> tuple:
+    """Options that make the moment long enough to hit."""
+    if moment == "evaluation":
+        return ("--train.eval_every", 5, "--train.eval_tokens", 0)
+    return ("--checkpoint.every", 1) if moment == "save" else ()
+
+
+def _at(moment: str, out) -> bool:
+    if moment == "save":
+        return any(store.folder(out).glob(".step-*.partial"))
+    steps = [record["step"] for record in read_metrics(out)]
+    return bool(steps) if moment == "step" else any(step >= 10 for step in steps)
+
+
+def test_a_second_sigint_ends_at_once(options, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lpa", *map(str, options), "--train.steps", "100000", "--out", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    wait_until(lambda: read_metrics(out), process)
+    process.send_signal(signal.SIGSTOP)  # so that both signals wait for it together
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    if process.returncode == 130:  # it had stopped in good order before the second came
+        assert "stopped by SIGINT" in output
+    else:
+        assert process.returncode == -signal.SIGINT, output
+    assert time.monotonic() - began < 5
+
+
+def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path):
+    out = tmp_path / "run"
+    launched = torchrun(2, *options, "--train.steps", 100000, "--out", out)
+    try:
+        workers = wait_until(
+            lambda: read_metrics(out) and (found := launched.workers())[1:] and found,
+            launched.process,
+        )
+        began = time.monotonic()
+        os.kill(workers[1], signal.SIGKILL)
+        code, output = launched.finish()
+    finally:
+        stop_all(launched)
+    assert code != 0
+    assert "rank 0 ends, as rank 1 is gone" in output
+    assert "lpa/train" not in output, "a line, not a traceback"
+    assert time.monotonic() - began < 20, "documented: within 20 seconds"
+
+
+def test_torchrun_starts_again_and_the_run_goes_on_by_itself(straight, options, tmp_path):
+    out = tmp_path / "run"
+    launched = torchrun(2, *options, "--out", out, options=("--max-restarts", "1"))
+    try:
+        workers = wait_until(
+            lambda: store.resumable(out) and (found := launched.workers())[1:] and found,
+            launched.process,
+        )
+        os.kill(workers[1], signal.SIGKILL)
+        code, output = launched.finish()
+    finally:
+        stop_all(launched)
+    assert code == 0, output
+    assert_same_weights(out, straight)
+    assert untimed_metrics(out) == untimed_metrics(straight)
+
+
+def test_a_restart_never_touches_a_run_that_was_there_before(straight, options):
+    before = (straight / "metrics.jsonl").stat().st_mtime_ns
+    code, output = torchrun(
+        2, *options, "--out", straight, options=("--max-restarts", "1")
+    ).finish()
+    assert code != 0
+    assert "already holds a run" in output
+    assert (straight / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("what", "action"), [("loss", "stop"), ("gradient", "stop"), ("loss", "skip")]
+)
+def test_a_number_that_is_none_on_one_rank_never_reaches_the_weights(
+    prepared, tmp_path, what, action
+):
+    run, out = tmp_path / "run", tmp_path / "out.json"
+    run.mkdir()
+    run_worker(2, "nonfinite.py", prepared, run, what, action, out)
+    endings = [json.loads((tmp_path / f"out.json.{rank}").read_text()) for rank in (0, 1)]
+    assert all(ending["finite"] for ending in endings)
+    kept = [store.step_of(path) for path in store.checkpoints(run)]
+    records = read_metrics(run)
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    if action == "stop":
+        assert {ending["step"] for ending in endings} == {4}
+        assert endings[1]["ending"] == "told by another"
+        said = endings[0]["ending"]
+        assert "step 4" in said
+        if what == "loss":  # the fourth step has samples 24 to 31, of which rank 1 has the odd ones
+            assert "samples 25, 27 on rank 1 is nan" in said
+        else:
+            assert "gradient of samples 24 to 31 is not finite" in said
+        assert kept == [1, 2, 3]
+    else:
+        assert {ending["ending"] for ending in endings} == {"finished"}
+        assert max(record.get("skipped_steps", 0) for record in records) == 1
+        assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 5, 6, 7, 8]

@@ -1,0 +1,56 @@
+"""Under torchrun: train a small model in each layout asked for, and write what each came to.
+
+layouts.py DATA LAYOUTS STEPS FIELDS OUT    (LAYOUTS and FIELDS are JSON)
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from small_runs import small_trainer
+
+from lpa.train.distributed import join_world, leave_world
+
+
+def main() -> None:
+    data, layouts, steps, fields, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    world = join_world("cpu", timeout=60)
+    results = []
+    for replicate, shard, tensor in json.loads(layouts):
+        trainer = small_trainer(
+            Path(data),
+            world,
+            parallel={"replicate": replicate, "shard": shard, "tensor": tensor},
+            steps=int(steps),
+            **json.loads(fields),
+        )
+        trainer._open_reader()
+        losses = [trainer._step().loss for _ in range(int(steps))]
+        weights = {
+            name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().double()
+            for name, p in trainer.model.named_parameters()
+        }
+        norms = {name: weight.norm().item() for name, weight in weights.items()}
+        held = sum(
+            (p.to_local() if hasattr(p, "to_local") else p).numel()
+            for p in trainer.model.parameters()
+        )
+        results.append(
+            {
+                "losses": losses,
+                "norms": norms,
+                "held": held,
+                "tokens": trainer.progress.tokens,
+                "evaluated": trainer._evaluate(500).loss,
+            }
+        )
+    if world.is_main:
+        Path(out).write_text(json.dumps(results))
+    leave_world()
+
+
+main()
