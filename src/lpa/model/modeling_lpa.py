@@ -25,9 +25,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import (
-    LlamaRMSNorm,
     LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
     eager_attention_forward,
 )
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -35,6 +33,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from lpa.lowrank import LowRankLinear, draw_factors
 from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.elementwise import RMSNorm, rotate, silu_product
+from lpa.model.fused import apply_together
 
 
 def projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
@@ -97,11 +97,13 @@ class LPAAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         batch_and_length = hidden_states.shape[:-1]
         heads = (*batch_and_length, -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (
+            projected.view(heads).transpose(1, 2)
+            for projected in apply_together(projections, hidden_states)
+        )
         if position_embeddings is not None:
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            query, key = rotate(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -130,9 +132,12 @@ class GatedMLP(nn.Module):
         self.up_proj = projection(config, "up_proj", layer_idx)
         self.down_proj = projection(config, "down_proj", layer_idx)
         self.act_fn = ACT2FN[config.hidden_act]
+        self.is_swiglu = config.hidden_act in ("silu", "swish")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = apply_together((self.gate_proj, self.up_proj), x)
+        product = silu_product(gate, up) if self.is_swiglu else self.act_fn(gate) * up
+        return self.down_proj(product)
 
 
 class PlainMLP(nn.Module):
@@ -176,7 +181,7 @@ class LPADecoderLayer(GradientCheckpointingLayer):
 
 def _norm(config: LPAConfig) -> nn.Module:
     if config.decoder_type == "llama":
-        return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        return RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 

@@ -1,0 +1,110 @@
+"""RMSNorm, SwiGLU and RoPE in few passes over memory, for eager execution.
+
+Written out as tensor operations, each of these makes a temporary per operation and autograd keeps several
+of them. The functions here keep the inputs alone and work out the rest again in the backward pass, which
+costs less than reading it back. Where a compiler fuses such operations anyway, where tensors are spread over
+processes, and in low precision, the plain formula runs.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+
+def _by_hand(*tensors: Tensor) -> bool:
+    """Whether the functions here may take the place of the plain formula."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        and all(tensor.dtype == tensors[0].dtype for tensor in tensors)
+    )
+
+
+class RMSNorm(LlamaRMSNorm):
+    """x / rms(x) · weight (Zhang & Sennrich 2019, eq. 4), over the last dimension.
+
+    In bfloat16 and float16 it is that of transformers, which works in float32 inside.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        exact = hidden_states.dtype in (torch.float32, torch.float64)
+        if exact and _by_hand(hidden_states, self.weight):
+            return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+        return super().forward(hidden_states)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        # With x̂ = x · scale and g the gradient of x̂: that of x is scale · (g - x̂ · mean(g · x̂)).
+        x, weight, scale = ctx.saved_tensors
+        weighted = gradient * x
+        mean = (weighted @ weight).unsqueeze(-1).mul_(scale).div_(x.shape[-1])
+        of_weight = weighted.mul_(scale).reshape(-1, x.shape[-1]).sum(0)
+        of_x = torch.mul(gradient, weight, out=weighted)
+        return of_x.addcmul_(x, mean.mul_(scale), value=-1).mul_(scale), of_weight, None
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, the element-wise part of SwiGLU (Shazeer 2020)."""
+    if _by_hand(gate, up):
+        return _SiluProduct.apply(gate, up)
+    return F.silu(gate) * up
+
+
+class _SiluProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        of_up = F.silu(gate).mul_(gradient)
+        return torch.ops.aten.silu_backward(gradient * up, gate), of_up
+
+
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn queries and keys by their positions (Su et al. 2021), in the half-rotation layout.
+
+    Shapes: query, key (batch, heads, sequence, head_dim); cos, sin (batch or 1, sequence, head_dim).
+    """
+    if _by_hand(query, key, cos, sin):
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        return _Rotation.apply(query, cos, sin), _Rotation.apply(key, cos, sin)
+    return apply_rotary_pos_emb(query, key, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _turned(gradient, *ctx.saved_tensors, -1), None, None  # a rotation's inverse
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    """x · cos + direction · rotate_half(x) · sin; both halves of cos and sin are alike."""
+    half = x.shape[-1] // 2
+    turned = x * cos
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-direction)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:], value=direction)
+    return turned

@@ -1,0 +1,63 @@
+"""Several low-rank maps of one input: their first factors as one product."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lpa.lowrank import LowRankLinear
+
+
+def apply_together(projections: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """What each projection makes of x.
+
+    The first factors of low-rank projections read the same x, so they are stacked into one matrix: a
+    product as wide as the ranks together runs nearer to the machine's peak than several narrow ones, and x
+    is read once, as is its gradient. The second factors run one by one. Whatever is more than a pair of
+    plain linear maps (wrapped, hooked, quantised, spread over processes) is called as the module it is.
+
+    Shapes: x (…, in_features) -> (…, out_features) of each.
+    """
+    pairs = [p for p in projections if isinstance(p, LowRankLinear)]
+    if len(pairs) < 2 or not all(map(_is_plain, pairs)) or _differ(pairs):
+        return [projection(x) for projection in projections]
+    latents = iter(_latents(pairs, x))
+    return [p.up(next(latents)) if isinstance(p, LowRankLinear) else p(x) for p in projections]
+
+
+def _latents(pairs: Sequence[LowRankLinear], x: Tensor) -> tuple[Tensor, ...]:
+    """x Aᵀ of each pair, (…, rank), by one product."""
+    weight = torch.cat([pair.down.weight for pair in pairs])
+    biases = [pair.down.bias for pair in pairs if pair.down.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    return F.linear(x, weight, bias).split([pair.rank for pair in pairs], dim=-1)
+
+
+def _is_plain(pair: LowRankLinear) -> bool:
+    """Whether calling a pair does no more than its two products."""
+    # PEFT, quantisation and parametrisations put other classes here; torchao and tensor parallelism other
+    # kinds of tensor.
+    return (
+        type(pair) is LowRankLinear
+        and type(pair.down) is nn.Linear
+        and type(pair.down.weight) in (nn.Parameter, Tensor)
+        and not any(_has_hooks(module) for module in (pair, pair.down))
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _differ(pairs: Sequence[LowRankLinear]) -> bool:
+    """Whether some have a bias, a dtype or a device that others do not."""
+    kinds = {
+        (pair.down.bias is None, pair.down.weight.dtype, pair.down.weight.device) for pair in pairs
+    }
+    return len(kinds) > 1
