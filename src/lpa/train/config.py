@@ -197,6 +197,9 @@ class TrainConfig:
         sample_tokens: how many tokens they have at most.
         dtype: of the arithmetic; weights and optimizer states stay float32.
         compile: compile each decoder layer with torch.compile.
+        activation_checkpointing: what decoder layers compute again in the backward pass: none; latent,
+            all but the latents, what dense projections make, and the output of attention; or full, all
+            but their input.
         device: `auto` takes a GPU where there is one.
         threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
         on_nonfinite: when a loss or gradient is not a finite number: `stop`, or `skip` the step's
@@ -222,6 +225,7 @@ class TrainConfig:
     sample_tokens: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    activation_checkpointing: Literal["none", "latent", "full"] = "none"
     device: str = "auto"
     threads: int = 0
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -10,6 +10,7 @@ import torch
 
 from lpa import console
 from lpa.errors import LPAWarning, UserError
+from lpa.model.checkpointing import compile_layers, set_activation_checkpointing
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.train.agreement import StepOutcome, agree_on_step
@@ -72,8 +73,8 @@ class Trainer:
         self.model_config.eos_token_id = self.data.manifest.eos_token_id
         self.model = meta_model(self.model_config).train()
         if config.train.compile:
-            for layer in self.model.model.layers:
-                layer.compile()
+            compile_layers(self.model)
+        set_activation_checkpointing(self.model, config.train.activation_checkpointing)
         parallelize(self.model, self.layout, self.world.device.type, self.dtype)
         materialise(self.model, self.model_config, self.world.device, seed=config.train.seed)
         if self.data_rank:  # dropout differs where samples do
