@@ -10,20 +10,25 @@ from pathlib import Path
 
 
 def take_turns(
-    runs: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each run in each round.
 
     The runs take turns, in an order that turns around every round, so that whatever else the machine
-    does slows all alike.
+    does slows all alike. On a machine that others use too, `time.process_time` and one thread leave out
+    the time that others had.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(-warm_up, rounds):
         for name in runs if number % 2 else reversed(list(runs)):
-            start = time.perf_counter()
+            start = clock()
             runs[name]()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -19,7 +19,7 @@ def test_the_parts_of_a_plan_add_up():
     assert plan.break_even_rank["q_proj"] == 384
     assert plan.kv_cache_bytes_per_token == {
         "plain": 12 * 2 * 768 * 2,
-        "latent": 12 * 2 * 128 * 2,
+        "latent": 12 * (768 + 128) * 2,  # keys stay as RoPE turned them
     }
     memory = plan.memory_bytes_per_device
     assert memory["weights"] == memory["gradients"] == total * 4 / 4

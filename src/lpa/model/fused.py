@@ -36,17 +36,22 @@ def _latents(pairs: Sequence[LowRankLinear], x: Tensor) -> tuple[Tensor, ...]:
 
 def _is_plain(pair: LowRankLinear) -> bool:
     """Whether calling a pair does no more than its two products."""
-    # PEFT, quantisation and parametrisations put other classes here; torchao and tensor parallelism other
-    # kinds of tensor.
+    return type(pair) is LowRankLinear and not has_hooks(pair) and is_plain_linear(pair.down)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map that its weight alone stands for."""
+    # PEFT, quantisation and parametrisations put other classes in its place; torchao and tensor
+    # parallelism other kinds of tensor.
     return (
-        type(pair) is LowRankLinear
-        and type(pair.down) is nn.Linear
-        and type(pair.down.weight) in (nn.Parameter, Tensor)
-        and not any(_has_hooks(module) for module in (pair, pair.down))
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and not has_hooks(module)
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something else happens when a module is called."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

@@ -35,6 +35,7 @@ from lpa.lowrank import LowRankLinear, draw_factors
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.elementwise import RMSNorm, rotate, silu_product
 from lpa.model.fused import apply_together
+from lpa.model.latent_cache import LatentCache, attend_with_latents
 
 
 def projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
@@ -95,32 +96,38 @@ class LPAAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        batch_and_length = hidden_states.shape[:-1]
-        heads = (*batch_and_length, -1, self.head_dim)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = (
-            projected.view(heads).transpose(1, 2)
-            for projected in apply_together(projections, hidden_states)
-        )
-        if position_embeddings is not None:
-            query, key = rotate(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+            attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
+            dropout = self.config.attention_dropout if self.training else 0.0
+            return attention(
+                self,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=dropout,
+                scaling=self.scaling,
+                **kwargs,
+            )
 
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.o_proj(output.reshape(*batch_and_length, -1)), weights
+        if isinstance(past_key_values, LatentCache):
+            output, weights = attend_with_latents(
+                self, hidden_states, position_embeddings, attention_mask, past_key_values, attend
+            )
+        else:
+            projections = (self.q_proj, self.k_proj, self.v_proj)
+            query, key, value = (
+                projected.view(*hidden_states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+                for projected in apply_together(projections, hidden_states)
+            )
+            if position_embeddings is not None:
+                query, key = rotate(query, key, *position_embeddings)
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, self.layer_idx)
+            output, weights = attend(query, key, value)
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class GatedMLP(nn.Module):
@@ -407,6 +414,16 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def generate(
+        self, inputs: Tensor | None = None, *, cache_implementation: str | None = None, **kwargs: Any
+    ) -> Any:
+        """As GenerationMixin.generate, and `cache_implementation="latent"` keeps latents (LatentCache)."""
+        if cache_implementation == "latent":
+            kwargs["past_key_values"] = LatentCache(config=self.config)
+        elif cache_implementation is not None:
+            kwargs["cache_implementation"] = cache_implementation
+        return super().generate(inputs, **kwargs)
 
     def _loss(self, hidden_states: Tensor, targets: Tensor, items: Tensor | int | None) -> Tensor:
         """Cross entropy of the targets, summed and divided by `items` or by their number."""

@@ -30,8 +30,7 @@ class Plan:
     Attributes:
         parameters: `total`, and by part: `embedding`, `attention`, `ffn`, `norms`, `head`.
         flops_per_token: `forward`, and `training` (forward and backward), over `context` tokens.
-        kv_cache_bytes_per_token: `plain` (keys and values) and `latent` (their latents, where the
-            projections are low-rank).
+        kv_cache_bytes_per_token: `plain` (keys and values) and `latent` (as `LatentCache` holds them).
         break_even_rank: by projection, the rank at which it costs what the dense one does.
         memory_bytes_per_device: `weights`, `gradients`, `optimizer` (sharded over the devices) and
             `activations` (of one device's sequences).
@@ -113,14 +112,18 @@ def parameter_parts(config: LPAConfig) -> dict[str, int]:
 
 
 def _cache_bytes(config: LPAConfig, itemsize: int) -> dict[str, int]:
-    """Of all layers: keys and values, or the latents that both can be computed from."""
+    """Of all layers: keys and values, or what `LatentCache` holds in their place.
+
+    That is latents where the projections are low-rank, but for keys only where positions are learned.
+    """
     width = config.projection_shape("k_proj")[1]
     plain = latent = 0
     for layer in range(config.num_hidden_layers):
         for name in ("k_proj", "v_proj"):
             rank = config.projection_rank(name, layer)
+            turned = name == "k_proj" and config.decoder_type == "llama"
             plain += width
-            latent += width if rank is None else min(rank, width)
+            latent += width if rank is None or turned else rank
     return {"plain": plain * itemsize, "latent": latent * itemsize}
 
 
