@@ -19,8 +19,10 @@ from collections.abc import Callable
 
 import torch
 from models import MODELS, NAMES
-from side_by_side import machine, ratio, take_turns
+from side_by_side import machine
 from torch import nn
+
+from lpa.study.timing import ratio, take_turns
 
 PAIRS = [("lpa", "b"), ("lpa", "c"), ("c", "a"), ("lpa", "a")]
 

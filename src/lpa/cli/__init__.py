@@ -26,6 +26,7 @@ COMMANDS = {
     "convert gguf": ("lpa.cli.convert_gguf", "a merged model as a GGUF file for llama.cpp"),
     "convert import-published": ("lpa.cli.convert_import", "weights of the published LPA code"),
     "plan": ("lpa.cli.plan", "what a model costs, before a weight exists"),
+    "bench": ("lpa.cli.bench", "what low rank saves in time and memory on this machine"),
     "presets": ("lpa.cli.presets", "the named architectures and their sizes"),
     "demo": ("lpa.cli.demo", "train dense and LPA side by side on a bundled corpus"),
 }

@@ -1,0 +1,128 @@
+"""`lpa bench`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag, json_text
+
+if TYPE_CHECKING:
+    from lpa.study.bench import BenchResult
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "bench",
+        description="Train and run the dense model and low-rank ones in turns on this machine: what low "
+        "rank saves in time and memory here, against what it saves in FLOPs.",
+        examples="""\
+  lpa bench nano
+  lpa bench 130m --context 256 --batch 4 --placement attention ffn all
+  lpa bench paper-130m-s2 --rank 64 --compile --figure bench.svg --json""",
+    )
+    parser.add_argument("preset", type=str, metavar="PRESET", help="a named architecture")
+    parser.add_argument(
+        "--placement",
+        type=str,
+        nargs="+",
+        default=["attention"],
+        help="beside the dense model: attention, ffn, all",
+    )
+    parser.add_argument("--rank", type=int, help="of the low-rank projections")
+    parser.add_argument("--context", type=int, default=256, help="tokens per sequence")
+    parser.add_argument("--batch", type=int, default=4, help="sequences per step")
+    parser.add_argument("--rounds", type=int, default=5, help="of turns that count")
+    parser.add_argument("--compile", action="store_true", help="compile each decoder layer")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch's choice")
+    parser.add_argument("--figure", type=Path, help="an SVG file to make")
+    add_overwrite_flag(parser)
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    import torch
+
+    from lpa import console
+    from lpa.errors import UserError
+    from lpa.model.configuration_lpa import PLACEMENTS
+    from lpa.model.presets import preset_config
+    from lpa.study.bench import run_bench, write_figure
+    from lpa.train.machine import pick_device
+
+    for placement in arguments.placement:
+        if placement not in PLACEMENTS:
+            raise UserError(
+                f"--placement: got {placement!r}; expected one of {', '.join(PLACEMENTS)}"
+            )
+    figure = arguments.figure
+    if figure is not None and figure.exists() and not arguments.overwrite:
+        raise UserError(f"--figure {figure}: exists; pass --overwrite to replace it")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    changes = {} if arguments.rank is None else {"rank": arguments.rank}
+    with console.progress(transient=True) as display:
+        result = run_bench(
+            preset_config(arguments.preset, **changes),
+            arguments.placement,
+            context=arguments.context,
+            batch=arguments.batch,
+            rounds=arguments.rounds,
+            device=pick_device(arguments.device),
+            compiled=arguments.compile,
+            report=console.bar_of_each(display),
+        )
+    if figure is not None:
+        write_figure(figure, result)
+    if arguments.json:
+        print(json_text(asdict(result)))
+        return
+    _print(arguments.preset, result)
+
+
+def _print(preset: str, result: "BenchResult") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{preset}, dense and low-rank in turns")
+    table.add_column("")
+    for name in result.models:
+        table.add_column("dense" if name == "none" else name, justify="right")
+    models = list(result.models.values())
+    rows = [
+        ("step (s)", [f"{m.step_seconds:.3f}" for m in models]),
+        ("step / dense", [f"{m.step_ratio:.3f} ± {m.step_ratio_spread:.3f}" for m in models]),
+        ("FLOPs / dense", [f"{m.flops_ratio:.3f}" for m in models]),
+        ("training tokens/s", [f"{m.tokens_per_second:,.0f}" for m in models]),
+        ("training GFLOP/s", [f"{m.flops_per_second / 1e9:,.1f}" for m in models]),
+        (
+            "peak memory (MiB)",
+            [f"{m.peak_memory_bytes / 2**20:,.0f}" if m.peak_memory_bytes else "" for m in models],
+        ),
+        ("prefill (s)", [f"{m.prefill_seconds:.3f}" for m in models]),
+    ]
+    for cache in ("plain", "latent"):
+        rates = [m.decode_tokens_per_second.get(cache) for m in models]
+        rows.append(
+            (
+                f"decoding tokens/s, {cache} cache",
+                [f"{rate:,.1f}" if rate else "" for rate in rates],
+            )
+        )
+    for label, cells in rows:
+        table.add_row(label, *cells)
+    console = Console()
+    console.print(table)
+    for name, model in result.models.items():
+        if name != "none":
+            console.print(f"{name}: {model.verdict}", highlight=False)
+    even = result.break_even_rank
+    console.print(
+        f"q_proj alone breaks even at rank {even['flops']:.0f} by FLOPs; here it is faster than dense up "
+        f"to {even['measured']:.0f} of the ranks tried",
+        highlight=False,
+        soft_wrap=True,
+    )
