@@ -441,20 +441,30 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             targets,
             linear_bias=self.lm_head.bias,
             reduction="sum",
-            options=self._loss_options(targets.numel()),
+            options=self._loss_options(targets.numel(), hidden_states.device),
         )
         return total / items
 
-    def _loss_options(self, tokens: int) -> "nn.LinearCrossEntropyOptions | None":
+    def _loss_options(
+        self, tokens: int, device: torch.device
+    ) -> "nn.LinearCrossEntropyOptions | None":
         """Chunk the loss over tokens where the logits would outweigh the hidden states they come from.
 
         The two conditions are those under which torch's documentation says that chunking is a win;
-        without gradients, or for fewer tokens, the plain path is cheaper.
+        without gradients, or for fewer tokens, the plain path is cheaper. Every chunk adds to the whole
+        gradient of the head, so on a CPU torch's own choice, a few tokens per chunk, takes twice as long
+        as no chunks at all (`benchmarks/loss.py`).
         """
         width = self.config.hidden_size
         if not torch.is_grad_enabled() or tokens < width or self.config.vocab_size <= width:
             return None
-        return nn.LinearCrossEntropyOptions()
+        if device.type != "cpu":
+            return nn.LinearCrossEntropyOptions()
+        return nn.LinearCrossEntropyOptions(batch_chunk_size=_CPU_CHUNK, chunking_method=None)
+
+
+# Tokens per chunk of the loss on a CPU.
+_CPU_CHUNK = 256
 
 
 class LPAForSequenceClassification(LPAPreTrainedModel):

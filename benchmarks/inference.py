@@ -1,0 +1,103 @@
+"""Prefill and decoding of LPA against the merged model and the plain cache, in one run.
+
+    .venv/bin/python benchmarks/inference.py [--batch 8] [--context 1024] [--rounds 20] [--processor-time]
+
+The shape is setting 2's at 130M and setting 1's sizes of the same width, rank 128. A decoding step is one
+token of each sequence after a prompt of the context. Bytes are those that the cache holds.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from models import ours
+from side_by_side import machine
+from torch import nn
+
+from lpa.lowrank import LowRankLinear
+from lpa.model import LatentCache, LPAForCausalLM, preset_config
+from lpa.study.bench import decoder
+from lpa.study.timing import ratio, take_turns
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The same map with each pair folded into one matrix."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LowRankLinear):
+                setattr(module, name, child.dense())
+    return model
+
+
+def setting_1(context: int) -> nn.Module:
+    sizes = {"rank": 128, "max_position_embeddings": context}
+    return LPAForCausalLM(preset_config("130m-s1", **sizes))
+
+
+def measure(
+    title: str, build: Callable[[], nn.Module], options: argparse.Namespace, clock: Any
+) -> None:
+    batch, context = options.batch, options.context
+    prompt = torch.randint(32000, (batch, context), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    lpa = build().eval()
+    torch.manual_seed(0)
+    dense = merged(build().eval())
+    prefills: dict[str, Callable[[], object]] = {
+        "lpa": lambda: lpa(prompt, use_cache=True, logits_to_keep=1),
+        "merged": lambda: dense(prompt, use_cache=True, logits_to_keep=1),
+    }
+    latent = LatentCache(config=lpa.config)
+    lpa(prompt, past_key_values=latent, logits_to_keep=1)
+    plain, of_merged = (
+        model(prompt, use_cache=True, logits_to_keep=1).past_key_values for model in (lpa, dense)
+    )
+    token = prompt[:, -1:]
+    for model, cache in ((lpa, latent), (lpa, plain), (dense, of_merged)):
+        assert cache.get_seq_length() == context, model
+        cache.crop(-1)
+    decodes = {
+        "latent": decoder(lpa, latent, token),
+        "plain": decoder(lpa, plain, token),
+        "merged": decoder(dense, of_merged, token),
+    }
+    first = take_turns(prefills, rounds=3, clock=clock)
+    seconds = take_turns(decodes, rounds=options.rounds, warm_up=3, clock=clock)
+    print(f"\n{title}, rank 128, batch {batch}, context {context}")
+    for name, values in first.items():
+        print(f"prefill  {name:<8}{statistics.median(values):8.3f} s")
+    middle, spread = ratio(first, "lpa", "merged")
+    print(f"prefill time, lpa / merged              {middle:6.3f} ± {spread:.3f}")
+    for name, values in seconds.items():
+        print(f"decoding {name:<8}{batch / statistics.median(values):8.1f} tokens/s")
+    for base in ("plain", "merged"):
+        middle, spread = ratio(seconds, base, "latent")
+        print(f"decoding rate, latent / {base:<8}        {middle:6.3f} ± {spread:.3f}")
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in plain.layers)
+    print(f"bytes, latent / plain cache             {latent.nbytes() / held:6.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--processor-time", action="store_true", help="as in training_step.py")
+    options = parser.parse_args()
+    clock = time.perf_counter
+    if options.processor_time:
+        torch.set_num_threads(1)
+        clock = time.process_time
+    print(machine() + (", processor time" if options.processor_time else ""))
+    with torch.inference_mode():
+        measure(
+            "setting 2", lambda: ours(max_position_embeddings=options.context), options, clock
+        )
+        measure("setting 1", lambda: setting_1(options.context), options, clock)
+
+
+if __name__ == "__main__":
+    main()

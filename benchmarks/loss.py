@@ -1,0 +1,67 @@
+"""The cross entropy of the LM head, forward and backward, by how it is cut into chunks of tokens.
+
+    .venv/bin/python benchmarks/loss.py [--tokens 1024] [--rounds 5] [--processor-time]
+
+Width 768, vocabulary 32000, float32.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from side_by_side import machine
+from torch import nn
+
+from lpa.study.timing import PeakMemory, ratio, take_turns
+
+OPTIONS = {
+    "no chunks": None,
+    "torch's choice": nn.LinearCrossEntropyOptions(),
+    **{
+        f"{rows} tokens": nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
+        for rows in (128, 256, 512)
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--processor-time", action="store_true", help="as in training_step.py")
+    options = parser.parse_args()
+    clock = time.perf_counter
+    if options.processor_time:
+        torch.set_num_threads(1)
+        clock = time.process_time
+    torch.manual_seed(0)
+    head = torch.randn(32000, 768).mul_(0.02).requires_grad_()
+    hidden = torch.randn(options.tokens, 768, requires_grad=True)
+    targets = torch.randint(32000, (options.tokens,))
+
+    def run(chunks: nn.LinearCrossEntropyOptions | None) -> Callable[[], None]:
+        def call() -> None:
+            F.linear_cross_entropy(hidden, head, targets, options=chunks).backward()
+            head.grad = hidden.grad = None
+
+        return call
+
+    runs = {name: run(chunks) for name, chunks in OPTIONS.items()}
+    seconds = take_turns(runs, rounds=options.rounds, clock=clock)
+    print(machine() + (", processor time" if options.processor_time else ""))
+    print(f"{options.tokens} tokens")
+    for name, values in seconds.items():
+        with PeakMemory(torch.device("cpu")) as peak:
+            runs[name]()
+        middle, spread = ratio(seconds, name, "no chunks")
+        print(
+            f"{name:<16}{statistics.median(values):7.3f} s {middle:6.3f} ± {spread:.3f}"
+            f"  peak {(peak.bytes or 0) / 2**20:6,.0f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    main()

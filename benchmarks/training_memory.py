@@ -1,0 +1,79 @@
+"""Peak memory of two training steps, each model in a process of its own.
+
+    .venv/bin/python benchmarks/training_memory.py [--batch 8] [--context 256] [--only a b c lpa …]
+
+What is printed is the peak of resident memory above what the interpreter and its libraries held: of whole
+steps (with gradients and both moments of AdamW, clipped), and of forward and backward passes alone.
+"""
+
+import argparse
+import subprocess
+import sys
+
+import torch
+from models import MODELS, NAMES
+from side_by_side import machine
+from training_step import stepper
+
+from lpa.model.checkpointing import set_activation_checkpointing
+from lpa.study.timing import PeakMemory
+
+CASES = {
+    "a": ("a", "none"),
+    "b": ("b", "none"),
+    "c": ("c", "none"),
+    "lpa": ("lpa", "none"),
+    "lpa latent": ("lpa", "latent"),
+    "lpa full": ("lpa", "full"),
+}
+
+
+def peak(case: str, batch: int, context: int, optimizer: bool) -> int:
+    name, mode = CASES[case]
+    tokens = torch.randint(32000, (batch, context), generator=torch.Generator().manual_seed(0))
+    with PeakMemory(torch.device("cpu")) as memory:
+        model = MODELS[name](max_position_embeddings=context).train()
+        if mode != "none":
+            set_activation_checkpointing(model, mode)
+        step = stepper(model, batch, context)
+        for _ in range(2):
+            if optimizer:
+                step()
+            else:
+                model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+                model.zero_grad(set_to_none=True)
+    assert memory.bytes is not None
+    return memory.bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        case, optimizer = options.one
+        print(peak(case, options.batch, options.context, optimizer == "True"))
+        return
+    print(machine())
+    print(f"{options.batch} × {options.context} tokens; MiB, and of b's")
+    found: dict[tuple[str, bool], int] = {}
+    for case in options.only:
+        for optimizer in (True, False):
+            command = [sys.executable, __file__, "--one", case, str(optimizer)]
+            sizes = ["--batch", str(options.batch), "--context", str(options.context)]
+            output = subprocess.run([*command, *sizes], stdout=subprocess.PIPE, check=True)
+            found[case, optimizer] = int(output.stdout)
+        cells = []
+        for optimizer in (True, False):
+            share = found[case, optimizer] / found.get(("b", optimizer), found[case, optimizer])
+            cells.append(f"{found[case, optimizer] / 2**20:8,.0f} {share:6.3f}")
+        name, mode = CASES[case]
+        label = NAMES[name] + ("" if mode == "none" else f", checkpointing {mode}")
+        print(f"{label:<40} steps {cells[0]}   without optimizer {cells[1]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
