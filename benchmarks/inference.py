@@ -93,9 +93,7 @@ def main() -> None:
         clock = time.process_time
     print(machine() + (", processor time" if options.processor_time else ""))
     with torch.inference_mode():
-        measure(
-            "setting 2", lambda: ours(max_position_embeddings=options.context), options, clock
-        )
+        measure("setting 2", lambda: ours(max_position_embeddings=options.context), options, clock)
         measure("setting 1", lambda: setting_1(options.context), options, clock)
 
 

@@ -79,7 +79,9 @@ def test_parts_of_a_batch_add_up_to_its_mean(tokens):
 def test_chunked_training_loss_has_the_gradients_of_the_plain_one(bias):
     model = small_model(lm_head_bias=bias)
     tokens = torch.randint(97, (9, 64))  # over two chunks
-    assert model._loss_options(tokens.numel(), tokens.device) is not None  # so the chunked path is what runs
+    assert (
+        model._loss_options(tokens.numel(), tokens.device) is not None
+    )  # so the chunked path is what runs
 
     model.train()
     output = model(tokens, labels=tokens)

@@ -416,7 +416,11 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         )
 
     def generate(
-        self, inputs: Tensor | None = None, *, cache_implementation: str | None = None, **kwargs: Any
+        self,
+        inputs: Tensor | None = None,
+        *,
+        cache_implementation: str | None = None,
+        **kwargs: Any,
     ) -> Any:
         """As GenerationMixin.generate, and `cache_implementation="latent"` keeps latents (LatentCache)."""
         if cache_implementation == "latent":

@@ -1,0 +1,85 @@
+"""How the time of a decoder layer, LPA over dense, moves with rank, width, context and tokens per step.
+
+    .venv/bin/python benchmarks/sweep.py [--rounds 7] [--processor-time]
+
+One layer of setting 2, forward and backward, float32; what does not vary is width 768, rank a sixth of the
+width, context 256 and 1024 tokens. Each line is a run of two layers in turns.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from side_by_side import machine
+
+from lpa.lowrank import break_even_rank
+from lpa.model import LPAConfig, LPAForCausalLM
+from lpa.model.cost import projection_weights
+from lpa.study.timing import ratio, take_turns
+
+CASES: list[dict[str, int]] = [
+    *({"rank": rank} for rank in (32, 64, 128, 192, 256, 384)),
+    *({"width": width} for width in (256, 512, 1024, 2048)),
+    *({"context": context, "tokens": max(1024, context)} for context in (128, 512, 1024, 4096)),
+    *({"tokens": tokens} for tokens in (256, 512, 2048, 4096)),
+]
+
+
+def layer(placement: str, width: int, rank: int, context: int) -> Any:
+    torch.manual_seed(0)
+    return LPAForCausalLM(
+        LPAConfig(
+            vocab_size=64,
+            hidden_size=width,
+            intermediate_size=8 * width // 3,
+            num_hidden_layers=1,
+            num_attention_heads=width // 64,
+            max_position_embeddings=context,
+            placement=placement,
+            rank=rank,
+        )
+    ).train()
+
+
+def flops(model: Any, context: int) -> int:
+    """Per token, forward: products with weights, and attention over the full square."""
+    return 2 * projection_weights(model.config) + 4 * context * model.config.hidden_size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--processor-time", action="store_true", help="as in training_step.py")
+    options = parser.parse_args()
+    clock = time.perf_counter
+    if options.processor_time:
+        torch.set_num_threads(1)
+        clock = time.process_time
+    print(machine() + (", processor time" if options.processor_time else ""))
+    print(f"{'rank':>6}{'width':>7}{'context':>9}{'tokens':>8}{'time':>9}{'':>8}{'FLOPs':>8}")
+    for case in CASES:
+        width, context = case.get("width", 768), case.get("context", 256)
+        rank, tokens = case.get("rank", width // 6), case.get("tokens", 1024)
+        runs, models = {}, {}
+        for placement in ("attention", "none"):
+            model = models[placement] = layer(placement, width, rank, context)
+            x = torch.randn(max(1, tokens // context), min(tokens, context), width)
+
+            def both_ways(model: Any = model, x: torch.Tensor = x) -> None:
+                model.model(inputs_embeds=x, use_cache=False).last_hidden_state.sum().backward()
+                model.zero_grad(set_to_none=True)
+
+            runs[placement] = both_ways
+        seconds = take_turns(runs, rounds=options.rounds, clock=clock)
+        middle, spread = ratio(seconds, "attention", "none")
+        share = flops(models["attention"], context) / flops(models["none"], context)
+        note = "  no saving" if rank >= break_even_rank(width, width) else ""
+        print(
+            f"{rank:6}{width:7}{context:9}{tokens:8}{middle:9.3f} ± {spread:.3f}{share:8.3f}{note}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
