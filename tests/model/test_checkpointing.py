@@ -103,5 +103,5 @@ def test_compiled_layers_have_the_gradients_of_plain_ones(mode):
 
 def test_no_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(UserError, match="train.compile: found no C\\+\\+ compiler"):
+    with pytest.raises(UserError, match=r"train.compile: found no C\+\+ compiler"):
         compile_layers(small_model())

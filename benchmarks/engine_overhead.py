@@ -1,0 +1,71 @@
+"""What the training engine adds to the arithmetic: 1 - (forward + backward + optimizer) / wall time.
+
+    .venv/bin/python benchmarks/engine_overhead.py [STEPS] [--asynchronous]
+
+A real run of the 130M shape of setting 2 (LPA, rank 128, vocabulary 32,000, four samples of 256 tokens
+per step) on the bundled speeches: data, metrics, agreement between processes and a checkpoint every 50
+steps, checksums included. By default 100 steps; several minutes. The last checkpoint is waited for.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from side_by_side import machine
+
+from lpa.data import bundled_corpus, prepare
+from lpa.train.config import (
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
+from lpa.train.metrics import read_metrics
+from lpa.train.trainer import Trainer
+
+ARITHMETIC = ("forward_backward_seconds", "optimizer_seconds")
+
+
+def main() -> None:
+    asynchronous = "--asynchronous" in sys.argv
+    numbers = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
+    steps = numbers[0] if numbers else 100
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        prepare([bundled_corpus("train")], data, vocab_size=4096)
+        config = RunConfig(
+            data=DataConfig(data, context=256),
+            model=ModelConfig(preset="paper-130m-s2", vocab_size=32000),
+            # One step more than is done, so that the run ends with a checkpoint and without an export.
+            train=TrainConfig(steps=steps + 1, stop_at=steps, batch_size=4, eval_every=0),
+            checkpoint=CheckpointConfig(every=50, asynchronous=asynchronous),
+        )
+        out = Path(folder) / "run"
+        trainer = Trainer(config, out)
+        out.mkdir()
+        began = time.perf_counter()
+        trainer.run()
+        wall = time.perf_counter() - began
+        rest = trainer.clock.take()
+        records = read_metrics(out)
+        phases: dict[str, float] = {f"{name}_seconds": value for name, value in rest.items()}
+        for record in records:
+            for name, value in record.items():
+                if name.endswith("_seconds") and name != "train_seconds":
+                    phases[name] = phases.get(name, 0.0) + value
+        size = sum(f.stat().st_size for f in (out / "checkpoints").rglob("*") if f.is_file())
+    arithmetic = sum(phases[name] for name in ARITHMETIC)
+    print(machine())
+    print(
+        f"{steps} steps in {wall:.1f} s, {'asynchronous' if asynchronous else 'synchronous'} saves"
+    )
+    for name, seconds in sorted(phases.items(), key=lambda item: -item[1]):
+        print(f"  {name.removesuffix('_seconds'):<18}{seconds:8.2f} s")
+    print(f"  checkpoints kept  {size / 2**20:8.0f} MiB")
+    print(f"engine overhead {1 - arithmetic / wall:.2%}")
+
+
+if __name__ == "__main__":
+    main()
