@@ -64,20 +64,21 @@ def measure(
         "plain": decoder(lpa, plain, token),
         "merged": decoder(dense, of_merged, token),
     }
-    first = take_turns(prefills, rounds=3, clock=clock)
     seconds = take_turns(decodes, rounds=options.rounds, warm_up=3, clock=clock)
     print(f"\n{title}, rank 128, batch {batch}, context {context}")
-    for name, values in first.items():
-        print(f"prefill  {name:<8}{statistics.median(values):8.3f} s")
-    middle, spread = ratio(first, "lpa", "merged")
-    print(f"prefill time, lpa / merged              {middle:6.3f} ± {spread:.3f}")
+    if options.prefill_rounds:
+        first = take_turns(prefills, rounds=options.prefill_rounds, clock=clock)
+        for name, values in first.items():
+            print(f"prefill  {name:<8}{statistics.median(values):8.3f} s")
+        middle, spread = ratio(first, "lpa", "merged")
+        print(f"prefill time, lpa / merged              {middle:6.3f} ± {spread:.3f}")
     for name, values in seconds.items():
         print(f"decoding {name:<8}{batch / statistics.median(values):8.1f} tokens/s")
     for base in ("plain", "merged"):
         middle, spread = ratio(seconds, base, "latent")
         print(f"decoding rate, latent / {base:<8}        {middle:6.3f} ± {spread:.3f}")
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in plain.layers)
-    print(f"bytes, latent / plain cache             {latent.nbytes() / held:6.3f}")
+    print(f"bytes, latent / plain cache             {latent.nbytes() / held:6.3f}", flush=True)
 
 
 def main() -> None:
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--prefill-rounds", type=int, default=3, help="0: time decoding alone")
     parser.add_argument("--processor-time", action="store_true", help="as in training_step.py")
     options = parser.parse_args()
     clock = time.perf_counter

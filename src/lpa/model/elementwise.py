@@ -98,7 +98,8 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(gradient, *ctx.saved_tensors, -1), None, None  # a rotation's inverse
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, sin, -1), None, None  # a rotation's inverse
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
