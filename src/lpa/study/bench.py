@@ -1,7 +1,7 @@
 """Dense and low-rank models side by side on this machine: time, memory, and where low rank stops to pay."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,9 @@ def run_bench(
         config.vocab_size, (batch, context), generator=torch.Generator().manual_seed(0)
     ).to(device)
 
-    models, steps, figures = {}, {}, {}
+    models: dict[str, LPAForCausalLM] = {}
+    steps: dict[str, Callable[[], object]] = {}
+    figures: dict[str, ModelFigures] = {}
     for name, one in configs.items():
         report("first steps", len(models), len(configs))
         figures[name] = ModelFigures()
@@ -165,7 +167,7 @@ def _training_step(model: LPAForCausalLM, tokens: torch.Tensor) -> Callable[[], 
 
 def _turns(
     what: str,
-    runs: dict[str, Callable[[], object]],
+    runs: Mapping[str, Callable[[], object]],
     rounds: int,
     device: torch.device,
     report: Report,

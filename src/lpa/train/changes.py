@@ -42,7 +42,9 @@ def read_saved_config(path: Path) -> dict[str, Any]:
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"--resume: {path.parent} is not a run directory (no {path.name})") from error
+        raise UserError(
+            f"--resume: {path.parent} is not a run directory (no {path.name})"
+        ) from error
     # The safe loader refuses every tag that would make an object.
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not a plain YAML file ({error})") from error
@@ -70,7 +72,10 @@ def check_same(saved: dict[str, Any], current: RunConfig, *, allow: Collection[s
                 f"{' or '.join(DATA_FIELDS)}"
             )
     refuse_changes(
-        {name: (before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())},
+        {
+            name: (before.get(name), after.get(name))
+            for name in sorted(before.keys() | after.keys())
+        },
         allow=allow,
     )
 

@@ -54,9 +54,7 @@ def step_of(path: Path) -> int:
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, lowest step first; what has no intact seal is none."""
     return sorted(
-        path
-        for path in folder(run).glob("step-*")
-        if has_name(path) and _is_sealed(path)
+        path for path in folder(run).glob("step-*") if has_name(path) and _is_sealed(path)
     )
 
 
@@ -83,8 +81,7 @@ def unfinished(run: Path) -> list[Path]:
     return sorted(
         path
         for path in folder(run).glob("*")
-        if _UNFINISHED.fullmatch(path.name)
-        or (has_name(path) and not _is_sealed(path))
+        if _UNFINISHED.fullmatch(path.name) or (has_name(path) and not _is_sealed(path))
     )
 
 

@@ -13,9 +13,7 @@ from lpa.train.distributed import World, together
 from lpa.train.materialise import meta_model
 
 
-def export_model(
-    model: nn.Module, config: LPAConfig, data: Path, out: Path, world: World
-) -> None:
+def export_model(model: nn.Module, config: LPAConfig, data: Path, out: Path, world: World) -> None:
     """Write model and tokenizer to `out`, in place of what is there; every process takes part.
 
     The shards are put together in the memory of the main process.

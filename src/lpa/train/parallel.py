@@ -120,9 +120,7 @@ def check_divisible(config: LPAConfig, tensor: int) -> None:
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"):
         size = getattr(config, name)
         if size % tensor:
-            raise UserError(
-                f"parallel.tensor: got {tensor}; expected a divisor of {name} ({size})"
-            )
+            raise UserError(f"parallel.tensor: got {tensor}; expected a divisor of {name} ({size})")
 
 
 def _split_tensors(model: LPAForCausalLM, mesh: DeviceMesh) -> None:
@@ -157,7 +155,9 @@ class _Whole(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def to_mesh(_: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> tuple:
-            return tuple(DTensor.from_local(x, mesh, [Replicate()], run_check=False) for x in inputs)
+            return tuple(
+                DTensor.from_local(x, mesh, [Replicate()], run_check=False) for x in inputs
+            )
 
         def from_mesh(_: nn.Module, output: DTensor, __: DeviceMesh) -> Tensor:
             return output.to_local()
