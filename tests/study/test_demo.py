@@ -19,6 +19,9 @@ KEYS = {
     "test_word_perplexity",
     "test_bits_per_byte",
 }
+# In one worker: they share a demonstration.
+pytestmark = pytest.mark.xdist_group("demo")
+
 PERPLEXITIES = ("test_perplexity", "test_word_perplexity", "test_bits_per_byte")
 
 

@@ -24,7 +24,8 @@ from lpa.train.metrics import read_metrics
 
 STEPS = 40
 
-pytestmark = pytest.mark.slow
+# In one worker: they share runs that take seconds to make.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,9 @@ from lpa.train.parallel import Layout
 from lpa.train.shards import laid_out_like, whole
 
 # replicate, shard, tensor; by the number of processes.
+# In one worker: the layouts of so many processes are run together, once.
+pytestmark = pytest.mark.xdist_group("shards")
+
 OF_TWO = ["1,2,1", "2,1,1", "1,1,2"]
 OF_FOUR = ["1,2,2", "2,2,1"]
 ALONE = Layout(1, 1, 1)
