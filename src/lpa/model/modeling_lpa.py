@@ -36,6 +36,7 @@ from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.elementwise import RMSNorm, rotate, silu_product
 from lpa.model.fused import apply_together
 from lpa.model.latent_cache import LatentCache, attend_with_latents
+from lpa.model.loss import head_loss
 
 
 def projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
@@ -439,36 +440,13 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             logits = self.lm_head(hidden_states).flatten(0, 1)
             total = F.cross_entropy(logits, targets, reduction="sum")
             return (total.to_local() if isinstance(total, DTensor) else total) / items
-        total = F.linear_cross_entropy(
+        return head_loss(
             hidden_states.reshape(-1, hidden_states.shape[-1]),
             self.lm_head.weight,
+            self.lm_head.bias,
             targets,
-            linear_bias=self.lm_head.bias,
-            reduction="sum",
-            options=self._loss_options(targets.numel(), hidden_states.device),
+            items,
         )
-        return total / items
-
-    def _loss_options(
-        self, tokens: int, device: torch.device
-    ) -> "nn.LinearCrossEntropyOptions | None":
-        """Chunk the loss over tokens where the logits would outweigh the hidden states they come from.
-
-        The two conditions are those under which torch's documentation says that chunking is a win;
-        without gradients, or for fewer tokens, the plain path is cheaper. Every chunk adds to the whole
-        gradient of the head, so on a CPU torch's own choice, a few tokens per chunk, takes twice as long
-        as no chunks at all (`benchmarks/loss.py`).
-        """
-        width = self.config.hidden_size
-        if not torch.is_grad_enabled() or tokens < width or self.config.vocab_size <= width:
-            return None
-        if device.type != "cpu":
-            return nn.LinearCrossEntropyOptions()
-        return nn.LinearCrossEntropyOptions(batch_chunk_size=_CPU_CHUNK, chunking_method=None)
-
-
-# Tokens per chunk of the loss on a CPU.
-_CPU_CHUNK = 256
 
 
 class LPAForSequenceClassification(LPAPreTrainedModel):
