@@ -15,15 +15,31 @@ import torch.nn.functional as F
 from side_by_side import machine
 from torch import nn
 
+from lpa.model.loss import head_loss
 from lpa.study.timing import PeakMemory, ratio, take_turns
 
-OPTIONS = {
-    "no chunks": None,
-    "torch's choice": nn.LinearCrossEntropyOptions(),
+
+def torchs(options: nn.LinearCrossEntropyOptions | None) -> Callable:
+    def loss(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.linear_cross_entropy(hidden, head, targets, options=options)
+
+    return loss
+
+
+def ours(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return head_loss(hidden, head, None, targets, len(targets))
+
+
+LOSSES = {
+    "no chunks": torchs(None),
+    "torch's choice": torchs(nn.LinearCrossEntropyOptions()),
     **{
-        f"{rows} tokens": nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
+        f"torch, {rows}": torchs(
+            nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
+        )
         for rows in (128, 256, 512)
     },
+    "ours": ours,
 }
 
 
@@ -42,14 +58,14 @@ def main() -> None:
     hidden = torch.randn(options.tokens, 768, requires_grad=True)
     targets = torch.randint(32000, (options.tokens,))
 
-    def run(chunks: nn.LinearCrossEntropyOptions | None) -> Callable[[], None]:
+    def run(loss: Callable) -> Callable[[], None]:
         def call() -> None:
-            F.linear_cross_entropy(hidden, head, targets, options=chunks).backward()
+            loss(hidden, head, targets).backward()
             head.grad = hidden.grad = None
 
         return call
 
-    runs = {name: run(chunks) for name, chunks in OPTIONS.items()}
+    runs = {name: run(loss) for name, loss in LOSSES.items()}
     seconds = take_turns(runs, rounds=options.rounds, clock=clock)
     print(machine() + (", processor time" if options.processor_time else ""))
     print(f"{options.tokens} tokens")

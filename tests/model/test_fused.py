@@ -39,8 +39,8 @@ def results(modules, x, together: bool):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dense", [None, 0, 2])
 def test_values_and_gradients_are_those_of_the_modules(bias, dense):
-    modules = projections(bias, dense)
-    x = torch.randn(2, 40, 24, requires_grad=True)
+    modules = [module.double() for module in projections(bias, dense)]
+    x = torch.randn(2, 256, 24, dtype=torch.float64, requires_grad=True)
     with Products() as products:
         together = results(modules, x, together=True)
     assert products.count == 4  # one of them for all first factors
@@ -49,12 +49,18 @@ def test_values_and_gradients_are_those_of_the_modules(bias, dense):
 
 def test_gradients_are_those_of_finite_differences():
     modules = [module.double() for module in projections(bias=True)]
-    x = torch.randn(2, 9, 24, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: tuple(apply_together(modules, x)), x)
+    x = torch.randn(2, 256, 24, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: tuple(apply_together(modules, x)), x, fast_mode=True)
+
+
+def test_few_tokens_go_through_each_pair_by_itself():
+    with Products() as products:
+        apply_together(projections(), torch.randn(2, 1, 24))
+    assert products.count == 6
 
 
 def test_no_arithmetic_is_added():
-    modules, x = projections(), torch.randn(2, 40, 24)
+    modules, x = projections(), torch.randn(2, 256, 24)
     with FlopCounterMode(display=False) as together:
         apply_together(modules, x)
     with FlopCounterMode(display=False) as apart:
@@ -86,7 +92,7 @@ def replace_down(pair):
 )
 def test_what_is_more_than_a_plain_pair_is_called(change):
     modules = projections()
-    x = torch.randn(2, 40, 24)
+    x = torch.randn(2, 256, 24)
     before = apply_together(modules, x)
     change(modules[1])
     after = apply_together(modules, x)
@@ -100,7 +106,7 @@ class Twice(nn.Module):
 
 
 def test_under_autocast_it_works_in_bfloat16():
-    modules, x = projections(), torch.randn(2, 40, 24)
+    modules, x = projections(), torch.randn(2, 256, 24)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         together, apart = apply_together(modules, x), [module(x) for module in modules]
     for ours, theirs in zip(together, apart, strict=True):

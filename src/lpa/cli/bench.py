@@ -104,6 +104,8 @@ def _print(preset: str, result: "BenchResult") -> None:
         ),
         ("prefill (s)", [f"{m.prefill_seconds:.3f}" for m in models]),
     ]
+    if any(m.compile_seconds for m in models):
+        rows.append(("compiling (s)", [f"{m.compile_seconds:.1f}" for m in models]))
     for cache in ("plain", "latent"):
         rates = [m.decode_tokens_per_second.get(cache) for m in models]
         rows.append(

@@ -1,5 +1,6 @@
 """What the decoder layers compute again in the backward pass, and whether a compiler fuses them."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -92,6 +93,12 @@ def compile_layers(model: nn.Module) -> None:
     _require_compiler()
     for layer in model.model.layers:
         layer.compile(fullgraph=True)
+
+
+def compile_seconds() -> float:
+    """How long the compiler has worked in this process; little where it finds its results on disk."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo.calculate_time_spent()["total_wall_time"] if dynamo else 0.0
 
 
 def _require_compiler() -> None:

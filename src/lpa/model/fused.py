@@ -14,16 +14,23 @@ def apply_together(projections: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
     The first factors of low-rank projections read the same x, so they are stacked into one matrix: a
     product as wide as the ranks together runs nearer to the machine's peak than several narrow ones, and x
-    is read once, as is its gradient. The second factors run one by one. Whatever is more than a pair of
-    plain linear maps (wrapped, hooked, quantised, spread over processes) is called as the module it is.
+    is read once, as is its gradient. The second factors run one by one: batched they take longer. For the few
+    tokens of a decoding step stacking costs more than it saves, so there each pair is called by itself
+    (`benchmarks/fused.py`), as is whatever is more than a pair of plain linear maps (wrapped, hooked,
+    quantised, spread over processes).
 
     Shapes: x (…, in_features) -> (…, out_features) of each.
     """
     pairs = [p for p in projections if isinstance(p, LowRankLinear)]
-    if len(pairs) < 2 or not all(map(_is_plain, pairs)) or _differ(pairs):
+    few = not torch.compiler.is_compiling() and x.numel() // x.shape[-1] < _FEWEST_TOKENS
+    if few or len(pairs) < 2 or not all(map(_is_plain, pairs)) or _differ(pairs):
         return [projection(x) for projection in projections]
     latents = iter(_latents(pairs, x))
     return [p.up(next(latents)) if isinstance(p, LowRankLinear) else p(x) for p in projections]
+
+
+# Below so many tokens, one product of the first factors is slower than one for each.
+_FEWEST_TOKENS = 512
 
 
 def _latents(pairs: Sequence[LowRankLinear], x: Tensor) -> tuple[Tensor, ...]:

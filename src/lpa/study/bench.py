@@ -12,7 +12,7 @@ from torch import nn
 from lpa.errors import UserError
 from lpa.files import write_text
 from lpa.lowrank import LowRankLinear, break_even_rank
-from lpa.model.checkpointing import compile_layers
+from lpa.model.checkpointing import compile_layers, compile_seconds
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import training_flops_per_token
 from lpa.model.latent_cache import LatentCache
@@ -34,6 +34,7 @@ class ModelFigures:
             range of the middle half.
         flops_ratio: of training, over the dense model's.
         peak_memory_bytes: of two steps, weights and optimizer included, above what the process held before.
+        compile_seconds: what the compiler took of the first step.
         prefill_seconds: a prompt of the context in inference.
         decode_tokens_per_second: one token of each sequence after such a prompt, by cache.
     """
@@ -45,6 +46,7 @@ class ModelFigures:
     step_ratio_spread: float = 0.0
     flops_ratio: float = 1.0
     peak_memory_bytes: int | None = None
+    compile_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_tokens_per_second: dict[str, float] = field(default_factory=dict)
 
@@ -120,6 +122,7 @@ def run_bench(
     for name, one in configs.items():
         report("first steps", len(models), len(configs))
         figures[name] = ModelFigures()
+        before = compile_seconds()
         with PeakMemory(device) as peak:
             models[name] = _build(one, device)
             if compiled:
@@ -129,6 +132,7 @@ def run_bench(
                 steps[name]()
             _wait(device)
         figures[name].peak_memory_bytes = peak.bytes
+        figures[name].compile_seconds = compile_seconds() - before
     report("first steps", len(models), len(configs))
 
     seconds = _turns("training", steps, rounds, device, report)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lpa.files import write_text
+from lpa.model.checkpointing import compile_seconds
 from lpa.train.loggers import check_loggers, open_logger
 from lpa.train.machine import peak_flops, peak_memory_bytes
 from lpa.train.progress import Progress
@@ -51,7 +52,7 @@ def training_record(
         loss (mean, where a step was not skipped), lr, grad_norm, tokens, tokens_per_second and
         flops_per_second (of all processes, over elapsed time of training), mfu (share of the devices'
         peak, Chowdhery et al. 2022, appendix B; where the peak is known), train_seconds,
-        peak_memory_bytes, and <phase>_seconds.
+        peak_memory_bytes, <phase>_seconds, and compile_seconds (so far, where layers are compiled).
     """
     rate = progress.pending_tokens / progress.pending_seconds
     record = {
@@ -66,6 +67,9 @@ def training_record(
     }
     if progress.pending_steps:
         record["loss"] = progress.pending_loss / progress.pending_steps
+    compiling = compile_seconds()
+    if compiling:
+        record["compile_seconds"] = compiling
     peak = peak_flops(device, dtype)
     if peak is not None:
         record["mfu"] = rate * flops_per_token / (peak * processes)
