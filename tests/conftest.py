@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,21 +44,47 @@ class Finished:
         return json.loads(self.stdout)
 
 
-def run_lpa(*arguments: object, cwd: Path | None = None) -> Finished:
-    """Run the real command line in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-m", "lpa", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
-    return Finished(result.returncode, result.stdout, result.stderr)
+class _CommandServer:
+    """See command_server.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("command_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        )
+
+    def __call__(self, *arguments: object, cwd: Path | None = None) -> Finished:
+        files = self._folder / "stdout", self._folder / "stderr"
+        for file in files:
+            file.write_bytes(b"")
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "cwd": str(cwd or Path.cwd()),
+            "stdout": str(files[0]),
+            "stderr": str(files[1]),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        code = int(self._process.stdout.readline())
+        return Finished(code, *(file.read_text(encoding="utf-8") for file in files))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 @pytest.fixture(scope="session")
-def lpa():
-    return run_lpa
+def lpa(tmp_path_factory) -> Iterator[Callable[..., Finished]]:
+    """Run the real command line in a process of its own: `lpa("train", …) -> Finished`."""
+    server = _CommandServer(tmp_path_factory.mktemp("commands"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
@@ -83,10 +110,10 @@ def prepared(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory, prepared) -> Path:
+def run(tmp_path_factory, prepared, lpa) -> Path:
     """A finished run of a tiny model."""
     out = tmp_path_factory.mktemp("run") / "run"
-    finished = run_lpa(
+    finished = lpa(
         *("train", "--data.path", prepared, "--out", out, "--train.steps", 8, *TINY),
         *("--train.eval_every", 4, "--train.eval_tokens", 500),
     )
