@@ -8,6 +8,7 @@ from lpa.data.dataset import IGNORE, TokenDataset
 from lpa.train.config import (
     CheckpointConfig,
     DataConfig,
+    DistillConfig,
     ModelConfig,
     OptimConfig,
     ParallelConfig,
@@ -36,6 +37,11 @@ class UnequalDocuments(TokenDataset):
         return {**sample, "shift_labels": labels}
 
 
+def with_path(fields: dict, name: str) -> dict:
+    """Fields that may have come through JSON, where a path is text."""
+    return fields | ({name: Path(fields[name])} if fields.get(name) else {})
+
+
 def small_config(
     data: Path,
     *,
@@ -43,15 +49,17 @@ def small_config(
     model: dict | None = None,
     optim: dict | None = None,
     checkpoint: dict | None = None,
+    distill: dict | None = None,
     **train,
 ) -> RunConfig:
     return RunConfig(
         data=DataConfig(data, context=32),
-        model=ModelConfig(**(MODEL | (model or {}))),
+        model=ModelConfig(**with_path(MODEL | (model or {}), "from_")),
         optim=OptimConfig(**({"warmup_steps": 2, "clip": 0.5} | (optim or {}))),
         train=TrainConfig(**({"steps": 10, "batch_size": 8, "device": "cpu"} | train)),
         checkpoint=CheckpointConfig(**(checkpoint or {})),
         parallel=ParallelConfig(**(parallel or {})),
+        distill=DistillConfig(**with_path(distill or {}, "teacher")),
     )
 
 

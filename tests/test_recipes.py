@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from small_models import small_model
 
-from lpa.cli.train import SECTIONS, build_parser
-from lpa.train.config import RunConfig
+from lpa.cli.train import build_parser, run_config
 from lpa.train.dry_run import plan_run
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "recipes"
+HEALING = FOLDER / "heal.yaml"
+RECIPES = sorted(set(FOLDER.glob("*.yaml")) - {HEALING})
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -17,8 +19,7 @@ def test_a_recipe_and_its_dense_baseline(recipe, placement):
     """Built without memory in the layout that it plans for, where no data is prepared yet."""
     parser = build_parser()
     arguments = parser.parse_args(["--config", str(recipe), "--model.placement", placement])
-    sections = parser.instantiate_classes(arguments)
-    config = RunConfig(**{name: sections[name] for name in SECTIONS})
+    config = run_config(parser, arguments)
     plan = plan_run(config)
     assert config.model.placement == placement
     assert plan.steps > config.optim.warmup_steps
@@ -30,11 +31,24 @@ def test_a_recipe_and_its_dense_baseline(recipe, placement):
     assert memory["optimizer"] == 2 * memory["weights"]
 
 
+def test_the_healing_recipe(tmp_path, monkeypatch):
+    """Beside the directories that its comment makes."""
+    small_model(max_position_embeddings=512).save_pretrained(tmp_path / "converted")
+    parent = small_model(placement="none")
+    parent.save_pretrained(tmp_path / "parent")
+    monkeypatch.chdir(tmp_path)
+    parser = build_parser()
+    config = run_config(parser, parser.parse_args(["--config", str(HEALING)]))
+    plan = plan_run(config)
+    assert config.to_dict()["model"]["from"] == "converted"
+    assert plan.memory_bytes_per_device["teacher"] == 4 * parent.num_parameters()
+
+
 def test_the_command_prints_what_a_recipe_takes(lpa, tmp_path):
-    finished = lpa("train", RECIPES[-1].parent / "3b.yaml", "--dry-run", "--json", cwd=tmp_path)
+    finished = lpa("train", FOLDER / "3b.yaml", "--dry-run", "--json", cwd=tmp_path)
     assert finished.code == 0, finished.stderr
     assert finished.json["processes"] == 8
     assert not list(tmp_path.iterdir())
-    refused = lpa("train", RECIPES[-1].parent / "3b.yaml", "--dry-run", "--processes", 12)
+    refused = lpa("train", FOLDER / "3b.yaml", "--dry-run", "--processes", 12)
     assert refused.code == 2
     assert "needs 8 processes; this run has 12" in refused.stderr

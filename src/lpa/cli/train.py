@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lpa.train.config import RunConfig
 
 
-SECTIONS = ("data", "model", "optim", "train", "checkpoint", "parallel")
+SECTIONS = ("data", "model", "optim", "train", "checkpoint", "parallel", "distill")
 
 
 def build_parser() -> Parser:
@@ -70,11 +70,19 @@ def build_parser() -> Parser:
     )
     add_json_flag(parser)
     parser.add_class_arguments(config.DataConfig, "data")
-    parser.add_class_arguments(config.ModelConfig, "model")
+    parser.add_class_arguments(config.ModelConfig, "model", skip={"from_"})
+    # No field of a class can have the name.
+    parser.add_argument(
+        "--model.from",
+        type=Path | None,
+        help="the directory of an LPAForCausalLM, such as lpa convert factorize makes, to start from; "
+        "it decides the architecture, and nothing else of this section is given",
+    )
     parser.add_class_arguments(config.OptimConfig, "optim")
     parser.add_class_arguments(config.TrainConfig, "train")
     parser.add_class_arguments(config.CheckpointConfig, "checkpoint")
     parser.add_class_arguments(config.ParallelConfig, "parallel")
+    parser.add_class_arguments(config.DistillConfig, "distill")
     return parser
 
 
@@ -88,13 +96,11 @@ def main(rest: list[str]) -> None:
         rest = ["--config", *rest]
     parser = build_parser()
     arguments = parser.parse_args(rest)
-    sections = parser.instantiate_classes(arguments)
+    config = run_config(parser, arguments)
 
     from lpa import console
-    from lpa.train.config import RunConfig
 
     console.hide_other_progress()
-    config = RunConfig(**{name: sections[name] for name in SECTIONS})
     if arguments.dry_run:
         _plan(config, arguments.processes, as_json=arguments.json)
     elif arguments.processes is not None:
@@ -103,6 +109,23 @@ def main(rest: list[str]) -> None:
         fail("--out: got nothing; expected the run directory to make")
     else:
         _train(config, arguments)
+
+
+def run_config(parser: Parser, arguments: Any) -> "RunConfig":
+    """What parsed arguments mean, checked.
+
+    Raises:
+        UserError: a field that cannot be so.
+    """
+    from dataclasses import replace
+
+    from lpa.train.config import RunConfig
+
+    source = arguments.model.pop("from")
+    sections = parser.instantiate_classes(arguments)
+    config = RunConfig(**{name: sections[name] for name in SECTIONS})
+    config.model = replace(config.model, from_=source)
+    return config
 
 
 def _train(config: "RunConfig", arguments: Any) -> None:

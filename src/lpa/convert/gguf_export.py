@@ -45,6 +45,9 @@ def export_gguf(
         writer = gguf.GGUFWriter(temporary, "llama")
         _add_architecture(writer, gguf, model.config, dtype)
         _add_tokenizer(writer, gguf, tokenizer, model.config)
+        template = directory / "chat_template.jinja"
+        if template.is_file():
+            writer.add_chat_template(template.read_text(encoding="utf-8"))
         _add_tensors(writer, gguf, model, dtype)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -75,23 +78,32 @@ def _read_model(directory: Path) -> LlamaForCausalLM:
 
 
 def _read_tokenizer(directory: Path) -> dict[str, Any]:
-    """The parsed `tokenizer.json`, a byte-level BPE with the splitting rule of GPT-2."""
+    """The parsed `tokenizer.json`, a byte-level BPE with a splitting rule that llama.cpp has a name for."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"model {directory}: has no tokenizer.json")
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    splitting = tokenizer.get("pre_tokenizer") or {}
-    if (
-        tokenizer["model"].get("type") != "BPE"
-        or splitting.get("type") != "ByteLevel"
-        or splitting.get("add_prefix_space")
-        or not splitting.get("use_regex", True)
-    ):
+    if tokenizer["model"].get("type") != "BPE" or _splitting_rule(tokenizer) is None:
         raise UserError(
             f"tokenizer {path}: expected a byte-level BPE that splits as GPT-2 does, as `lpa prepare` "
-            "trains; other tokenizers are not converted"
+            "trains, or as SmolLM does, which parts digits first; other tokenizers are not converted"
         )
     return tokenizer
+
+
+def _splitting_rule(tokenizer: dict[str, Any]) -> str | None:
+    """llama.cpp's name for how text is split before merging."""
+    rule = tokenizer.get("pre_tokenizer") or {}
+    name, parts = "gpt-2", [rule]
+    if rule.get("type") == "Sequence":
+        digits, *parts = rule["pretokenizers"]
+        if digits.get("type") != "Digits" or not digits.get("individual_digits"):
+            return None
+        name = "smollm"
+    if len(parts) != 1 or parts[0].get("type") != "ByteLevel":
+        return None
+    plain = not parts[0].get("add_prefix_space") and parts[0].get("use_regex", True)
+    return name if plain else None
 
 
 def _add_architecture(writer: Any, gguf: Any, config: Any, dtype: str) -> None:
@@ -129,7 +141,7 @@ def _add_tokenizer(writer: Any, gguf: Any, tokenizer: dict[str, Any], config: An
             kinds.append(gguf.TokenType.NORMAL if number in names else gguf.TokenType.UNUSED)
     merges = tokenizer["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(_splitting_rule(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])

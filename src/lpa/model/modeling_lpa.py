@@ -366,6 +366,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_logits: bool | None = None,
+        loss_from_hidden: Callable[..., Tensor] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token logits, and the loss where targets are given.
@@ -380,6 +381,8 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
                 here, so that the parts of one batch add up to its mean.
             return_logits: whether to compute logits beside a loss. By default only outside training:
                 there the loss alone is asked for, and it never holds them all.
+            loss_from_hidden: computes the loss in place of cross entropy, from the last hidden states,
+                the head, shifted targets and num_items_in_batch.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -396,7 +399,12 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         if shift_labels is None and labels is not None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
         if shift_labels is not None:
-            loss = self._loss(hidden_states, shift_labels, num_items_in_batch)
+            if loss_from_hidden is not None:
+                loss = loss_from_hidden(
+                    hidden_states, self.lm_head, shift_labels, num_items_in_batch
+                )
+            else:
+                loss = self._loss(hidden_states, shift_labels, num_items_in_batch)
 
         logits = None
         if return_logits is None:

@@ -12,6 +12,7 @@ from lpa.train.config import RunConfig
 # These change where a run stops, what is kept and who computes it, never the weights beyond rounding.
 _FREE = {
     "data.path",  # data may move; its tokens and tokenizer are compared by hash instead
+    "distill.teacher",  # so may a teacher
     "data.workers",
     "data.verify",
     "train.micro_batch_size",
@@ -30,7 +31,7 @@ _FREE = {
 _FREE_SECTIONS = ("checkpoint.", "parallel.")
 
 # What a user cannot set but a run may not change either.
-DATA_FIELDS = ("data.tokens", "data.tokenizer")
+HASHED_FIELDS = ("data.tokens", "data.tokenizer", "distill.weights")
 
 
 def read_saved_config(path: Path) -> dict[str, Any]:
@@ -66,10 +67,10 @@ def check_same(saved: dict[str, Any], current: RunConfig, *, allow: Collection[s
     """
     before, after = _flat(saved), _flat(yaml.safe_load(current.to_yaml()))
     for name in allow:
-        if name not in after and name not in DATA_FIELDS:
+        if name not in after and name not in HASHED_FIELDS:
             raise UserError(
                 f"--allow-change: got {name}; expected fields such as optim.lr, or "
-                f"{' or '.join(DATA_FIELDS)}"
+                f"{' or '.join(HASHED_FIELDS)}"
             )
     refuse_changes(
         {

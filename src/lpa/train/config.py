@@ -1,7 +1,7 @@
 """The configuration of a run: what a recipe may say, checked field by field."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,8 @@ class ModelConfig:
             spectral or orthogonal; by default scaled.
         residual_scaling: whether what writes to the residual stream starts smaller by
             sqrt(2 * num_hidden_layers); by default not.
+        from_: `model.from` in recipes: the directory of an LPAForCausalLM, such as `lpa convert factorize`
+            makes, whose weights and architecture the run starts from; nothing else is given beside it.
     """
 
     preset: str = "nano"
@@ -92,6 +94,17 @@ class ModelConfig:
     initializer_range: float | None = None
     initialization: str | None = None
     residual_scaling: bool | None = None
+    from_: Path | None = None
+
+    def __post_init__(self) -> None:
+        for known in fields(self):
+            value = getattr(self, known.name)
+            _require(
+                self.from_ is None or known.name == "from_" or value == known.default,
+                f"model.{known.name}",
+                value,
+                f"nothing beside model.from, as {self.from_} decides the architecture",
+            )
 
     def build(self, *, vocab_size: int, context: int) -> LPAConfig:
         """The model configuration for a vocabulary and context.
@@ -99,14 +112,14 @@ class ModelConfig:
         Raises:
             UserError: a value that the model cannot have, or a vocabulary smaller than the data's.
         """
-        fields = {name: value for name, value in asdict(self).items() if value is not None}
-        preset = fields.pop("preset")
-        if fields.setdefault("vocab_size", vocab_size) < vocab_size:
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        preset = given.pop("preset")
+        if given.setdefault("vocab_size", vocab_size) < vocab_size:
             raise UserError(
                 f"model.vocab_size: got {self.vocab_size}; the data has tokens up to "
                 f"{vocab_size - 1}, so expected at least {vocab_size}"
             )
-        return preset_config(preset, **fields, max_position_embeddings=context)
+        return preset_config(preset, **given, max_position_embeddings=context)
 
 
 @dataclass
@@ -115,6 +128,8 @@ class OptimConfig:
 
     Attributes:
         name: `adamw`, or `muon` for the matrices of the decoder layers with AdamW for the rest.
+        train: `all` weights, or only the `factors` of low-rank projections, their biases included; the
+            others stay as they are, without gradients or optimizer states.
         lr: the peak learning rate; one for both, since Muon's steps are scaled to the size of AdamW's.
         beta1, beta2, eps: AdamW's.
         weight_decay: on matrices only, not on norms and biases.
@@ -131,6 +146,7 @@ class OptimConfig:
     """
 
     name: Literal["adamw", "muon"] = "adamw"
+    train: Literal["all", "factors"] = "all"
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.95
@@ -338,6 +354,34 @@ class CheckpointConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Learning from a teacher beside the text (Hinton et al. 2015, section 2).
+
+    The loss is (1 - weight) · CE + weight · temperature² · KL(teacher ‖ student), logits divided by the
+    temperature in KL.
+
+    Attributes:
+        teacher: the Hugging Face directory of a causal language model with the tokenizer of the data;
+            null: no teacher.
+        temperature: larger ones weigh unlikely tokens more.
+        weight: of the teacher's part, from 0 to 1.
+    """
+
+    teacher: Path | None = None
+    temperature: float = 2.0
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(
+            _finite_positive(self.temperature),
+            "distill.temperature",
+            self.temperature,
+            "a positive number",
+        )
+        _require(0 <= self.weight <= 1, "distill.weight", self.weight, "from 0 to 1")
+
+
+@dataclass
 class RunConfig:
     """A whole run; what `config.yaml` in a run directory holds."""
 
@@ -347,15 +391,19 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         self.train.resolve(self.data.context)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by section and field."""
-        fields = asdict(self)
-        fields["data"]["path"] = str(self.data.path)
-        return fields
+        sections = asdict(self)
+        sections["data"]["path"] = str(self.data.path)
+        source, teacher = sections["model"].pop("from_"), self.distill.teacher
+        sections["model"]["from"] = None if source is None else str(source)
+        sections["distill"]["teacher"] = None if teacher is None else str(teacher)
+        return sections
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)

@@ -1,9 +1,11 @@
 """What a run would take, found by building it without memory."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lpa.console import duration
@@ -13,8 +15,10 @@ from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.model.plan import activation_bytes
 from lpa.model.presets import PRESETS
 from lpa.train.config import RunConfig
+from lpa.train.distill import teacher_bytes
 from lpa.train.materialise import meta_model
 from lpa.train.parallel import parallelize, plan_layout
+from lpa.train.starting import source_config, train_only_factors
 
 _MASTER_BYTES = 4  # weights, gradients and optimizer states are float32
 # What a GPU of today keeps up in training, to turn FLOPs into hours: 40% of an A100's 312 TFLOP/s.
@@ -37,7 +41,7 @@ class RunPlan:
             measured on the built model; `gathered`: a decoder layer and what is outside the layers, whole
             for the moment that they compute; `accumulated`: gradients before they are added up over
             processes, once for all forward passes of a step; `activations` of one forward pass, which tensor
-            parallelism lowers further.
+            parallelism lowers further; `teacher`, its weights, where there is one.
     """
 
     processes: int
@@ -97,19 +101,24 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
     layout = plan_layout(asked, processes)
     settings, context = config.train, config.data.context
     micro_batch = settings.micro_batch(layout.data)
-    model_config = config.model.build(vocab_size=_vocabulary(config), context=context)
+    model_config = (
+        config.model.build(vocab_size=_vocabulary(config), context=context)
+        if config.model.from_ is None
+        else source_config(config.model.from_)
+    )
     dtype = getattr(torch, settings.dtype)
 
     model = meta_model(model_config)
+    if config.optim.train == "factors":
+        train_only_factors(model)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     outside = parameter_count(model_config) - layer * model_config.num_hidden_layers
     if processes > 1:
         _stand_in_group(processes)
     try:
         parallelize(model, layout, "cpu", dtype)
-        held = sum(
-            (p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters()
-        )
+        held = _held(model.parameters())
+        trained = _held(p for p in model.parameters() if p.requires_grad)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -133,8 +142,8 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
         gpu_hours=flops / _ASSUMED_FLOPS / 3600,
         memory_bytes_per_device={
             "weights": held * _MASTER_BYTES,
-            "gradients": held * _MASTER_BYTES,
-            "optimizer": states * held * _MASTER_BYTES,
+            "gradients": trained * _MASTER_BYTES,
+            "optimizer": states * trained * _MASTER_BYTES,
             "gathered": whole // layout.tensor,
             "accumulated": accumulates
             * parameter_count(model_config)
@@ -143,8 +152,19 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
             "activations": activation_bytes(
                 model_config, context=context, batch=micro_batch, dtype=dtype
             ),
-        },
+        }
+        | _teacher(config, dtype),
     )
+
+
+def _teacher(config: RunConfig, dtype: torch.dtype) -> dict[str, int]:
+    directory = config.distill.teacher
+    return {} if directory is None else {"teacher": teacher_bytes(directory, dtype)}
+
+
+def _held(parameters: Iterable[nn.Parameter]) -> int:
+    """Numbers of them that one process keeps."""
+    return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
 
 
 def _vocabulary(config: RunConfig) -> int:

@@ -44,6 +44,18 @@ def materialise(
             unit.to("meta")
 
 
+@torch.no_grad()
+def compute_buffers(model: LPAForCausalLM, config: LPAConfig, device: torch.device) -> None:
+    """Fill what is computed from the configuration and stored in no file, such as RoPE's frequencies."""
+    buffers = dict(model.named_buffers())
+    for name, unit in _units(meta_model(config)):
+        if not any(True for _ in unit.buffers()):
+            continue
+        unit.to_empty(device="cpu").apply(model._init_weights)
+        for own, value in unit.named_buffers():
+            buffers[f"{name}.{own}"].copy_(value.to(device))
+
+
 def _draw_as_constructed(unit: nn.Module) -> None:
     """Draw the numbers that torch's constructors draw, which the model then overwrites with its own."""
     unit.to_empty(device="cpu")

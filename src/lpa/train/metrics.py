@@ -39,6 +39,7 @@ def training_record(
     device: torch.device,
     dtype: torch.dtype,
     processes: int,
+    distills: bool,
     phases: dict[str, float],
 ) -> dict[str, float]:
     """The numbers of the steps since the last record; the sums of the next begin at nought.
@@ -46,13 +47,15 @@ def training_record(
     Args:
         gradient_norm: of the last step, before clipping.
         flops_per_token: forward and backward.
+        distills: whether the loss has a part from a teacher.
         phases: seconds by phase since the last record, in the main process.
 
     Returns:
-        loss (mean, where a step was not skipped), lr, grad_norm, tokens, tokens_per_second and
-        flops_per_second (of all processes, over elapsed time of training), mfu (share of the devices'
-        peak, Chowdhery et al. 2022, appendix B; where the peak is known), train_seconds,
-        peak_memory_bytes, <phase>_seconds, and compile_seconds (so far, where layers are compiled).
+        loss (mean, where a step was not skipped), distill_loss (where it has that part), lr,
+        grad_norm, tokens, tokens_per_second and flops_per_second (of all processes, over elapsed time of
+        training), mfu (share of the devices' peak, Chowdhery et al. 2022, appendix B; where the peak is
+        known), train_seconds, peak_memory_bytes, <phase>_seconds, and compile_seconds (so far, where
+        layers are compiled).
     """
     rate = progress.pending_tokens / progress.pending_seconds
     record = {
@@ -67,13 +70,15 @@ def training_record(
     }
     if progress.pending_steps:
         record["loss"] = progress.pending_loss / progress.pending_steps
+        if distills:
+            record["distill_loss"] = progress.pending_distill_loss / progress.pending_steps
     compiling = compile_seconds()
     if compiling:
         record["compile_seconds"] = compiling
     peak = peak_flops(device, dtype)
     if peak is not None:
         record["mfu"] = rate * flops_per_token / (peak * processes)
-    progress.pending_loss, progress.pending_seconds = 0.0, 0.0
+    progress.pending_loss, progress.pending_distill_loss, progress.pending_seconds = 0.0, 0.0, 0.0
     progress.pending_steps, progress.pending_tokens = 0, 0
     return record
 

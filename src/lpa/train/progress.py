@@ -17,8 +17,9 @@ class Progress:
         peak_memory_bytes: the most memory that one of its processes held.
         best_loss, best_step: the lowest validation loss so far and where it was.
         evaluation_due: whether a signal ended the run within the evaluation of this step.
-        pending_loss, pending_steps, pending_tokens, pending_seconds: sums since the last record in the
-            metrics, so that a run that goes on leaves the same records as one that was never stopped.
+        pending_loss, pending_distill_loss, pending_steps, pending_tokens, pending_seconds: sums since
+            the last record in the metrics, so that a run that goes on leaves the same records as one that
+            was never stopped.
     """
 
     step: int = 0
@@ -32,6 +33,7 @@ class Progress:
     best_step: int | None = None
     evaluation_due: bool = False
     pending_loss: float = 0.0
+    pending_distill_loss: float = 0.0
     pending_steps: int = 0
     pending_tokens: int = 0
     pending_seconds: float = 0.0

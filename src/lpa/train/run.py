@@ -85,6 +85,8 @@ def _begin(config: RunConfig, out: Path, world: World, overwrite: bool) -> RunRe
         if out.exists():
             shutil.rmtree(out)
         write_text(out / CONFIG_FILE, config.to_yaml())
+        if trainer.start is not None:
+            trainer.start.save(out)
         _sign(out)
     return trainer.run()
 
@@ -111,7 +113,7 @@ def _resume(
     finished = together(check)
     if finished is not None:
         return finished
-    trainer = together(lambda: Trainer(config, out, world))
+    trainer = together(lambda: Trainer(config, out, world, resumed=True))
     path = _load_intact(trainer, out, start, allow_change)
     barrier()
     if world.is_main:
@@ -138,9 +140,10 @@ def _load_intact(
             if isinstance(error, store.DamagedCheckpointError):
                 _warn(f"{error}; going on from the checkpoint before it")
             continue
-        own = trainer.data.identity
+        own = trainer.identity
         refuse_changes(
-            {name: (identity.get(name), value) for name, value in own.items()}, allow=allow_change
+            {name: (identity.get(name), own.get(name)) for name in {**identity, **own}},
+            allow=allow_change,
         )
         return path
     raise AssertionError("the last candidate is loaded or raises")

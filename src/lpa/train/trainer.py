@@ -10,12 +10,11 @@ import torch
 
 from lpa import console
 from lpa.errors import LPAWarning, UserError
-from lpa.model.checkpointing import compile_layers, set_activation_checkpointing
-from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.train.agreement import StepOutcome, agree_on_step
 from lpa.train.checkpoint import Checkpointer
 from lpa.train.config import RunConfig
+from lpa.train.distill import Distiller, plain_loss
 from lpa.train.distributed import OtherRankFailedError, World, gather_objects, sum_over_ranks
 from lpa.train.evaluate import Perplexity, validate
 from lpa.train.export import export_model
@@ -23,23 +22,17 @@ from lpa.train.gradients import clip, total_norm
 from lpa.train.inputs import MicroBatch, RunData, StepReader
 from lpa.train.loggers import check_loggers
 from lpa.train.machine import peak_flops, peak_memory_bytes
-from lpa.train.materialise import materialise, meta_model
 from lpa.train.metrics import MetricsLog, training_record
 from lpa.train.nonfinite import bad_samples
 from lpa.train.optim import build_optimizers
-from lpa.train.parallel import (
-    parallelize,
-    plan_layout,
-    split_loss,
-    synchronize_gradients,
-    without_training,
-)
+from lpa.train.parallel import plan_layout, split_loss, synchronize_gradients, without_training
 from lpa.train.phases import PhaseClock
 from lpa.train.progress import Progress
 from lpa.train.result import RunInterruptedError, RunResult, RunStopped
 from lpa.train.sampling import sample_text
 from lpa.train.schedule import learning_rate
 from lpa.train.signals import StopRequests
+from lpa.train.starting import build_model, find_start, model_config
 
 FINAL = "final"
 BEST = "best"
@@ -52,7 +45,9 @@ class Trainer:
     same decisions: what a process alone cannot know is agreed on once per step.
     """
 
-    def __init__(self, config: RunConfig, out: Path, world: World | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, out: Path, world: World | None = None, *, resumed: bool = False
+    ) -> None:
         self.config = config
         self.out = out
         self.world = world or World.alone(config.train.device)
@@ -67,16 +62,13 @@ class Trainer:
             torch.set_num_threads(config.train.threads)
 
         self.data = RunData(config.data, config.train.seed, self.world)
-        self.model_config: LPAConfig = config.model.build(
-            vocab_size=self.data.manifest.vocab_size, context=config.data.context
-        )
-        self.model_config.eos_token_id = self.data.manifest.eos_token_id
-        self.model = meta_model(self.model_config).train()
-        if config.train.compile:
-            compile_layers(self.model)
-        set_activation_checkpointing(self.model, config.train.activation_checkpointing)
-        parallelize(self.model, self.layout, self.world.device.type, self.dtype)
-        materialise(self.model, self.model_config, self.world.device, seed=config.train.seed)
+        self.start = find_start(config, out if resumed else None)
+        self.model_config = model_config(config, self.data.manifest, self.start)
+        self.distiller = Distiller.of(config, self.layout, self.world.device, self.dtype)
+        self._loss = self.distiller.loss if self.distiller else plain_loss
+        self.identity = self.data.identity | (self.distiller.identity if self.distiller else {})
+        source = None if resumed else config.model.from_
+        self.model = build_model(config, self.model_config, self.layout, self.world, source=source)
         if self.data_rank:  # dropout differs where samples do
             torch.manual_seed((config.train.seed + 1_000_003 * self.data_rank) % 2**63)
         self.optimizers = build_optimizers(self.model, config.optim)
@@ -99,7 +91,7 @@ class Trainer:
         self._earlier_seconds = 0.0
 
     def load(self, path: Path) -> dict[str, str]:
-        """Take up a checkpoint; returns the identity of the data it was trained on."""
+        """Take up a checkpoint; returns the identity of what it was trained on."""
         self.progress, identity = self.checkpointer.load(path)
         self._earlier_seconds = self.progress.wall_seconds
         return identity
@@ -108,7 +100,7 @@ class Trainer:
         """Leave a checkpoint of this step."""
         with self.clock("checkpoint"):
             self._measure()
-            self.checkpointer.save(self.progress, self.data.identity)
+            self.checkpointer.save(self.progress, self.identity)
 
     def run(self) -> RunResult | RunStopped:
         """Train to the last step, or until stopped.
@@ -181,6 +173,7 @@ class Trainer:
         outcome = agree_on_step(
             sum(losses),
             norm,
+            distill_loss=self.distiller.take() if self.distiller else 0.0,
             world=self.world,
             counts=self._counts,
             save_failed=self.checkpointer.failed,
@@ -199,6 +192,7 @@ class Trainer:
             progress.tokens += tokens
             progress.pending_tokens += tokens
             progress.pending_loss += outcome.loss
+            progress.pending_distill_loss += outcome.distill_loss
             progress.pending_steps += 1
             self._norm = outcome.norm
         else:
@@ -219,9 +213,7 @@ class Trainer:
                     dtype=self.dtype,
                     enabled=self.dtype != torch.float32,
                 ):
-                    loss = self.model(
-                        **batch.inputs, num_items_in_batch=max(tokens, 1), use_cache=False
-                    ).loss
+                    loss = self._loss(self.model, batch.inputs, max(tokens, 1))
                 loss.backward()
                 losses.append(loss.detach())
         return torch.stack(losses).tolist()
@@ -299,6 +291,7 @@ class Trainer:
             device=self.world.device,
             dtype=self.dtype,
             processes=self.world.size,
+            distills=self.distiller is not None,
             phases=self.clock.take(),
         )
         self._write(**record)

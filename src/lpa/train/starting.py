@@ -1,0 +1,260 @@
+"""The model that a run begins with: drawn from its seed, or taken from a Hugging Face directory."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
+from lpa.errors import UserError
+from lpa.files import write_text
+from lpa.lowrank import LowRankLinear
+from lpa.model.checkpointing import compile_layers, set_activation_checkpointing
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.train.config import RunConfig
+from lpa.train.distributed import World
+from lpa.train.materialise import compute_buffers, materialise, meta_model
+from lpa.train.parallel import Layout, parallelize
+from lpa.train.shards import laid_out_like
+
+START_FILE = "start.json"
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run was started from; `start.json` in the directory of a run that `model.from` began.
+
+    Attributes:
+        sha256: of the files of weights.
+        config: the model's configuration.
+    """
+
+    sha256: str
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, directory: Path) -> "Start":
+        """Raises:
+        UserError: it is not the directory of a model that `lpa train` can start from.
+        """
+        config = source_config(directory)
+        return cls(weights_hash(directory, "model.from"), config.to_dict())
+
+    def save(self, run: Path) -> None:
+        write_text(run / START_FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, run: Path) -> "Start":
+        """Raises:
+        UserError: the run has none that can be read.
+        """
+        path = run / START_FILE
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: is missing or damaged ({error})") from error
+
+
+def find_start(config: RunConfig, resumed: Path | None) -> Start | None:
+    """What `model.from` of a run stands for, None without it.
+
+    Args:
+        resumed: the directory of a run that goes on: it remembers, whatever the source holds by now.
+    """
+    directory = config.model.from_
+    if directory is None:
+        return None
+    if resumed is not None:
+        return Start.load(resumed)
+    check_same_tokens("model.from", directory, config.data.path)
+    return Start.of(directory)
+
+
+def source_config(directory: Path) -> LPAConfig:
+    """The configuration of a directory that holds an `LPAForCausalLM`.
+
+    Raises:
+        UserError: it holds none.
+    """
+    path = directory / "config.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        kind = (fields.get("architectures") or [fields.get("model_type")])[0]
+    except FileNotFoundError as error:
+        what = f"has no {path.name}" if directory.is_dir() else "no such directory"
+        raise UserError(
+            f"model.from {directory}: {what}; expected what `lpa convert factorize` or a run's final/ is"
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model.from {directory}: its config.json is damaged ({error})") from error
+    if fields.get("model_type") != LPAConfig.model_type or kind != "LPAForCausalLM":
+        raise UserError(
+            f"model.from {directory}: is a {kind}; expected an LPAForCausalLM, which `lpa convert "
+            "factorize` makes of Llama-like models; load any other with lpa.load and train it in a loop "
+            "of your own"
+        )
+    return LPAConfig.from_dict(fields)
+
+
+def model_config(config: RunConfig, manifest: Manifest, start: Start | None) -> LPAConfig:
+    """The architecture of a run.
+
+    Raises:
+        UserError: one that cannot be, or that does not fit the data.
+    """
+    context = config.data.context
+    if start is None:
+        built = config.model.build(vocab_size=manifest.vocab_size, context=context)
+        built.eos_token_id = manifest.eos_token_id
+        return built
+    source, directory = LPAConfig.from_dict(start.config), config.model.from_
+    if source.vocab_size < manifest.vocab_size:
+        raise UserError(
+            f"model.from {directory}: has {source.vocab_size} tokens and the data {manifest.vocab_size}; "
+            f"prepare it with the model's own tokenizer: lpa prepare --tokenizer {directory}"
+        )
+    if context > source.max_position_embeddings:
+        raise UserError(
+            f"data.context: got {context}; expected at most the {source.max_position_embeddings} positions "
+            f"of model.from {directory}"
+        )
+    return source
+
+
+def check_same_tokens(field: str, directory: Path, data: Path) -> None:
+    """Refuse data whose tokens mean something else to a model.
+
+    Compared are the tokens and their numbers, where the model's directory has a `tokenizer.json`.
+
+    Raises:
+        UserError: naming the field by which the directory was given.
+    """
+    theirs = directory / "tokenizer.json"
+    ours = data / TOKENIZER_DIRECTORY / theirs.name
+    if theirs.is_file() and ours.is_file() and _vocabulary(theirs) != _vocabulary(ours):
+        raise UserError(
+            f"{field} {directory}: its tokenizer is not that of the data; prepare the data with it: "
+            f"lpa prepare --tokenizer {directory}"
+        )
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+
+
+def build_model(
+    config: RunConfig,
+    architecture: LPAConfig,
+    layout: Layout,
+    world: World,
+    *,
+    source: Path | None,
+) -> LPAForCausalLM:
+    """The model of a run, spread over its processes.
+
+    Args:
+        source: a directory to take the weights from, in place of those that the seed stands for.
+
+    Raises:
+        UserError: a layout that does not divide the model, or weights that are not its own.
+    """
+    settings = config.train
+    model = meta_model(architecture).train()
+    if config.optim.train == "factors":
+        train_only_factors(model)
+    if settings.compile:
+        compile_layers(model)
+    set_activation_checkpointing(model, settings.activation_checkpointing)
+    parallelize(model, layout, world.device.type, getattr(torch, settings.dtype))
+    if source is None:
+        materialise(model, architecture, world.device, seed=settings.seed)
+    else:
+        load_weights(model, architecture, source, world.device)
+        torch.manual_seed(settings.seed)
+    return model
+
+
+def train_only_factors(model: LPAForCausalLM) -> None:
+    """Leave everything but the low-rank pairs, their biases among them, as it is."""
+    pairs = [module for module in model.modules() if isinstance(module, LowRankLinear)]
+    if not pairs:
+        raise UserError("optim.train: got factors; the model has no low-rank projections")
+    model.requires_grad_(False)
+    for pair in pairs:
+        pair.requires_grad_(True)
+
+
+@torch.no_grad()
+def load_weights(
+    model: LPAForCausalLM, config: LPAConfig, directory: Path, device: torch.device
+) -> None:
+    """Give a model on the meta device, sharded or not, the weights of a Hugging Face directory, as float32.
+
+    Every process reads one tensor after another and keeps its shard of it.
+
+    Raises:
+        UserError: weights are missing, too many, of another shape, or unreadable.
+    """
+    model.to_empty(device=device)
+    model.tie_weights()
+    compute_buffers(model, config, device)
+    targets = dict(model.named_parameters())
+    absent = set(targets)
+    for name, value in _stored_tensors(directory, "model.from"):
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        target = targets.get(name)
+        if target is None or target.shape != value.shape:
+            raise UserError(
+                f"model.from {directory}: weights {name} of shape {tuple(value.shape)} are not those that "
+                "its config.json describes"
+            )
+        target.copy_(laid_out_like(value.to(device, torch.float32), target))
+        absent.discard(name)
+    if absent:
+        raise UserError(f"model.from {directory}: has no weights {min(absent)}")
+
+
+def weights_hash(directory: Path, field: str) -> str:
+    """SHA-256 of a directory's files of weights, one after another.
+
+    Raises:
+        UserError: it has none.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(directory, field):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _stored_tensors(directory: Path, field: str) -> Iterator[tuple[str, Tensor]]:
+    for path in _weight_files(directory, field):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118, it is no dict
+                    yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{field} {directory}: {path.name} is damaged ({error})") from error
+
+
+def _weight_files(directory: Path, field: str) -> list[Path]:
+    index = directory / _INDEX
+    names = [_SINGLE]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    absent = [name for name in names if not (directory / name).is_file()]
+    if absent:
+        raise UserError(f"{field} {directory}: has no {absent[0]}")
+    return [directory / name for name in names]
