@@ -9,6 +9,8 @@ is exact and what is done here.
 import torch
 from torch import Tensor
 
+from lpa.lowrank.linear import best_factors
+
 # Directions in which the inputs have less than this share of their largest moment count as absent:
 # float64 keeps sixteen digits, and M came from squares of numbers that had seven.
 _ABSENT = 1e-12
@@ -51,10 +53,12 @@ def whitened_factors(weight: Tensor, moment: Tensor, rank: int) -> tuple[Tensor,
     E‖(W - B A) x‖² = ‖(W - B A) S‖_F² with S Sᵀ = M, so the truncated SVD of W S = U Σ Vᵀ is the best
     (Eckart & Young 1936): B = U_r √Σ_r, A = √Σ_r V_rᵀ S⁻¹ (SVD-LLM, section 3.1). Where the support of
     M has fewer than r dimensions, they are all kept, and the ranks left over go to the best approximation
-    of W on the directions that no input had; so the result is W itself at full rank.
+    of W on the directions that no input had; at full rank the result is W itself.
 
     Shapes: weight (out, in), moment (in, in) -> A (r, in), B (out, r), in the dtype of `weight`.
     """
+    if rank == min(weight.shape):
+        return best_factors(weight, rank)  # without error, also where no input was
     dense = weight.double()
     root, inverse = moment_root(moment)
     u, s, vh = torch.linalg.svd(dense @ root, full_matrices=False)
