@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "errors": ["LPAWarning", "UserError"],
         "lowrank": ["LowRankLinear", "break_even_rank"],
         "model": ["LPAConfig", "LPAForCausalLM", "LPAForSequenceClassification", "LPAModel"],
+        "model.surgery": ["apply", "load"],
     },
 )
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lpa.errors import LPAWarning, UserError
     from lpa.lowrank import LowRankLinear, break_even_rank
     from lpa.model import LPAConfig, LPAForCausalLM, LPAForSequenceClassification, LPAModel
+    from lpa.model.surgery import apply, load
 
 
 # These modules of transformers hold the Auto classes. They learn of this package as soon as they exist,
@@ -37,3 +39,8 @@ def _register_config(_: Any) -> None:
 @wrapt.when_imported("transformers.models.auto.modeling_auto")
 def _register_models(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_models()
+
+
+@wrapt.when_imported("transformers.quantizers.auto")
+def _register_quantizer(_: Any) -> None:
+    importlib.import_module("lpa.model.auto").register_quantizer()

@@ -22,6 +22,7 @@ COMMANDS = {
     "eval harness": ("lpa.cli.eval_harness", "tasks of the lm-evaluation-harness"),
     "analyze": ("lpa.cli.analyze", "where a model bears low rank: spectra, attention, cuts"),
     "generate": ("lpa.cli.generate", "continue a prompt"),
+    "convert factorize": ("lpa.cli.convert_factorize", "cut a dense checkpoint to low rank"),
     "convert merge": ("lpa.cli.convert_merge", "fold low-rank pairs and write a stock Llama"),
     "convert gguf": ("lpa.cli.convert_gguf", "a merged model as a GGUF file for llama.cpp"),
     "convert import-published": ("lpa.cli.convert_import", "weights of the published LPA code"),

@@ -37,6 +37,16 @@ def register_models() -> None:
         mapping.register(LPAConfig, _model_on_first_use(name), exist_ok=True)
 
 
+def register_quantizer() -> None:
+    """Let models of other classes be loaded with low-rank pairs inside."""
+    from transformers.quantizers import auto
+
+    from lpa.model.quantizer import METHOD, LowRankConfig, LowRankQuantizer
+
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = LowRankConfig
+    auto.AUTO_QUANTIZER_MAPPING[METHOD] = LowRankQuantizer
+
+
 def _model_on_first_use(name: str) -> Any:
     def load() -> Any:
         return getattr(importlib.import_module("lpa.model.modeling_lpa"), name)

@@ -35,7 +35,8 @@ class LPAConfig(PreTrainedConfig):
             `ffn` or `all`.
         rank: their rank; by default a quarter of `hidden_size`.
         ffn_rank: the rank of those in the FFN where it differs from `rank`.
-        ranks: projection name -> rank, over what placement and rank say; None keeps one dense.
+        ranks: projection name -> rank, over what placement and rank say; None keeps one dense. A list
+            gives each layer its own rank or None.
         dense_layers: layers, counted from 0, that keep all projections dense.
         initialization: how low-rank pairs start (see `draw_factors`): `default`, each factor as an
             `nn.Linear`, as published; `scaled`, the entries of the product with the deviation
@@ -129,12 +130,15 @@ class LPAConfig(PreTrainedConfig):
         """The rank of a projection in a layer, or None where it is dense."""
         if layer_idx in (self.dense_layers or ()):
             return None
-        return self._rank_and_field(projection)[0]
+        return self._rank_and_field(projection, layer_idx)[0]
 
-    def _rank_and_field(self, projection: str) -> tuple[int | None, str]:
-        """The rank of a projection in the layers that are not kept dense, and what field says so."""
+    def _rank_and_field(self, projection: str, layer_idx: int) -> tuple[int | None, str]:
+        """The rank of a projection in a layer that is not kept dense, and what field says so."""
         if self.ranks is not None and projection in self.ranks:
-            return self.ranks[projection], f"ranks.{projection}"
+            rank = self.ranks[projection]
+            if isinstance(rank, list):
+                return rank[layer_idx], f"ranks.{projection}[{layer_idx}]"
+            return rank, f"ranks.{projection}"
         kind = "attention" if projection in ATTENTION_PROJECTIONS else "ffn"
         if self.placement not in (kind, "all"):
             return None, "placement"
@@ -189,10 +193,15 @@ class LPAConfig(PreTrainedConfig):
             raise UserError(
                 f"placement: got {self.placement!r}; expected one of {', '.join(PLACEMENTS)}"
             )
-        for name in self.ranks or {}:
+        for name, rank in (self.ranks or {}).items():
             if name not in self.projections:
                 raise UserError(
                     f"ranks: got {name!r}; expected one of {', '.join(self.projections)}"
+                )
+            if isinstance(rank, list) and len(rank) != self.num_hidden_layers:
+                raise UserError(
+                    f"ranks.{name}: got {len(rank)} ranks; expected one for each of "
+                    f"{self.num_hidden_layers} layers (num_hidden_layers)"
                 )
         for layer in self.dense_layers or ():
             if not 0 <= layer < self.num_hidden_layers:
@@ -202,8 +211,10 @@ class LPAConfig(PreTrainedConfig):
         # One check per field and shape: four projections of the same shape deserve one warning.
         checked = set()
         for projection in self.projections:
-            rank, field = self._rank_and_field(projection)
-            case = (field, *sorted(self.projection_shape(projection)))
-            if rank is not None and case not in checked:
-                check_rank(rank, *self.projection_shape(projection), field=field)
-                checked.add(case)
+            own = isinstance((self.ranks or {}).get(projection), list)
+            for layer in range(self.num_hidden_layers if own else 1):
+                rank, field = self._rank_and_field(projection, layer)
+                case = (field, *sorted(self.projection_shape(projection)))
+                if rank is not None and case not in checked:
+                    check_rank(rank, *self.projection_shape(projection), field=field)
+                    checked.add(case)

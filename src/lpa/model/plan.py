@@ -1,6 +1,7 @@
 """What training and serving a model will cost, before a weight exists."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def make_plan(
             "forward": forward_flops_per_token(config, context),
             "training": training_flops_per_token(config, context),
         },
-        kv_cache_bytes_per_token=_cache_bytes(config, dtype.itemsize),
+        kv_cache_bytes_per_token=cache_bytes(config, dtype.itemsize),
         break_even_rank={
             name: break_even_rank(*config.projection_shape(name)) for name in config.projections
         },
@@ -111,7 +112,7 @@ def parameter_parts(config: LPAConfig) -> dict[str, int]:
     return {"total": parameter_count(config), **parts}
 
 
-def _cache_bytes(config: LPAConfig, itemsize: int) -> dict[str, int]:
+def cache_bytes(config: LPAConfig, itemsize: int) -> dict[str, int]:
     """Of all layers: keys and values, or what `LatentCache` holds in their place.
 
     That is latents where the projections are low-rank, but for keys only where positions are learned.
@@ -136,12 +137,15 @@ def activation_bytes(config: LPAConfig, *, context: int, batch: int, dtype: torc
     number per query and head. Of the head only the hidden states count, as the loss in chunks keeps
     no logits.
     """
-    dense = len(set(config.dense_layers or ()))
     total = batch * context * config.hidden_size * dtype.itemsize  # what the head reads
-    for count, dense_layers in ((dense, [0]), (config.num_hidden_layers - dense, None)):
-        if count:
-            one = _with_fields(config, num_hidden_layers=1, dense_layers=dense_layers)
-            total += count * _layer_bytes(one, context, batch, dtype)
+    kinds = Counter(
+        tuple(config.projection_rank(name, layer) for name in config.projections)
+        for layer in range(config.num_hidden_layers)
+    )
+    for ranks, count in kinds.items():
+        own = dict(zip(config.projections, ranks, strict=True))
+        one = _with_fields(config, num_hidden_layers=1, dense_layers=None, ranks=own)
+        total += count * _layer_bytes(one, context, batch, dtype)
     return total
 
 
@@ -237,6 +241,8 @@ def match_dense(config: LPAConfig, what: str, *, context: int) -> list[Match]:
         "num_hidden_layers": 16 * config.num_hidden_layers,
         "rank": min(min(config.projection_shape(name)) for name in config.projections),
     }
+    if any(isinstance(rank, list) for rank in (config.ranks or {}).values()):
+        del limits["num_hidden_layers"]  # a further layer would have no ranks
     matches = []
     for field, limit in limits.items():
 

