@@ -136,6 +136,11 @@ def _run(study: "Study", arguments: Any, data: Path) -> None:
         failed = submit_jobs(jobs, report=report)
     else:
         failed = run_jobs(jobs, arguments.jobs, report)
+    if study.tunes:
+        from lpa.study.results import TUNED_FILE, read_study, write_tuned
+
+        result = read_study(out / f"{study.name}-{study.scale}.json")
+        print(f"tuned: {write_tuned(result, out / TUNED_FILE)} in {out / TUNED_FILE}")
     for job in failed:
         print(f"lpa: failed: {job.variant}, seed {job.seed}: {job.log}", file=sys.stderr)
     if failed:

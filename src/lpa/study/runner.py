@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,42 +112,43 @@ def run_jobs(
             return True
         if pool.stopping.is_set():
             return False
-        with _slot(pool) as cores:
+        with _slot(pool) as cores, pool.lock(job) as lock:
             if pool.stopping.is_set():
                 return False
             say(job, "running")
-            done = execute(job, lambda command, log: pool.call(command, log, cores, job))
+            done = execute(job, lambda command: pool.call(command, job.log, cores, lock))
         if not pool.stopping.is_set():
             say(job, "finished" if done else "failed")
         return done
 
     with pool.signals(), ThreadPoolExecutor(parallel) as threads:
-        futures = [threads.submit(work, job) for job in jobs]
+        # Two variants may come to the same model, which then trains once.
+        distinct = {job.identity: job for job in jobs}
+        futures = {name: threads.submit(work, job) for name, job in distinct.items()}
         # Short waits, as Python runs a signal's handler in this thread only between them.
-        while not all(future.done() for future in futures):
+        while not all(future.done() for future in futures.values()):
             time.sleep(0.05)
     if pool.stopping.is_set():
         raise KeyboardInterrupt
-    return [job for job, future in zip(jobs, futures, strict=True) if not future.result()]
+    return [job for job in jobs if not futures[job.identity].result()]
 
 
-def execute(job: Job, call: Callable[[list[str], Path], int]) -> bool:
+def execute(job: Job, call: Callable[[list[str]], int]) -> bool:
     """Train, or go on training, then measure on held-out text; whether both succeeded.
 
     Args:
-        call: runs a command with its output appended to a file; its exit code.
+        call: runs a command and gives its exit code.
     """
-    job.log.parent.mkdir(parents=True, exist_ok=True)
     if not (job.run / RESULT_FILE).exists():
         command = ["train", str(job.recipe), "--out", str(job.run)]
         if (job.run / _CONFIG_FILE).exists():
             resumable = checkpoint_store.resumable(job.run)
             command.append("--resume" if resumable else "--overwrite")
-        if call([sys.executable, "-m", "lpa", *command], job.log):
+        if call([sys.executable, "-m", "lpa", *command]):
             return False
     if not (job.run / TEST_FILE).exists():
         command = [sys.executable, "-m", "lpa.study.measure", str(job.run), str(job.data)]
-        if call(command, job.log):
+        if call(command):
             return False
     return job.finished
 
@@ -163,33 +164,45 @@ class _Pool:
         share = len(cores) // parallel
         self.free = [cores[i * share : (i + 1) * share] for i in range(parallel)]
 
-    def call(self, command: list[str], log: Path, cores: list[int], job: Job) -> int:
-        # The lock passes to the process, which holds it beyond the death of this one: whoever starts
-        # the study again waits until nobody writes to the run any more.
-        with open(job.log.with_suffix(".lock"), "w") as lock, open(log, "ab") as output:
-            while not self._locked(lock):
-                if self.stopping.wait(0.2):
-                    return 1
-            with self._lock:
-                if self.stopping.is_set():
-                    return 1
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env={**os.environ, "OMP_NUM_THREADS": str(max(1, len(cores)))},
-                    pass_fds=[lock.fileno()],
-                )
-                self._running.add(process)
-            if cores:
+    @contextmanager
+    def lock(self, job: Job) -> Iterator[int]:
+        """Wait until nobody else works on the run; the descriptor of the lock.
+
+        Its processes inherit it and so hold the lock beyond the death of this one: whoever starts the
+        study again waits until nobody writes to the run any more.
+        """
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(job.log.with_suffix(".lock"), "w") as file:
+            while not _locked(file) and not self.stopping.wait(0.2):
+                pass
+            yield file.fileno()
+
+    def call(self, command: list[str], log: Path, cores: list[int], lock: int) -> int:
+        """Run a command on some cores, its output appended to the log; its exit code."""
+        with self._lock, open(log, "ab") as output:
+            if self.stopping.is_set():
+                return 1
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "OMP_NUM_THREADS": str(max(1, len(cores)))},
+                pass_fds=[lock],
+            )
+            self._running.add(process)
+            if self.stopping.is_set():  # the signal came while the process was being made
+                process.terminate()
+        if cores:
+            with suppress(ProcessLookupError):  # it may have ended already
                 os.sched_setaffinity(process.pid, cores)
-            code = process.wait()
-            with self._lock:
-                self._running.discard(process)
+        code = process.wait()
+        with self._lock:
+            self._running.discard(process)
         return code
 
     def stop(self, *_: Any) -> None:
+        """The handler of a signal. The processes take note once, and end with a checkpoint."""
         self.stopping.set()
         for process in list(self._running):
             if process.poll() is None:
@@ -205,13 +218,14 @@ class _Pool:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    @staticmethod
-    def _locked(file: Any) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+
+def _locked(file: Any) -> bool:
+    """Whether the lock on a file was free and now is ours."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
