@@ -165,6 +165,11 @@ def expand(
     return study
 
 
+def read_claims() -> dict[str, Any]:
+    """What the paper says, by study, and its `source`."""
+    return _read("claims")
+
+
 def scale_vocabulary(scale: str) -> int:
     """The vocabulary that a scale is meant for."""
     return _read("scales")[scale]["vocab_size"]
