@@ -121,13 +121,13 @@ def _run(study: "Study", arguments: Any, data: Path) -> None:
 
     out = arguments.out.resolve()
     jobs = plan_jobs(study, arguments.seeds, out, data)
-    done = 0
+    done, total = 0, len({job.identity for job in jobs})
 
     def report(job: "Job", state: str) -> None:
         nonlocal done
         done += state != "running"
         where = f"  see {job.log}" if state == "failed" else ""
-        line = f"[{done}/{len(jobs)}] {job.variant}, seed {job.seed}: {state}{where}"
+        line = f"[{done}/{total}] {job.variant}, seed {job.seed}: {state}{where}"
         print(line, file=sys.stderr, flush=True)
 
     if arguments.executor == "slurm":

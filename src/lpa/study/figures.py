@@ -108,15 +108,17 @@ def _curves(result: StudyResult, axis: str) -> Draw:
 
 
 def _validation(run: Records, axis: str, flops: float) -> list[tuple[float, float]]:
-    """(x, loss) of the evaluations; time is that of the last training record before each."""
-    points, tokens, seconds = [], 0, 0.0
-    for record in run:
-        tokens = record.get("tokens", tokens)
-        seconds = record.get("train_seconds", seconds)
-        if "validation_loss" in record and tokens:
-            x = {"tokens": tokens, "flops": tokens * flops, "seconds": seconds}[axis]
-            points.append((float(x), float(record["validation_loss"])))
-    return points
+    """(x, loss) of the evaluations, which fall between the training records that know tokens and time."""
+    known = [(r["step"], r["tokens"], r["train_seconds"]) for r in run if "tokens" in r]
+    if not known:
+        return []
+    steps, tokens, seconds = zip((0, 0, 0.0), *known, strict=True)
+    values = {"tokens": tokens, "flops": [t * flops for t in tokens], "seconds": seconds}[axis]
+    return [
+        (float(np.interp(r["step"], steps, values)), float(r["validation_loss"]))
+        for r in run
+        if "validation_loss" in r
+    ]
 
 
 def _pareto(rows: Sequence[Row], cost: str) -> Draw:
