@@ -119,3 +119,13 @@ def run(tmp_path_factory, prepared, lpa) -> Path:
     )
     assert finished.code == 0, finished.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory, prepared) -> Path:
+    """Where a study of dense and LPA, two seeds each, was run to its end."""
+    from study_runs import start_study
+
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert start_study(out, prepared).wait(timeout=300) == 0
+    return out

@@ -33,13 +33,26 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
     write_text(path, page.render(machine=machine, versions=versions, **values))
 
 
-def draw_svg(draw: Callable[[Any], None], size: tuple[float, float] = (7.5, 4.2)) -> str:
+Draw = Callable[[Any], None]
+
+
+def draw_svg(draw: Draw, size: tuple[float, float] = (7.5, 4.2)) -> str:
     """The SVG of what `draw` puts on a matplotlib figure; the same numbers give the same text.
 
     Args:
         draw: called with the figure.
         size: width and height in inches.
     """
+    text = _draw(draw, size, "svg", metadata={"Date": None}).decode()
+    return text[text.index("<svg") :]
+
+
+def draw_png(draw: Draw, size: tuple[float, float] = (7.5, 4.2)) -> bytes:
+    """The PNG of the same."""
+    return _draw(draw, size, "png", dpi=150)
+
+
+def _draw(draw: Draw, size: tuple[float, float], kind: str, **options: Any) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -57,7 +70,6 @@ def draw_svg(draw: Callable[[Any], None], size: tuple[float, float] = (7.5, 4.2)
     ):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, **options)
+    return file.getvalue()

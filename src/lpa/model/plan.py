@@ -144,7 +144,7 @@ def activation_bytes(config: LPAConfig, *, context: int, batch: int, dtype: torc
     )
     for ranks, count in kinds.items():
         own = dict(zip(config.projections, ranks, strict=True))
-        one = _with_fields(config, num_hidden_layers=1, dense_layers=None, ranks=own)
+        one = with_fields(config, num_hidden_layers=1, dense_layers=None, ranks=own)
         total += count * _layer_bytes(one, context, batch, dtype)
     return total
 
@@ -247,26 +247,26 @@ def match_dense(config: LPAConfig, what: str, *, context: int) -> list[Match]:
     for field, limit in limits.items():
 
         def with_value(value: int, field: str = field) -> int:
-            return cost(_with_fields(config, **{field: value}))
+            return cost(with_fields(config, **{field: value}))
 
-        value = _closest(with_value, dense, getattr(config, field), limit)
+        value = closest_value(with_value, dense, getattr(config, field), limit)
         matches.append(Match(field, value, with_value(value) / dense))
     return matches
 
 
 def dense_twin(config: LPAConfig) -> LPAConfig:
     """The same sizes with every projection dense."""
-    return _with_fields(config, placement="none", ranks=None)
+    return with_fields(config, placement="none", ranks=None)
 
 
-def _with_fields(config: LPAConfig, **changes: Any) -> LPAConfig:
+def with_fields(config: LPAConfig, **changes: Any) -> LPAConfig:
     """A changed copy, without the warnings that a rank tried on the way may raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LPAWarning)
         return LPAConfig(**(config.to_diff_dict() | changes))
 
 
-def _closest(cost: Callable[[int], int], target: int, low: int, high: int) -> int:
+def closest_value(cost: Callable[[int], int], target: int, low: int, high: int) -> int:
     """The value from low to high whose cost, which grows with it, is closest to the target."""
     first, last = low, high
     while first < last:

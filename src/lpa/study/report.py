@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lpa.pages import COLOURS, draw_svg, write_page
+from lpa.pages import draw_svg, write_page
+from lpa.study.figures import loss_curves
 
 # Key of the figures, label, and how to write the value.
 ROWS: list[tuple[str, str, Callable[[float], str]]] = [
@@ -47,22 +48,7 @@ def write_report(
         path,
         Path(__file__).parent / "report.html.j2",
         rows=[(label, *cells(key, figures)) for key, label, _ in ROWS],
-        figure=draw_svg(lambda figure: _loss_curves(figure, curves)),
+        figure=draw_svg(lambda figure: loss_curves(figure, curves)),
         samples=samples,
         settings=settings,
     )
-
-
-def _loss_curves(figure: Any, curves: dict[str, list[dict[str, Any]]]) -> None:
-    """Training loss as thin lines, validation loss as marked ones."""
-    axes = figure.subplots()
-    for (name, records), colour in zip(curves.items(), COLOURS, strict=False):
-        for key, label, style in (
-            ("loss", "training", {"linewidth": 1, "alpha": 0.55}),
-            ("validation_loss", "validation", {"linewidth": 2, "marker": "o", "markersize": 4}),
-        ):
-            points = [(r["step"], r[key]) for r in records if key in r]
-            axes.plot(*zip(*points, strict=True), label=f"{name}, {label}", color=colour, **style)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.legend()

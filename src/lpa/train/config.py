@@ -60,6 +60,7 @@ class ModelConfig:
         num_hidden_layers: decoder layers.
         num_attention_heads: query heads.
         num_key_value_heads: key and value heads (fewer for grouped queries).
+        head_dim: width of a head; by default hidden_size / num_attention_heads.
         vocab_size: by default that of the data.
         tie_word_embeddings: whether the LM head shares the embedding's weights.
         lm_head_bias: whether the LM head has a bias.
@@ -85,6 +86,7 @@ class ModelConfig:
     num_hidden_layers: int | None = None
     num_attention_heads: int | None = None
     num_key_value_heads: int | None = None
+    head_dim: int | None = None
     vocab_size: int | None = None
     tie_word_embeddings: bool | None = None
     lm_head_bias: bool | None = None

@@ -1,0 +1,44 @@
+"""`lpa report`."""
+
+from pathlib import Path
+
+from lpa.cli.parsing import Parser, add_json_flag, json_text
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "report",
+        description="One page of what studies came to, finished or not: tables, intervals, figures. It "
+        "needs no network and opens from a file.",
+        examples="""\
+  lpa report runs/studies
+  lpa report runs/studies runs/more --out results.html
+  lpa report runs/studies --json""",
+    )
+    parser.add_argument(
+        "directories", nargs="+", type=Path, metavar="DIR", help="what `lpa study --out` named"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the page to write; by default report.html in the first DIR"
+    )
+    add_json_flag(parser)
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+
+    from lpa.study.results import find_studies
+
+    studies = find_studies(arguments.directories)
+    if arguments.json:
+        print(json_text([study.table() for study in studies]))
+        return
+
+    from lpa.study.study_report import summarize, write_study_report
+
+    out = arguments.out or arguments.directories[0] / "report.html"
+    write_study_report(studies, out)
+    for study in studies:
+        print(f"{study.title}: {' '.join(summarize(study))}")
+    print(f"report  {out}")

@@ -1,0 +1,147 @@
+"""`lpa study`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lpa.cli.parsing import Parser, fail
+
+if TYPE_CHECKING:
+    from lpa.study.grid import Study
+    from lpa.study.runner import Job
+
+# Here too, so that --help needs none of the library; a test compares them with the grids.
+QUESTIONS = {
+    "placement": "Where may parameters go - in attention, in the FFN, or in both?",
+    "rank": "How does the rank of attention matter?",
+    "sublayers": "Do all four projections of attention need low rank?",
+    "surplus": "Where should the parameters go that low rank saves?",
+    "scale": "Does it hold as models grow?",
+    "tuning": "Is the baseline fair - which settings are best for each placement?",
+    "recipe": "Which training of the low-rank pair works best?",
+}
+
+
+def build_parser() -> Parser:
+    studies = "\n".join(f"  {name:<11}{question}" for name, question in QUESTIONS.items())
+    parser = Parser(
+        "study",
+        description="Run an experiment of the paper at a scale of your choice. What is finished is "
+        "never run again; what was interrupted goes on.",
+        examples=f"""\
+  lpa study placement --scale nano --data data --out runs/studies --jobs 2
+  lpa study tuning --scale nano --data data --out runs/studies --seeds 1
+  lpa study rank --scale nano --data data --out runs/studies --tuned runs/studies/tuned.yaml
+  lpa study placement --scale 130m --dry-run
+
+studies:
+{studies}""",
+    )
+    parser.add_argument("name", choices=list(QUESTIONS), metavar="NAME", help="see below")
+    parser.add_argument(
+        "--scale", type=str, default="nano", help="tiny, nano, micro, 130m, 370m or 3b"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--out", type=Path, help="where runs go; studies that share it share equal runs"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="prepared by `lpa prepare`; by default the bundled corpus"
+    )
+    parser.add_argument("--steps", type=int, help="of training, in place of the scale's")
+    parser.add_argument("--tuned", type=Path, help="settings by placement, found by `tuning`")
+    parser.add_argument(
+        "--executor", choices=["local", "slurm"], default="local", help="who runs the jobs"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the grid and what it costs")
+    return parser
+
+
+def main(rest: list[str]) -> None:
+    arguments = build_parser().parse_args(rest)
+    for name in ("seeds", "jobs"):
+        if getattr(arguments, name) < 1:
+            fail(f"--{name}: got {getattr(arguments, name)}; expected at least 1")
+    if arguments.out is None and not arguments.dry_run:
+        fail("--out: got nothing; expected the directory for the runs")
+
+    from lpa.data.manifest import Manifest
+    from lpa.study.data import prepare_bundled
+    from lpa.study.grid import expand, read_tuned
+
+    tuned = read_tuned(arguments.tuned) if arguments.tuned else None
+    data = arguments.data
+    if data is None and not arguments.dry_run:
+        data = prepare_bundled(arguments.out / "data", arguments.scale)
+    study = expand(
+        arguments.name,
+        arguments.scale,
+        vocab_size=Manifest.load(data).vocab_size if data else None,
+        steps=arguments.steps,
+        tuned=tuned,
+    )
+    _print_grid(study, arguments.seeds)
+    if not arguments.dry_run:
+        _run(study, arguments, data.resolve())
+
+
+def _print_grid(study: "Study", seeds: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{study.name} at {study.scale}: {study.question}")
+    table.add_column("variant")
+    for heading in ("parameters", "GFLOPs/token", "tokens", "PFLOPs", "hours", "match"):
+        table.add_column(heading, justify="right")
+    for variant in study.variants:
+        flops = float(variant.train_flops_per_token) * variant.tokens
+        table.add_row(
+            variant.name,
+            f"{variant.parameters:,}",
+            f"{variant.train_flops_per_token / 1e9:.4f}",
+            f"{variant.tokens:,}",
+            f"{flops / 1e15:,.3g}",
+            f"{flops / study.flops_per_second / 3600:,.2f}",
+            "" if variant.match is None else f"{variant.match:.3f}",
+        )
+    stdout = Console()
+    stdout.print(table)
+    total = seeds * study.flops
+    unit = "GPU-hours" if "NVIDIA" in study.device else "core-hours"
+    print(
+        f"{len(study.variants)} variants x {seeds} seeds = {len(study.variants) * seeds} runs, "
+        f"{seeds * sum(v.tokens for v in study.variants):,} tokens, {total:.3g} FLOPs, "
+        f"about {total / study.flops_per_second / 3600:,.1f} {unit}, assuming {study.device}"
+    )
+
+
+def _run(study: "Study", arguments: Any, data: Path) -> None:
+    from lpa.study.runner import plan_jobs, run_jobs
+
+    out = arguments.out.resolve()
+    jobs = plan_jobs(study, arguments.seeds, out, data)
+    done, total = 0, len({job.identity for job in jobs})
+
+    def report(job: "Job", state: str) -> None:
+        nonlocal done
+        done += state != "running"
+        where = f"  see {job.log}" if state == "failed" else ""
+        line = f"[{done}/{total}] {job.variant}, seed {job.seed}: {state}{where}"
+        print(line, file=sys.stderr, flush=True)
+
+    if arguments.executor == "slurm":
+        from lpa.study.executor_slurm import submit_jobs
+
+        failed = submit_jobs(jobs, report=report)
+    else:
+        failed = run_jobs(jobs, arguments.jobs, report)
+    if study.tunes:
+        from lpa.study.results import TUNED_FILE, read_study, write_tuned
+
+        result = read_study(out / f"{study.name}-{study.scale}.json")
+        print(f"tuned: {write_tuned(result, out / TUNED_FILE)} in {out / TUNED_FILE}")
+    for job in failed:
+        print(f"lpa: failed: {job.variant}, seed {job.seed}: {job.log}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)

@@ -1,0 +1,33 @@
+"""The bundled corpus, prepared for a study that was given no data."""
+
+from pathlib import Path
+
+from lpa.data.manifest import FILE_NAME
+from lpa.data.preparation import prepare
+from lpa.data.sources import bundled_corpus
+from lpa.errors import UserError
+from lpa.study.grid import scale_vocabulary
+
+_SMALL = ("tiny", "nano")
+
+
+def prepare_bundled(out: Path, scale: str) -> Path:
+    """Prepare it once, with the vocabulary of the scale.
+
+    Raises:
+        UserError: a scale that it is too small for.
+    """
+    if scale not in _SMALL:
+        raise UserError(
+            f"--data: got nothing; expected a prepared directory, as the bundled corpus is too small "
+            f"for --scale {scale}"
+        )
+    if not (out / FILE_NAME).exists():
+        prepare(
+            [bundled_corpus("train")],
+            out,
+            vocab_size=scale_vocabulary(scale),
+            validation=[bundled_corpus("validation")],
+            test=[bundled_corpus("test")],
+        )
+    return out

@@ -1,0 +1,317 @@
+"""From a declared grid to configurations of `lpa train`."""
+
+import hashlib
+import itertools
+import json
+import re
+import warnings
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lpa.data.manifest import Manifest
+from lpa.errors import LPAWarning, UserError
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.cost import forward_flops_per_token, parameter_count, training_flops_per_token
+from lpa.model.plan import closest_value, with_fields
+from lpa.model.presets import preset_config
+from lpa.train.config import RunConfig
+
+STUDIES = ("placement", "rank", "sublayers", "surplus", "scale", "tuning", "recipe")
+SCALES = ("tiny", "nano", "micro", "130m", "370m", "3b")
+
+# What a variant says beside fields of the configuration.
+_MATCH, _BASELINE = "match", "baseline"
+
+# Where data lies and how it is read does not make a run another one.
+_NOT_IDENTITY = ("path", "workers", "verify")
+
+
+@dataclass
+class Variant:
+    """One model of a study, before a seed is chosen.
+
+    Attributes:
+        name: within the study.
+        baseline: the variant that it is compared with.
+        overrides: dotted fields of the configuration over the scale's, all resolved to values.
+        match: cost of the model over that of the one it was matched to; None where none was asked for.
+        parameters, train_flops_per_token, tokens: by the planner.
+    """
+
+    name: str
+    baseline: str
+    overrides: dict[str, Any]
+    match: float | None
+    parameters: int
+    train_flops_per_token: int
+    tokens: int
+
+
+@dataclass
+class Study:
+    """A grid at a scale, expanded.
+
+    Attributes:
+        device, flops_per_second: what estimates of time assume.
+        tunes: whether the best settings by placement are kept as `tuned.yaml`.
+    """
+
+    name: str
+    scale: str
+    question: str
+    baseline: str
+    device: str
+    flops_per_second: float
+    tunes: bool
+    base: dict[str, Any]
+    variants: list[Variant] = field(default_factory=list)
+
+    @property
+    def flops(self) -> float:
+        """Of all variants, one seed."""
+        return sum(float(v.train_flops_per_token) * v.tokens for v in self.variants)
+
+    def config(self, variant: Variant, seed: int, data: Path) -> RunConfig:
+        """The run of a variant with a seed."""
+        settings = self.base | variant.overrides | {"train.seed": seed, "data.path": data}
+        return _run_config(settings)
+
+
+def read_grid(name: str) -> dict[str, Any]:
+    """A grid as it is declared.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in STUDIES:
+        raise UserError(f"study: got {name!r}; expected one of {', '.join(STUDIES)}")
+    return _read(name)
+
+
+def expand(
+    name: str,
+    scale: str,
+    *,
+    vocab_size: int | None = None,
+    steps: int | None = None,
+    tuned: dict[str, dict[str, Any]] | None = None,
+) -> Study:
+    """All variants of a study at a scale, with their costs.
+
+    Args:
+        vocab_size: of the data; by default what the scale is meant for.
+        steps: of training, in place of the scale's; a warm-up takes a tenth of them at most.
+        tuned: placement -> settings found by the study `tuning`, over the scale's.
+
+    Raises:
+        UserError: no such study or scale, or a setting that is not accepted.
+    """
+    grid = read_grid(name)
+    if scale not in SCALES:
+        raise UserError(f"--scale: got {scale!r}; expected one of {', '.join(SCALES)}")
+    declared = _read("scales")[scale]
+    base = dict(declared["config"])
+    if steps is not None:
+        if steps < 1:
+            raise UserError(f"--steps: got {steps}; expected at least 1")
+        base |= {"train.steps": steps, "train.tokens": None}
+        base["optim.warmup_steps"] = min(base["optim.warmup_steps"], -(-steps // 10))
+    study = Study(
+        name=name,
+        scale=scale,
+        question=grid["question"],
+        baseline=grid["baseline"],
+        device=declared["device"],
+        flops_per_second=declared["flops_per_second"],
+        tunes=grid.get("tunes", False),
+        base={},
+    )
+    vocabulary = vocab_size or declared["vocab_size"]
+    sizes = _Sizes.of(base["model.preset"], base)
+    study.base = _resolved(base, sizes)
+    study.base["train.eval_every"] = max(1, _run_config(study.base).train.steps // 8)
+    # Tuned settings belong to every study but the one that finds them.
+    tuned = {} if study.tunes else tuned or {}
+    built: dict[str, LPAConfig] = {}
+    for label, declared_overrides in _points(grid):
+        overrides = _resolved(declared_overrides, sizes)
+        wanted = overrides.pop(_MATCH, None)
+        baseline = overrides.pop(_BASELINE, grid["baseline"])
+        overrides = tuned.get(_placement(overrides), {}) | overrides
+        config = _run_config(study.base | overrides)
+        model = _build(config, vocabulary)
+        ratio = None
+        if wanted:
+            changes, ratio = _match(model, built[wanted["to"]], wanted, config.data.context)
+            overrides |= changes
+            config = _run_config(study.base | overrides)
+            model = _build(config, vocabulary)
+        built[label] = model
+        study.variants.append(
+            Variant(
+                name=label,
+                baseline=baseline,
+                overrides=overrides,
+                match=ratio,
+                parameters=parameter_count(model),
+                train_flops_per_token=training_flops_per_token(model, config.data.context),
+                tokens=config.train.steps * config.train.batch_size * config.data.context,
+            )
+        )
+    return study
+
+
+def read_claims() -> dict[str, Any]:
+    """What the paper says, by study, and its `source`."""
+    return _read("claims")
+
+
+def scale_vocabulary(scale: str) -> int:
+    """The vocabulary that a scale is meant for."""
+    return _read("scales")[scale]["vocab_size"]
+
+
+def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
+    """Settings by placement, as the study `tuning` writes them.
+
+    Raises:
+        UserError: no such file, or not one of that form.
+    """
+    try:
+        tuned = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--tuned {path}: {error}; expected the tuned.yaml of a study") from error
+    if not isinstance(tuned, dict) or not all(isinstance(value, dict) for value in tuned.values()):
+        raise UserError(f"--tuned {path}: expected settings by placement, as `tuning` writes them")
+    return tuned
+
+
+def data_identity(data: Path) -> dict[str, Any]:
+    """Hashes of tokens and tokenizer: the same data in another directory are the same."""
+    manifest = Manifest.load(data)
+    tokens = {name: [s.sha256 for s in split.shards] for name, split in manifest.splits.items()}
+    return {"tokenizer": manifest.tokenizer_sha256, **tokens}
+
+
+def run_identity(config: RunConfig, data: dict[str, Any]) -> str:
+    """The name of a run's directory: of all that decides its figures."""
+    settings = config.to_dict()
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in _NOT_IDENTITY}
+    # null is the default of a field, so that a new field leaves the names of old runs alone.
+    told = {
+        section: {name: value for name, value in values.items() if value is not None}
+        for section, values in settings.items()
+        if section not in ("checkpoint", "parallel")
+    }
+    text = json.dumps([told, data], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((files("lpa.study") / "grids" / f"{name}.yaml").read_text("utf-8"))
+
+
+def _points(grid: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The variants listed, then the product of the axes."""
+    points = list(grid.get("variants", {}).items())
+    axes = grid.get("axes", {})
+    for choice in itertools.product(*(axis.items() for axis in axes.values())) if axes else ():
+        label = ", ".join(f"{axis}={key}" for axis, (key, _) in zip(axes, choice, strict=True))
+        points.append((label, {k: v for _, settings in choice for k, v in settings.items()}))
+    return points
+
+
+@dataclass
+class _Sizes:
+    """What `d/4` and the like in a grid refer to: width, FFN width, heads of the scale."""
+
+    d: int
+    f: int
+    h: int
+
+    @classmethod
+    def of(cls, preset: str, base: dict[str, Any]) -> "_Sizes":
+        config = preset_config(preset)
+        return cls(
+            d=base.get("model.hidden_size", config.hidden_size),
+            f=base.get("model.intermediate_size", config.intermediate_size),
+            h=base.get("model.num_attention_heads", config.num_attention_heads),
+        )
+
+
+def _resolved(value: Any, sizes: _Sizes) -> Any:
+    """With every expression such as `3d/8` replaced by its number."""
+    if isinstance(value, dict):
+        return {
+            key: item if key in (_BASELINE, _MATCH) else _resolved(item, sizes)
+            for key, item in value.items()
+        }
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d*)([dfh])(?:/(\d+))?", value)):
+        times, name, over = found.groups()
+        return max(1, int(times or 1) * getattr(sizes, name) // int(over or 1))
+    return value
+
+
+def _placement(overrides: dict[str, Any]) -> str:
+    """Whose tuned settings apply: with single projections of low rank, those of attention."""
+    placement = overrides.get("model.placement", "attention")
+    return "attention" if placement == "none" and overrides.get("model.ranks") else placement
+
+
+def _run_config(settings: dict[str, Any]) -> RunConfig:
+    """From dotted fields.
+
+    Raises:
+        UserError: a field that does not exist, or a value that it does not accept.
+    """
+    kinds = {f.name: f.type for f in fields(RunConfig)}
+    sections: dict[str, dict[str, Any]] = {name: {} for name in kinds}
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        known = {f.name for f in fields(kinds[section])} if section in kinds else ()  # type: ignore[arg-type]
+        if key not in known:
+            raise UserError(f"study: unknown field {name}; expected one of `lpa train --help`")
+        sections[section][key] = value
+    sections["data"].setdefault("path", Path("data"))
+    return RunConfig(**{name: kinds[name](**values) for name, values in sections.items()})  # type: ignore[operator]
+
+
+def _build(config: RunConfig, vocab_size: int) -> LPAConfig:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LPAWarning)  # a rank beyond break-even is meant here
+        return config.model.build(vocab_size=vocab_size, context=config.data.context)
+
+
+def _match(
+    model: LPAConfig, target: LPAConfig, wanted: dict[str, str], context: int
+) -> tuple[dict[str, Any], float]:
+    """The value of a field at which a model costs what another does, and how close that comes."""
+
+    def cost(config: LPAConfig) -> int:
+        if wanted["cost"] == "params":
+            return parameter_count(config)
+        return forward_flops_per_token(config, context)
+
+    def changes(value: int) -> dict[str, Any]:
+        if wanted["field"] == "num_attention_heads":  # more heads of the same width
+            return {
+                "num_attention_heads": value,
+                "num_key_value_heads": value,
+                "head_dim": model.head_dim,
+            }
+        return {wanted["field"]: value}
+
+    def cost_at(value: int) -> int:
+        return cost(with_fields(model, **changes(value)))
+
+    low, high = 1, min(min(model.projection_shape(name)) for name in model.projections)
+    if wanted["field"] != "rank":
+        low = getattr(model, wanted["field"])
+        high = 16 * low
+    value = closest_value(cost_at, cost(target), low, high)
+    found = {f"model.{name}": item for name, item in changes(value).items()}
+    return found, cost_at(value) / cost(target)

@@ -1,0 +1,166 @@
+"""What the runs of a study came to, read from its files."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lpa.errors import UserError
+from lpa.files import write_text
+from lpa.study.runner import TEST_FILE
+from lpa.study.statistics import Difference, Summary
+from lpa.train.metrics import read_metrics
+from lpa.train.result import RESULT_FILE, RunResult
+
+TUNED_FILE = "tuned.yaml"
+
+
+@dataclass
+class Row:
+    """One variant: what it cost and how well it predicts.
+
+    Attributes:
+        missing: seeds without a finished run.
+        perplexities: on held-out text, by seed.
+        validation: mean perplexity on the validation split; None where no run has one.
+        perplexity: over seeds; None where no run is finished, as all that follow.
+        difference: against `baseline`; None for a baseline itself.
+        tokens_per_second, seconds, memory_bytes: of a run, mean over seeds.
+    """
+
+    variant: str
+    baseline: str
+    parameters: int
+    train_flops_per_token: int
+    tokens: int
+    match: float | None
+    missing: list[int]
+    perplexities: dict[int, float]
+    validation: float | None = None
+    perplexity: Summary | None = None
+    difference: Difference | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    memory_bytes: float | None = None
+
+    @property
+    def flops(self) -> float:
+        return float(self.train_flops_per_token) * self.tokens
+
+
+@dataclass
+class StudyResult:
+    """A study's index, its table, and the records of its runs by variant."""
+
+    index: dict[str, Any]
+    rows: list[Row]
+    curves: dict[str, list[list[dict[str, Any]]]]
+
+    @property
+    def title(self) -> str:
+        return f"{self.index['name']} at {self.index['scale']}"
+
+    def table(self) -> dict[str, Any]:
+        """As `lpa report --json` prints it."""
+        return {
+            "study": self.index["name"],
+            "scale": self.index["scale"],
+            "split": self.index["split"],
+            "seeds": self.index["seeds"],
+            "rows": [
+                asdict(row) | {"verdict": row.difference.verdict if row.difference else None}
+                for row in self.rows
+            ],
+        }
+
+
+def find_studies(directories: list[Path]) -> list[StudyResult]:
+    """All studies in the directories that `lpa study --out` named.
+
+    Raises:
+        UserError: a directory that holds none.
+    """
+    found = []
+    for directory in directories:
+        indices = [path for path in sorted(directory.glob("*.json")) if _is_index(path)]
+        if not indices:
+            raise UserError(f"DIR {directory}: holds no study; expected the --out of `lpa study`")
+        found += [read_study(path) for path in indices]
+    return found
+
+
+def read_study(index_file: Path) -> StudyResult:
+    """The results of a study so far."""
+    index = json.loads(index_file.read_text())
+    runs = index_file.parent / "runs"
+    rows, curves = [], {}
+    for variant in index["variants"]:
+        places = {
+            run["seed"]: runs / run["run"]
+            for run in index["runs"]
+            if run["variant"] == variant["name"]
+        }
+        rows.append(_row(variant, places))
+        curves[variant["name"]] = [read_metrics(run) for run in places.values() if run.is_dir()]
+    by_name = {row.variant: row for row in rows}
+    for row in rows:
+        if row.baseline != row.variant:
+            row.difference = Difference.of(row.perplexities, by_name[row.baseline].perplexities)
+    return StudyResult(index, rows, curves)
+
+
+def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
+    """The settings with the lowest validation perplexity by placement; the test split stays unseen."""
+    overrides = {v["name"]: v["overrides"] for v in result.index["variants"]}
+    best: dict[str, Row] = {}
+    for row in result.rows:
+        placement = overrides[row.variant]["model.placement"]
+        if row.validation is not None and not row.missing:
+            other = best.get(placement)
+            if other is None or row.validation < (other.validation or math.inf):
+                best[placement] = row
+    tuned = {
+        placement: {k: v for k, v in overrides[row.variant].items() if k != "model.placement"}
+        for placement, row in best.items()
+    }
+    write_text(path, yaml.safe_dump(tuned, sort_keys=False))
+    return tuned
+
+
+def _row(variant: dict[str, Any], places: dict[int, Path]) -> Row:
+    done = {
+        seed: run
+        for seed, run in places.items()
+        if (run / RESULT_FILE).exists() and (run / TEST_FILE).exists()
+    }
+    tests = {seed: json.loads((run / TEST_FILE).read_text()) for seed, run in done.items()}
+    row = Row(
+        variant=variant["name"],
+        baseline=variant["baseline"],
+        parameters=variant["parameters"],
+        train_flops_per_token=variant["train_flops_per_token"],
+        tokens=variant["tokens"],
+        match=variant["match"],
+        missing=[seed for seed in places if seed not in done],
+        perplexities={seed: test["perplexity"] for seed, test in tests.items()},
+    )
+    if done:
+        results = [RunResult.load(run) for run in done.values()]
+        held_out = [r.validation.perplexity for r in results if r.validation]
+        row.validation = Summary.of(held_out).mean if held_out else None
+        row.perplexity = Summary.of(list(row.perplexities.values()))
+        row.tokens_per_second = Summary.of([r.tokens_per_second for r in results]).mean
+        row.seconds = Summary.of([r.wall_seconds for r in results]).mean
+        row.memory_bytes = Summary.of([float(r.peak_memory_bytes) for r in results]).mean
+    return row
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"variants", "runs", "question"} <= content.keys()

@@ -1,0 +1,158 @@
+"""The report of studies: one page that needs nothing else, and its figures as files."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lpa.files import write_text
+from lpa.pages import draw_png, draw_svg, write_page
+from lpa.study.figures import scaling_fits, study_figures
+from lpa.study.grid import read_claims
+from lpa.study.results import Row, StudyResult
+from lpa.study.statistics import Difference
+
+HEADINGS = (
+    "variant",
+    "parameters",
+    "MFLOPs/token",
+    "perplexity",
+    "± seeds",
+    "runs",
+    "change",
+    "95% interval",
+    "verdict",
+    "tokens/s",
+    "time (s)",
+    "memory (MiB)",
+)
+
+
+def write_study_report(studies: list[StudyResult], path: Path) -> None:
+    """Write the page, and beside it a folder of the figures as SVG and PNG."""
+    folder = path.with_name(f"{path.stem}-figures")
+    claims = read_claims()
+    sections = []
+    for result in studies:
+        figures = []
+        for number, (caption, draw) in enumerate(study_figures(result).items(), 1):
+            svg = draw_svg(draw)
+            name = f"{result.index['name']}-{result.index['scale']}-{number}"
+            write_text(folder / f"{name}.svg", svg)
+            (folder / f"{name}.png").write_bytes(draw_png(draw))
+            figures.append((caption, svg))
+        sections.append(
+            {
+                "title": result.title,
+                "question": result.index["question"],
+                "split": result.index["split"],
+                "summary": summarize(result),
+                "rows": [_cells(row) for row in result.rows],
+                "claims": _claims(result, claims.get(result.index["name"], [])),
+                "figures": figures,
+            }
+        )
+    write_page(
+        path,
+        Path(__file__).parent / "study_report.html.j2",
+        studies=sections,
+        headings=HEADINGS,
+        source=claims["source"],
+    )
+
+
+def summarize(result: StudyResult) -> list[str]:
+    """The study in sentences that its numbers support, and no others."""
+    done = [row for row in result.rows if row.perplexity]
+    missing = sum(len(row.missing) for row in result.rows)
+    total = len(result.index["runs"])
+    sentences = [f"{total - missing} of {total} runs are finished."]
+    if not done:
+        return sentences
+    best = min(done, key=lambda row: row.perplexity.mean if row.perplexity else math.inf)
+    assert best.perplexity is not None
+    sentences.append(
+        f"The lowest mean perplexity is that of {best.variant}, {best.perplexity.mean:.2f}; "
+        "this alone does not set it apart from the next."
+    )
+    for verdict, words in (
+        ("better", "Better than the baseline, by an interval that excludes nought"),
+        ("worse", "Worse than the baseline, by an interval that excludes nought"),
+        ("no difference shown", "Not told apart from the baseline"),
+        ("undecided (one seed)", "Undecided, as one pair of runs gives no interval"),
+    ):
+        rows = [row for row in done if row.difference and row.difference.verdict == verdict]
+        if rows:
+            named = "; ".join(f"{row.variant} {_change(row.difference)}" for row in rows)
+            sentences.append(f"{words}: {named}.")
+    if result.index["name"] == "scale":
+        for kind, fit in scaling_fits(result, "flops").items():
+            sentences.append(
+                f"Loss of {kind} falls with FLOPs to the power {fit.exponent:.4f} "
+                f"(95% interval {fit.low:.4f} to {fit.high:.4f})."
+            )
+    return sentences
+
+
+def _change(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    if math.isnan(difference.low):
+        return f"{difference.mean:+.1%}"
+    return f"{difference.mean:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}]"
+
+
+def _cells(row: Row) -> list[tuple[str, Any]]:
+    """Text and what it is sorted by; empty where there is none."""
+    name = row.variant if row.match is None else f"{row.variant} ({row.match:.3f})"
+    runs = len(row.perplexities)
+    cells: list[tuple[str, Any]] = [
+        (name, row.variant),
+        (f"{row.parameters:,}", row.parameters),
+        (f"{row.train_flops_per_token / 1e6:.2f}", row.train_flops_per_token),
+    ]
+    if row.perplexity is None:
+        return [*cells, ("–", ""), ("–", ""), (f"0 of {len(row.missing)}", 0), *[("–", "")] * 6]
+    several = row.perplexity.count > 1
+    assert row.seconds is not None
+    assert row.tokens_per_second is not None
+    assert row.memory_bytes is not None
+    cells += [
+        (f"{row.perplexity.mean:.2f}", row.perplexity.mean),
+        (f"{row.perplexity.deviation:.2f}", row.perplexity.deviation) if several else ("–", ""),
+        (f"{runs} of {runs + len(row.missing)}", runs),
+    ]
+    change = row.difference
+    if change is None:
+        cells += [("baseline", ""), ("–", ""), ("–", "")]
+    else:
+        between = f"[{change.low:+.1%}, {change.high:+.1%}]"
+        known = not math.isnan(change.low)
+        cells += [
+            (f"{change.mean:+.1%}", change.mean),
+            (between, change.low) if known else ("–", ""),
+            (change.verdict, change.verdict),
+        ]
+    return [
+        *cells,
+        (f"{row.tokens_per_second:,.0f}", row.tokens_per_second),
+        (f"{row.seconds:,.1f}", row.seconds),
+        (f"{row.memory_bytes / 2**20:,.0f}", row.memory_bytes),
+    ]
+
+
+def _claims(result: StudyResult, claims: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    rows = {row.variant: row for row in result.rows}
+    table = []
+    for claim in claims:
+        difference = rows[claim["variant"]].difference
+        if difference is None:
+            ours, verdict = "not measured", "–"
+        else:
+            ours = _change(difference)
+            found = difference.verdict
+            if found in ("better", "worse"):
+                verdict = "confirmed" if found == claim["direction"] else "refuted here"
+            else:
+                verdict = f"not settled: {found}"
+        table.append((claim["variant"], claim["text"], ours, verdict))
+    return table

@@ -1,0 +1,87 @@
+"""Studies that run to the end, are stopped and go on, fail, or run elsewhere: real processes."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+from runs import wait_until
+from study_runs import start_study
+
+from lpa.study.executor_slurm import submit_jobs
+from lpa.study.grid import expand
+from lpa.study.results import find_studies
+from lpa.study.runner import plan_jobs, run_jobs
+
+# In one worker: they share a study.
+pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
+
+MEASURED = ("tokens_per_second", "seconds", "memory_bytes")
+
+
+def table(out):
+    """All that the study found, without what measures the machine."""
+    (study,) = find_studies([out])
+    found = study.table()
+    for row in found["rows"]:
+        for key in MEASURED:
+            assert row.pop(key) > 0
+    return found
+
+
+def jobs_of(out, data, *, variants=1):
+    study = expand("placement", "tiny", vocab_size=300, steps=4)
+    del study.variants[variants:]
+    return plan_jobs(study, 1, out, data)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_study_stopped_at_random_comes_to_the_same_tables(number, tiny_study, prepared, tmp_path):
+    delay = random.Random(int(number)).uniform(0, 3)
+    process = start_study(tmp_path, prepared)
+    wait_until(lambda: list(tmp_path.glob("runs/*/config.yaml")), process)
+    time.sleep(delay)
+    assert process.poll() is None
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    finished = list(tmp_path.glob("runs/*/test.json"))
+    assert len(finished) < 4
+    times = {path: path.stat().st_mtime_ns for path in finished}
+    assert start_study(tmp_path, prepared).wait(timeout=300) == 0
+    assert table(tmp_path) == table(tiny_study)
+    assert times == {path: path.stat().st_mtime_ns for path in finished}  # nothing was repeated
+
+
+def test_the_table_pairs_seeds_and_is_complete(tiny_study):
+    dense, attention = table(tiny_study)["rows"]
+    assert dense["difference"] is None
+    assert attention["difference"]["count"] == 2
+    assert dense["missing"] == attention["missing"] == []
+    assert attention["parameters"] < dense["parameters"]
+    run = json.loads((tiny_study / "placement-tiny.json").read_text())["runs"][0]["run"]
+    test = json.loads((tiny_study / "runs" / run / "test.json").read_text())
+    assert dense["perplexities"][0] == test["perplexity"]
+
+
+def test_a_failure_is_kept_and_told_and_the_rest_goes_on(prepared, tmp_path):
+    bad, good = jobs_of(tmp_path, prepared, variants=2)
+    bad.recipe.write_text("train: {steps: none}\n")
+    told = []
+    failed = run_jobs([bad, good], 1, lambda job, state: told.append((job.variant, state)))
+    assert failed == [bad]
+    assert ("dense", "failed") in told
+    assert ("attention", "finished") in told
+    assert "train.steps" in bad.log.read_text()
+
+
+def test_submitit_runs_jobs_too_and_keeps_what_is_finished(prepared, tmp_path):
+    jobs = jobs_of(tmp_path, prepared)
+    told = []
+    for _ in range(2):
+        assert submit_jobs(jobs, cluster="local", report=lambda j, state: told.append(state)) == []
+    assert told == ["running", "finished", "kept"]

@@ -1,0 +1,45 @@
+"""Intervals against values worked out by hand or known from tables."""
+
+import math
+
+import pytest
+
+from lpa.study.statistics import Difference, PowerLaw, Summary, pareto_front
+
+
+def test_paired_difference_is_students_t_over_log_ratios():
+    dense = {0: 100.0, 1: 200.0, 2: 400.0}
+    ours = {0: 100 * math.exp(-0.1), 1: 200 * math.exp(-0.2), 2: 400 * math.exp(-0.3)}
+    found = Difference.of(ours, dense)
+    # Deviation 0.1, so the error is 0.1/√3; t(0.975, 2) = 4.302653 in every table.
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert found.mean == pytest.approx(math.expm1(-0.2))
+    assert found.low == pytest.approx(math.expm1(-0.2 - half), rel=1e-6)  # digits of the table
+    assert found.high == pytest.approx(math.expm1(-0.2 + half), rel=1e-6)
+    assert found.verdict == "no difference shown"
+
+
+@pytest.mark.parametrize(("sign", "verdict"), [(-1, "better"), (1, "worse")])
+def test_a_verdict_needs_the_whole_interval_on_one_side(sign, verdict):
+    dense = {0: 100.0, 1: 120.0, 2: 90.0}
+    ours = {seed: value * (1 + sign * (0.1 + 0.001 * seed)) for seed, value in dense.items()}
+    assert Difference.of(ours, dense).verdict == verdict
+
+
+def test_one_seed_decides_nothing_and_seeds_that_do_not_pair_are_left_out():
+    assert Difference.of({0: 1.0, 5: 2.0}, {0: 9.0, 1: 2.0}).verdict == "undecided (one seed)"
+    assert Difference.of({0: 1.0}, {1: 1.0}) is None
+    assert math.isnan(Summary.of([1.0]).deviation)
+
+
+def test_a_power_law_is_found_again():
+    x = [1e3, 1e4, 1e5, 1e6]
+    fit = PowerLaw.fit(x, [7 * value**-0.05 for value in x])
+    assert fit.exponent == pytest.approx(-0.05)
+    assert fit.factor == pytest.approx(7)
+    assert fit.low <= fit.exponent <= fit.high
+    assert PowerLaw.fit(x[:2], [1, 2]) is None
+
+
+def test_the_front_holds_what_nothing_beats():
+    assert pareto_front([(3, 1), (1, 3), (2, 4), (3, 2)]) == [1, 0]

@@ -1,0 +1,14 @@
+"""Run dense and LPA of the tiny placement study with two seeds: `two_variants.py OUT DATA`."""
+
+import sys
+from pathlib import Path
+
+from lpa.data.manifest import Manifest
+from lpa.study.grid import expand
+from lpa.study.runner import plan_jobs, run_jobs
+
+if __name__ == "__main__":
+    out, data = map(Path, sys.argv[1:])
+    study = expand("placement", "tiny", vocab_size=Manifest.load(data).vocab_size)
+    del study.variants[2:]
+    sys.exit(bool(run_jobs(plan_jobs(study, 2, out, data), 2)))
