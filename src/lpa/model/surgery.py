@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lpa.errors import UserError
-from lpa.lowrank import LowRankLinear, break_even_rank, check_rank, draw_factors
+from lpa.lowrank import LowRankLinear, best_factors, break_even_rank, check_rank, draw_factors
 from lpa.model.quantizer import METHOD, mark
 
 # Projections by where they lie, under the names that decoders of transformers give them. A fused query,
@@ -86,7 +86,7 @@ def fill_pair(pair: LowRankLinear, module: nn.Module, down: Tensor, up: Tensor) 
     pair.down.weight.copy_(down)
     pair.up.weight.copy_(up)
     if pair.up.bias is not None:
-        pair.up.bias.copy_(module.bias)  # type: ignore[arg-type]
+        pair.up.bias.copy_(module.bias)
     return pair
 
 
@@ -106,7 +106,7 @@ def insert_pairs(model: nn.Module, ranks: Mapping[str, int]) -> None:
         model.set_submodule(own, pair_like(modules[own], rank))
         # GPT-2 starts c_proj.weight by way of the block around it, which finds none now; the pair's own
         # weights come from the file.
-        modules[own.rpartition(".")[0]]._is_hf_initialized = True  # type: ignore[assignment]
+        modules[own.rpartition(".")[0]]._is_hf_initialized = True
 
 
 def resolve_ranks(
@@ -133,10 +133,10 @@ def resolve_ranks(
     if keep is not None and not 0 < keep <= 1:
         raise UserError(f"--keep: got {keep}; expected above 0 and at most 1")
     ranks = ranks or {}
-    for key in ranks:
-        if key not in found and not any(_matches(key, name) for name in found):
+    for given in ranks:
+        if given not in found and not any(_matches(given, name) for name in found):
             raise UserError(
-                f"ranks: {key!r} matches none of the projections, such as {next(iter(found))}"
+                f"ranks: {given!r} matches none of the projections, such as {next(iter(found))}"
             )
     result = {}
     for name, module in found.items():
@@ -144,7 +144,9 @@ def resolve_ranks(
         default = rank
         if rank is None and keep is not None:
             default = max(1, int(keep * break_even_rank(in_features, out_features)))
-        key = name if name in ranks else next((k for k in ranks if _matches(k, name)), None)
+        key: str | None = (
+            name if name in ranks else next((k for k in ranks if _matches(k, name)), None)
+        )
         own = default if key is None else ranks[key]
         if own is not None:
             check_rank(
@@ -197,8 +199,6 @@ def apply(
     check_cuttable(model)
     found = find_projections(model, placement, projections)
     chosen = resolve_ranks(found, rank=rank, ranks=ranks)
-    from lpa.lowrank import best_factors
-
     for name, own in chosen.items():
         weight = dense_weight(found[name]).detach()
         check_finite(name, weight)
