@@ -9,12 +9,11 @@ Forward and backward for a training step's tokens, forward alone for the few tok
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from side_by_side import machine
+from side_by_side import add_clock, clock_of
 
 from lpa.study.timing import ratio, take_turns
 
@@ -41,13 +40,9 @@ WAYS = {"separate": separate, "downs together": downs_together, "ups batched": u
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--processor-time", action="store_true", help="as in training_step.py")
+    add_clock(parser)
     options = parser.parse_args()
-    clock = time.perf_counter
-    if options.processor_time:
-        torch.set_num_threads(1)
-        clock = time.process_time
-    print(machine() + (", processor time" if options.processor_time else ""))
+    clock = clock_of(options)
     torch.manual_seed(0)
     downs = [torch.randn(RANK, WIDTH, requires_grad=True) for _ in range(3)]
     ups = [torch.randn(WIDTH, RANK, requires_grad=True) for _ in range(3)]

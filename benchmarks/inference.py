@@ -8,13 +8,12 @@ token of each sequence after a prompt of the context. Bytes are those that the c
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from models import ours
-from side_by_side import machine
+from side_by_side import add_clock, clock_of
 from torch import nn
 
 from lpa.lowrank import LowRankLinear
@@ -87,13 +86,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--prefill-rounds", type=int, default=3, help="0: time decoding alone")
-    parser.add_argument("--processor-time", action="store_true", help="as in training_step.py")
+    add_clock(parser)
     options = parser.parse_args()
-    clock = time.perf_counter
-    if options.processor_time:
-        torch.set_num_threads(1)
-        clock = time.process_time
-    print(machine() + (", processor time" if options.processor_time else ""))
+    clock = clock_of(options)
     with torch.inference_mode():
         measure("setting 2", lambda: ours(max_position_embeddings=options.context), options, clock)
         measure("setting 1", lambda: setting_1(options.context), options, clock)

@@ -7,12 +7,11 @@ Width 768, vocabulary 32000, float32.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from side_by_side import machine
+from side_by_side import add_clock, clock_of
 from torch import nn
 
 from lpa.model.loss import head_loss
@@ -47,12 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processor-time", action="store_true", help="as in training_step.py")
+    add_clock(parser)
     options = parser.parse_args()
-    clock = time.perf_counter
-    if options.processor_time:
-        torch.set_num_threads(1)
-        clock = time.process_time
+    clock = clock_of(options)
     torch.manual_seed(0)
     head = torch.randn(32000, 768).mul_(0.02).requires_grad_()
     hidden = torch.randn(options.tokens, 768, requires_grad=True)
@@ -67,7 +63,6 @@ def main() -> None:
 
     runs = {name: run(loss) for name, loss in LOSSES.items()}
     seconds = take_turns(runs, rounds=options.rounds, clock=clock)
-    print(machine() + (", processor time" if options.processor_time else ""))
     print(f"{options.tokens} tokens")
     for name, values in seconds.items():
         with PeakMemory(torch.device("cpu")) as peak:

@@ -1,7 +1,10 @@
-"""What the scripts here share: a line that says where they ran."""
+"""What the scripts here share: how they take time, and a line that says where they ran."""
 
+import argparse
 import os
 import platform
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,3 +23,19 @@ def machine() -> str:
         f"{names[0]}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, Python {platform.python_version()}, {versions}"
     )
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="one thread, and the time that it had a core: for a machine that others use too",
+    )
+
+
+def clock_of(options: argparse.Namespace) -> Callable[[], float]:
+    """The clock asked for; prints the machine."""
+    if options.processor_time:
+        torch.set_num_threads(1)
+    print(machine() + (", processor time" if options.processor_time else ""))
+    return time.process_time if options.processor_time else time.perf_counter

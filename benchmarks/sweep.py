@@ -7,11 +7,10 @@ width, context 256 and 1024 tokens. Each line is a run of two layers in turns.
 """
 
 import argparse
-import time
 from typing import Any
 
 import torch
-from side_by_side import machine
+from side_by_side import add_clock, clock_of
 
 from lpa.lowrank import break_even_rank
 from lpa.model import LPAConfig, LPAForCausalLM
@@ -50,13 +49,9 @@ def flops(model: Any, context: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--processor-time", action="store_true", help="as in training_step.py")
+    add_clock(parser)
     options = parser.parse_args()
-    clock = time.perf_counter
-    if options.processor_time:
-        torch.set_num_threads(1)
-        clock = time.process_time
-    print(machine() + (", processor time" if options.processor_time else ""))
+    clock = clock_of(options)
     print(f"{'rank':>6}{'width':>7}{'context':>9}{'tokens':>8}{'time':>9}{'':>8}{'FLOPs':>8}")
     for case in CASES:
         width, context = case.get("width", 768), case.get("context", 256)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import torch
 from models import MODELS, NAMES
-from side_by_side import machine
+from side_by_side import add_clock, clock_of
 from torch import nn
 
 from lpa.study.timing import ratio, take_turns
@@ -47,17 +47,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument(
-        "--processor-time",
-        action="store_true",
-        help="one thread, and the time that it had a core: for a machine that others use too",
-    )
+    add_clock(parser)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
     options = parser.parse_args()
-    clock = time.process_time if options.processor_time else time.perf_counter
-    if options.processor_time:
-        torch.set_num_threads(1)
+    clock = clock_of(options)
 
     steps = {}
     for name in options.only:
@@ -73,9 +67,6 @@ def main() -> None:
             print(f"{name:<4}first step {time.perf_counter() - start:.1f} s", flush=True)
     seconds = take_turns(steps, rounds=options.rounds, clock=clock)
 
-    print(machine())
-    if options.processor_time:
-        print("seconds of one thread's processor time")
     how = "compiled layer by layer" if options.compile else "eager"
     print(f"{options.batch} × {options.context} tokens, {how}, {options.rounds} rounds")
     for name, values in seconds.items():

@@ -4,24 +4,9 @@ import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lpa.convert.gguf_export import export_gguf
-from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
 
 PROMPTS = ["My fellow Americans,", "The state of our union is", "1998:  we're strong!\n\nThank"]
-
-
-@pytest.fixture(scope="module")
-def merged(run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("merged") / "llama"
-    merge_directory(run / "final", out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def exported(merged, tmp_path_factory):
-    out = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    export_gguf(merged, out, dtype="float32")
-    return out
 
 
 def test_the_file_holds_every_weight_and_the_sizes(merged, exported):

@@ -8,24 +8,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lpa.convert.gguf_export import export_gguf
 from lpa.convert.gguf_import import load_gguf
-from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
 
 TEXT = "My fellow Americans: it's 1998,   and 12 of us  \n\n are strong!"
-
-
-@pytest.fixture(scope="module")
-def merged(run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("merged") / "llama"
-    merge_directory(run / "final", out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def exported(merged, tmp_path_factory):
-    out = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    export_gguf(merged, out, dtype="float32")
-    return out
 
 
 def test_what_was_written_is_read_back(merged, exported):
