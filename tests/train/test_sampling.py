@@ -34,14 +34,14 @@ def test_an_empty_prompt_begins_a_document_and_a_long_one_is_cut(prepared, tmp_p
 
 
 def test_the_best_model_is_kept_beside_the_last(prepared, tmp_path):
-    """At a rate that makes the model worse in the end."""
+    """At rates that rise to the end and make the model worse with every evaluation."""
     config = small_config(
         prepared,
         steps=12,
         eval_every=2,
         eval_tokens=500,
         checkpoint={"keep_best": True},
-        optim={"lr": 0.3, "warmup_steps": 6, "clip": 100.0},
+        optim={"lr": 1.0, "warmup_steps": 12, "clip": 100.0},
     )
     result = train(config, tmp_path / "run")
     assert result.best_step < 12

@@ -27,17 +27,14 @@ def build_parser() -> Parser:
     parser = Parser(
         "study",
         description="Run an experiment of the paper at a scale of your choice. What is finished is "
-        "never run again; what was interrupted goes on.",
-        examples=f"""\
+        f"never run again; what was interrupted goes on.\n\nstudies:\n{studies}",
+        examples="""\
   lpa study placement --scale nano --data data --out runs/studies --jobs 2
   lpa study tuning --scale nano --data data --out runs/studies --seeds 1
   lpa study rank --scale nano --data data --out runs/studies --tuned runs/studies/tuned.yaml
-  lpa study placement --scale 130m --dry-run
-
-studies:
-{studies}""",
+  lpa study placement --scale 130m --dry-run""",
     )
-    parser.add_argument("name", choices=list(QUESTIONS), metavar="NAME", help="see below")
+    parser.add_argument("name", choices=list(QUESTIONS), metavar="NAME", help="see above")
     parser.add_argument(
         "--scale", type=str, default="nano", help="tiny, nano, micro, 130m, 370m or 3b"
     )

@@ -144,7 +144,8 @@ def _claims(result: StudyResult, claims: list[dict[str, Any]]) -> list[tuple[str
     rows = {row.variant: row for row in result.rows}
     table = []
     for claim in claims:
-        difference = rows[claim["variant"]].difference
+        row = rows.get(claim["variant"])  # a grid may be cut short
+        difference = None if row is None else row.difference
         if difference is None:
             ours, verdict = "not measured", "–"
         else:
