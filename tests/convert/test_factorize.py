@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import CONFIGS, tiny
 from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 import lpa
 from lpa import load
@@ -147,6 +147,59 @@ def test_a_budget_by_command_line_plans_and_merges(lpa, source, tmp_path):
     tokens = windows()
     merged = load(tmp_path / "merged")
     torch.testing.assert_close(merged(tokens).logits, model(tokens).logits, atol=1e-4, rtol=0)
+
+
+def cut_by(source, out, *flags):
+    """The ranks and figures of a conversion, by the real command in this process."""
+    from lpa.cli.convert_factorize import main
+
+    main([str(source), "--out", str(out), *map(str, flags)])
+    config = load(out).config
+    return {
+        kind: [config.projection_rank(kind, layer) for layer in range(2)]
+        for kind in config.projections
+    }, load(out)
+
+
+def test_a_budget_spread_by_loss_is_kept(source, tmp_path):
+    text = ("--calibrate", source / "text.txt", "--context", 32, "--calibrate-tokens", 128)
+    budget = ("--budget", "parameters=0.5", "--spread", "loss")
+    ranks, model = cut_by(source / "llama", tmp_path / "cut", *budget, *text)
+    projections = find_projections(load(source / "llama"))
+    dense = sum(dense_weight(module).numel() for module in projections.values())
+    pairs = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if "self_attn" in name
+    )
+    # Not all of it is spent where a random model loses nothing by a cut.
+    assert pairs <= 0.5 * dense
+    assert len({rank for kind in ("q_proj", "o_proj") for rank in ranks[kind]}) > 1
+
+
+def test_a_budget_for_the_cache_cuts_values_alone(source, tmp_path):
+    ranks, _ = cut_by(source / "llama", tmp_path / "cut", "--budget", "kv=0.5")
+    assert sum(ranks.pop("v_proj")) == 16  # of two layers with values 16 wide
+    assert all(rank is None for of_layers in ranks.values() for rank in of_layers)
+
+
+def test_ranks_come_from_a_file(source, tmp_path):
+    file = tmp_path / "ranks.yaml"
+    file.write_text("q_proj: 5\nlayers.1.self_attn.k_proj: 3\no_proj: null\n")
+    ranks, _ = cut_by(source / "llama", tmp_path / "cut", "--ranks", file)
+    assert ranks["q_proj"] == [5, 5]
+    assert ranks["k_proj"] == [None, 3]
+    assert ranks["v_proj"] == ranks["o_proj"] == [None, None]
+
+
+def test_the_trainer_of_transformers_trains_what_was_cut(tmp_path):
+    model = tiny("gpt2")
+    lpa.apply(model, rank=4)
+    before = model.transformer.h[0].attn.c_attn.up.weight.detach().clone()
+    rows = [{"input_ids": row, "labels": row} for row in windows()]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, use_cpu=True, report_to=[], save_strategy="no"
+    )
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
+    assert not torch.equal(model.transformer.h[0].attn.c_attn.up.weight, before)
 
 
 def broken(source, out, change):
