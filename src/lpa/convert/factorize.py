@@ -20,6 +20,7 @@ from lpa.convert.calibration import (
     layers_of,
     open_stream,
 )
+from lpa.convert.merge import TOKENIZER_FILES
 from lpa.convert.spread import Budget, budget_ranks
 from lpa.errors import LPAWarning, UserError
 from lpa.files import check_output, new_directory
@@ -341,13 +342,7 @@ def factorize_directory(
 
 
 # Kept as they are, rather than as a newer tokenizer class would write them.
-_CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-)
+_CARRIED = (*TOKENIZER_FILES, "generation_config.json")
 
 
 def _windows(model: Any, tokenizer: Any, request: Request) -> Tensor:

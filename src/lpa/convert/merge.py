@@ -14,7 +14,7 @@ from lpa.lowrank import LowRankLinear
 from lpa.model.modeling_lpa import LPAForCausalLM
 
 # What a Hugging Face directory holds beside the weights and their configuration.
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -102,7 +102,7 @@ def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> M
     merged = merge_to_llama(model)
     with new_directory(out, overwrite=overwrite) as temporary:
         merged.save_pretrained(temporary)
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             if (directory / name).is_file():
                 shutil.copy(directory / name, temporary)
     return Merged(model.num_parameters(), merged.num_parameters())
