@@ -36,7 +36,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("name", choices=list(QUESTIONS), metavar="NAME", help="see above")
     parser.add_argument(
-        "--scale", type=str, default="nano", help="tiny, nano, micro, 130m, 370m or 3b"
+        "--scale", type=str, default="nano", help="tiny, pico, nano, micro, 130m, 370m or 3b"
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -130,14 +130,16 @@ def _run(study: "Study", arguments: Any, data: Path) -> None:
     if arguments.executor == "slurm":
         from lpa.study.executor_slurm import submit_jobs
 
-        failed = submit_jobs(jobs, report=report)
+        failed = submit_jobs(jobs, out / "submitit", report=report)
     else:
         failed = run_jobs(jobs, arguments.jobs, report)
     if study.tunes:
-        from lpa.study.results import TUNED_FILE, read_study, write_tuned
+        from lpa.study.results import TUNED_FILE, read_study, short_axes, write_tuned
 
         result = read_study(out / f"{study.name}-{study.scale}.json")
         print(f"tuned: {write_tuned(result, out / TUNED_FILE)} in {out / TUNED_FILE}")
+        for placement, name, value in short_axes(result):
+            print(f"{placement}: {name} {value:g} lies at the end of what was tried")
     for job in failed:
         print(f"lpa: failed: {job.variant}, seed {job.seed}: {job.log}", file=sys.stderr)
     if failed:

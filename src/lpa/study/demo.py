@@ -1,11 +1,7 @@
 """The demonstration: the dense Transformer and LPA side by side on the bundled corpus, in minutes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,9 +10,9 @@ from lpa.data.preparation import prepare
 from lpa.data.sources import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.generation import generate_text
-from lpa.eval.perplexity import evaluate_perplexity
 from lpa.files import check_output, write_text
 from lpa.study.report import write_report
+from lpa.study.runner import Job, run_jobs
 from lpa.train.config import (
     CheckpointConfig,
     DataConfig,
@@ -114,20 +110,22 @@ def run_demo(
     """
     if steps < 1:
         raise UserError(f"--steps: got {steps}; expected at least 1")
-    check_output(out, overwrite=overwrite, marker="recipe.yaml")
+    check_output(out, overwrite=overwrite, marker="dense.yaml")
     if out.exists():
         shutil.rmtree(out)
 
-    data = prepare_demo(out, steps=steps, seed=seed)
-    train_side_by_side(out, LEARNING_RATES, steps=steps)
+    data = prepare_demo(out)
+    jobs = train_side_by_side(out, data, LEARNING_RATES, steps=steps, seed=seed)
 
     results = {name: RunResult.load(out / name) for name in PLACEMENTS}
+    figures = {
+        name: DemoFigures.of(results[name], Perplexity(**json.loads(job.test.read_text())))
+        for name, job in jobs.items()
+    }
     with console.progress() as display:
-        bar = display.add_task("test speeches and samples", total=len(PLACEMENTS), status="")
-        figures, samples = {}, {}
+        bar = display.add_task("samples", total=len(PLACEMENTS), status="")
+        samples = {}
         for name in PLACEMENTS:
-            test = evaluate_perplexity(out / name, data, split="test", device="cpu", threads=1)
-            figures[name] = DemoFigures.of(results[name], test)
             samples[name] = generate_text(
                 out / name, PROMPT, max_new_tokens=80, seed=seed, device="cpu"
             )[0]
@@ -153,8 +151,8 @@ def run_demo(
     return DemoResult(figures=figures, samples=samples, report=report)
 
 
-def prepare_demo(out: Path, *, steps: int = STEPS, seed: int = 0) -> Path:
-    """Write `data/` and the recipe that both models share; returns the data directory."""
+def prepare_demo(out: Path) -> Path:
+    """Write `data/` from the bundled corpus and return it."""
     data = out / "data"
     with console.progress() as display:
         bar = display.add_task("tokenizer and tokens", total=None, status="")
@@ -166,53 +164,40 @@ def prepare_demo(out: Path, *, steps: int = STEPS, seed: int = 0) -> Path:
             test=[bundled_corpus("test")],
         )
         display.update(bar, total=1, completed=1)
-    write_text(out / "recipe.yaml", demo_config(data, steps=steps, seed=seed).to_yaml())
     return data
 
 
-def train_side_by_side(out: Path, learning_rates: dict[str, float], *, steps: int) -> None:
-    """Train both models at the same time, each in a process of its own, and show how far they are.
+def train_side_by_side(
+    out: Path, data: Path, learning_rates: dict[str, float], *, steps: int = STEPS, seed: int = 0
+) -> dict[str, Job]:
+    """Train and score both models at the same time, and show how far they are.
 
     Raises:
-        UserError: one of them failed; the other is stopped.
+        UserError: one of them failed.
     """
-    processes = {}
-    try:
-        for name, placement in PLACEMENTS.items():
-            command = [sys.executable, "-m", "lpa", "train", str(out / "recipe.yaml")]
-            command += ["--model.placement", placement]
-            command += ["--optim.lr", str(learning_rates[name]), "--out", str(out / name)]
-            processes[name] = subprocess.Popen(
-                command,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        with console.progress() as display:
-            bars = {
-                name: display.add_task(f"training {name}", total=steps, status="")
-                for name in PLACEMENTS
-            }
-            running = True
-            while running:
-                time.sleep(0.5)
-                running = any(process.poll() is None for process in processes.values())
-                for name, process in processes.items():
-                    if process.returncode:
-                        raise UserError(f"training {name}: {_last_line(process)}")
-                    _show(display, bars[name], out / name)
-    finally:
-        for process in processes.values():
-            if process.poll() is None:
-                process.terminate()
-            process.wait()
+    jobs = {
+        name: Job(name, seed, name, out / name, out / f"{name}.yaml", out / f"{name}.log")
+        for name in PLACEMENTS
+    }
+    for name, job in jobs.items():
+        config = demo_config(data, steps=steps, seed=seed)
+        config.model.placement = PLACEMENTS[name]
+        config.optim.lr = learning_rates[name]
+        write_text(job.recipe, config.to_yaml())
+    with console.progress() as display:
+        bars = {name: display.add_task(f"training {name}", total=steps, status="") for name in jobs}
 
+        def show() -> None:
+            for name, bar in bars.items():
+                _show(display, bar, jobs[name].run)
 
-def _last_line(process: subprocess.Popen) -> str:
-    assert process.stderr is not None
-    lines = process.stderr.read().strip().splitlines()
-    return lines[-1] if lines else f"ended with code {process.returncode}"
+        failed = run_jobs(list(jobs.values()), len(jobs), tick=show)
+    for job in failed:
+        lines = job.log.read_text().strip().splitlines()
+        raise UserError(
+            f"training {job.variant}: {lines[-1] if lines else 'failed'}; see {job.log}"
+        )
+    return jobs
 
 
 def _show(display: console.Progress, bar: console.TaskID, run: Path) -> None:

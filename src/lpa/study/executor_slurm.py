@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
@@ -10,6 +11,7 @@ from lpa.study.runner import Job, execute
 
 def submit_jobs(
     jobs: list[Job],
+    folder: Path,
     *,
     cluster: str = "slurm",
     report: Callable[[Job, str], None] = lambda job, state: None,
@@ -21,6 +23,7 @@ def submit_jobs(
     again. Two studies on a cluster must not share an --out at the same time, as no lock spans nodes.
 
     Args:
+        folder: for submitit's own files.
         cluster: `slurm`, or `local` for processes on this machine.
         parameters: of the executor, such as `timeout_min` or `slurm_partition`.
 
@@ -37,7 +40,7 @@ def submit_jobs(
             report(job, "kept")
     if not waiting:
         return []
-    executor = submitit.AutoExecutor(folder=jobs[0].out / "submitit", cluster=cluster)
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     executor.update_parameters(name="lpa-study", **parameters)
     with executor.batch():
         submitted = {name: executor.submit(run_job, job) for name, job in waiting.items()}

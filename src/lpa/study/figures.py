@@ -22,6 +22,13 @@ COSTS = {
     "memory_bytes": "peak memory (bytes)",
 }
 
+# What the loss is fitted to: key, label.
+SCALING_COSTS = {
+    "flops": "training FLOPs",
+    "parameters": "parameters",
+    "tokens": "training tokens of the largest model",
+}
+
 _TALL = (7.5, 5.0)
 
 
@@ -35,9 +42,10 @@ def study_figures(result: StudyResult) -> dict[str, Draw]:
     if len(done) > 1:
         for cost, label in COSTS.items():
             figures[f"Perplexity against {label}"] = _pareto(done, cost)
-    if result.index["name"] == "scale" and scaling_fits(result, "flops"):
-        for cost in ("flops", "parameters"):
-            figures[f"Loss against {COSTS[cost]}, with fits"] = _scaling(result, cost)
+    if result.index["name"] == "scale":
+        for cost, label in SCALING_COSTS.items():
+            if scaling_fits(result, cost):
+                figures[f"Loss against {label}, with fits"] = _scaling(result, cost)
     return figures
 
 
@@ -68,10 +76,14 @@ def scaling_fits(result: StudyResult, cost: str) -> dict[str, PowerLaw]:
 
 
 def _loss_points(result: StudyResult, kind: str, cost: str) -> list[tuple[float, float]]:
+    """Of one size where tokens vary, of one number of tokens where the size does."""
+    rows = [row for row in result.rows if row.variant.startswith(kind)]
+    fixed = "parameters" if cost == "tokens" else "tokens"
+    most = max(getattr(row, fixed) for row in rows)
     return [
         (float(getattr(row, cost)), float(np.log(perplexity)))
-        for row in result.rows
-        if row.variant.startswith(kind)
+        for row in rows
+        if getattr(row, fixed) == most
         for perplexity in row.perplexities.values()
     ]
 
@@ -155,7 +167,7 @@ def _scaling(result: StudyResult, cost: str) -> Draw:
             axes.plot(x, fit.factor * x**fit.exponent, color=colour, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel(COSTS[cost])
+        axes.set_xlabel(SCALING_COSTS[cost])
         axes.set_ylabel("loss (nats per token)")
         axes.legend()
 

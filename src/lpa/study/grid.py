@@ -21,7 +21,7 @@ from lpa.model.presets import preset_config
 from lpa.train.config import RunConfig
 
 STUDIES = ("placement", "rank", "sublayers", "surplus", "scale", "tuning", "recipe")
-SCALES = ("tiny", "nano", "micro", "130m", "370m", "3b")
+SCALES = ("tiny", "pico", "nano", "micro", "130m", "370m", "3b")
 
 # What a variant says beside fields of the configuration.
 _MATCH, _BASELINE = "match", "baseline"
@@ -124,23 +124,25 @@ def expand(
         name=name,
         scale=scale,
         question=grid["question"],
-        baseline=grid["baseline"],
+        baseline="",
         device=declared["device"],
         flops_per_second=declared["flops_per_second"],
         tunes=grid.get("tunes", False),
         base={},
     )
     vocabulary = vocab_size or declared["vocab_size"]
-    sizes = _Sizes.of(base["model.preset"], base)
+    sizes = _Sizes.of(base)
+    study.baseline = _label(grid["baseline"], sizes)
     study.base = _resolved(base, sizes)
     study.base["train.eval_every"] = max(1, _run_config(study.base).train.steps // 8)
     # Tuned settings belong to every study but the one that finds them.
     tuned = {} if study.tunes else tuned or {}
     built: dict[str, LPAConfig] = {}
-    for label, declared_overrides in _points(grid):
+    for name, declared_overrides in _points(grid):
+        label = _label(name, sizes)
         overrides = _resolved(declared_overrides, sizes)
         wanted = overrides.pop(_MATCH, None)
-        baseline = overrides.pop(_BASELINE, grid["baseline"])
+        baseline = _label(overrides.pop(_BASELINE, grid["baseline"]), sizes)
         overrides = tuned.get(_placement(overrides), {}) | overrides
         config = _run_config(study.base | overrides)
         model = _build(config, vocabulary)
@@ -159,7 +161,7 @@ def expand(
                 match=ratio,
                 parameters=parameter_count(model),
                 train_flops_per_token=training_flops_per_token(model, config.data.context),
-                tokens=config.train.steps * config.train.batch_size * config.data.context,
+                tokens=_tokens(config),
             )
         )
     return study
@@ -227,33 +229,43 @@ def _points(grid: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 @dataclass
 class _Sizes:
-    """What `d/4` and the like in a grid refer to: width, FFN width, heads of the scale."""
+    """What `d/4` and the like refer to: the scale's width, FFN width, heads, tokens and learning rate."""
 
     d: int
     f: int
     h: int
+    t: int
+    lr: float
 
     @classmethod
-    def of(cls, preset: str, base: dict[str, Any]) -> "_Sizes":
-        config = preset_config(preset)
+    def of(cls, base: dict[str, Any]) -> "_Sizes":
+        config = preset_config(base["model.preset"])
         return cls(
             d=base.get("model.hidden_size", config.hidden_size),
             f=base.get("model.intermediate_size", config.intermediate_size),
             h=base.get("model.num_attention_heads", config.num_attention_heads),
+            t=_tokens(_run_config(base)),
+            lr=base["optim.lr"],
         )
 
 
 def _resolved(value: Any, sizes: _Sizes) -> Any:
-    """With every expression such as `3d/8` replaced by its number."""
+    """With every expression such as `3d/8` replaced by its number: whole, except of a learning rate."""
     if isinstance(value, dict):
         return {
             key: item if key in (_BASELINE, _MATCH) else _resolved(item, sizes)
             for key, item in value.items()
         }
-    if isinstance(value, str) and (found := re.fullmatch(r"(\d*)([dfh])(?:/(\d+))?", value)):
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d*)([dfht]|lr)(?:/(\d+))?", value)):
         times, name, over = found.groups()
-        return max(1, int(times or 1) * getattr(sizes, name) // int(over or 1))
+        product = int(times or 1) * getattr(sizes, name)
+        return product / int(over or 1) if name == "lr" else max(1, product // int(over or 1))
     return value
+
+
+def _label(name: str, sizes: _Sizes) -> str:
+    """A variant's name with what stands in braces replaced by its number."""
+    return re.sub(r"\{(.+?)\}", lambda found: f"{_resolved(found[1], sizes):g}", name)
 
 
 def _placement(overrides: dict[str, Any]) -> str:
@@ -277,7 +289,11 @@ def _run_config(settings: dict[str, Any]) -> RunConfig:
             raise UserError(f"study: unknown field {name}; expected one of `lpa train --help`")
         sections[section][key] = value
     sections["data"].setdefault("path", Path("data"))
-    return RunConfig(**{name: kinds[name](**values) for name, values in sections.items()})  # type: ignore[operator]
+    return RunConfig.from_dict(sections)
+
+
+def _tokens(config: RunConfig) -> int:
+    return config.train.steps * config.train.batch_size * config.data.context
 
 
 def _build(config: RunConfig, vocab_size: int) -> LPAConfig:

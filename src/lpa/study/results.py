@@ -16,6 +16,7 @@ from lpa.train.metrics import read_metrics
 from lpa.train.result import RESULT_FILE, RunResult
 
 TUNED_FILE = "tuned.yaml"
+_PLACEMENT = "model.placement"
 
 
 @dataclass
@@ -113,21 +114,43 @@ def read_study(index_file: Path) -> StudyResult:
 
 
 def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
-    """The settings with the lowest validation perplexity by placement; the test split stays unseen."""
-    overrides = {v["name"]: v["overrides"] for v in result.index["variants"]}
+    """The settings of `tuned_rows` by placement, as `lpa study --tuned` reads them."""
+    overrides = _overrides(result)
+    tuned = {
+        placement: {k: v for k, v in overrides[row.variant].items() if k != _PLACEMENT}
+        for placement, row in tuned_rows(result).items()
+    }
+    write_text(path, yaml.safe_dump(tuned, sort_keys=False))
+    return tuned
+
+
+def tuned_rows(result: StudyResult) -> dict[str, Row]:
+    """The variant with the lowest validation perplexity by placement; the test split stays unseen."""
+    overrides = _overrides(result)
     best: dict[str, Row] = {}
     for row in result.rows:
-        placement = overrides[row.variant]["model.placement"]
+        placement = overrides[row.variant][_PLACEMENT]
         if row.validation is not None and not row.missing:
             other = best.get(placement)
             if other is None or row.validation < (other.validation or math.inf):
                 best[placement] = row
-    tuned = {
-        placement: {k: v for k, v in overrides[row.variant].items() if k != "model.placement"}
-        for placement, row in best.items()
-    }
-    write_text(path, yaml.safe_dump(tuned, sort_keys=False))
-    return tuned
+    return best
+
+
+def short_axes(result: StudyResult) -> list[tuple[str, str, float]]:
+    """Placement, field and value of each tuned setting at the end of an axis of three values or more."""
+    overrides = _overrides(result)
+    found = []
+    for placement, row in tuned_rows(result).items():
+        for name, value in overrides[row.variant].items():
+            tried = {o[name] for o in overrides.values() if o[_PLACEMENT] == placement}
+            if name != _PLACEMENT and len(tried) > 2 and value in (min(tried), max(tried)):
+                found.append((placement, name, value))
+    return found
+
+
+def _overrides(result: StudyResult) -> dict[str, dict[str, Any]]:
+    return {variant["name"]: variant["overrides"] for variant in result.index["variants"]}
 
 
 def _row(variant: dict[str, Any], places: dict[int, Path]) -> Row:

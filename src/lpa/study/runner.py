@@ -17,44 +17,37 @@ from typing import Any
 
 from lpa.files import write_text
 from lpa.study.grid import Study, data_identity, run_identity
-from lpa.train import checkpoint_store
 from lpa.train.result import RESULT_FILE
 
 TEST_FILE = "test.json"
-_CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a study and where it lies.
+    """One run and its files.
 
     Attributes:
-        identity: see `run_identity`.
-        out: of the study.
-        data: prepared.
+        identity: jobs with the same are one run, see `run_identity`.
+        run: the run directory.
+        recipe: its configuration, as `lpa train` reads it.
+        log: what its process prints.
     """
 
     variant: str
     seed: int
     identity: str
-    out: Path
-    data: Path
+    run: Path
+    recipe: Path
+    log: Path
 
     @property
-    def run(self) -> Path:
-        return self.out / "runs" / self.identity
-
-    @property
-    def recipe(self) -> Path:
-        return self.out / "recipes" / f"{self.identity}.yaml"
-
-    @property
-    def log(self) -> Path:
-        return self.out / "logs" / f"{self.identity}.log"
+    def test(self) -> Path:
+        """Its `Perplexity` on held-out text."""
+        return self.run / TEST_FILE
 
     @property
     def finished(self) -> bool:
-        return (self.run / RESULT_FILE).exists() and (self.run / TEST_FILE).exists()
+        return (self.run / RESULT_FILE).exists() and self.test.exists()
 
 
 def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
@@ -69,7 +62,15 @@ def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
     for seed in range(seeds):
         for variant in study.variants:
             config = study.config(variant, seed, data)
-            job = Job(variant.name, seed, run_identity(config, identity), out, data)
+            name = run_identity(config, identity)
+            job = Job(
+                variant.name,
+                seed,
+                name,
+                run=out / "runs" / name,
+                recipe=out / "recipes" / f"{name}.yaml",
+                log=out / "logs" / f"{name}.log",
+            )
             write_text(job.recipe, config.to_yaml())
             jobs.append(job)
     index = {
@@ -84,7 +85,10 @@ def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
 
 
 def run_jobs(
-    jobs: list[Job], parallel: int, report: Callable[[Job, str], None] = lambda job, state: None
+    jobs: list[Job],
+    parallel: int,
+    report: Callable[[Job, str], None] = lambda job, state: None,
+    tick: Callable[[], None] = lambda: None,
 ) -> list[Job]:
     """Run all that are not finished, in processes of their own, and return those that failed.
 
@@ -95,6 +99,7 @@ def run_jobs(
         parallel: runs at a time.
         report: called with a job and `finished`, `kept` (from earlier), `running` or `failed`, by one
             thread at a time.
+        tick: called a few times a second while they run, by the caller's thread.
 
     Raises:
         KeyboardInterrupt: a signal ended it, once all processes have.
@@ -127,30 +132,21 @@ def run_jobs(
         futures = {name: threads.submit(work, job) for name, job in distinct.items()}
         # Short waits, as Python runs a signal's handler in this thread only between them.
         while not all(future.done() for future in futures.values()):
-            time.sleep(0.05)
+            time.sleep(0.2)
+            tick()
     if pool.stopping.is_set():
         raise KeyboardInterrupt
     return [job for job in jobs if not futures[job.identity].result()]
 
 
 def execute(job: Job, call: Callable[[list[str]], int]) -> bool:
-    """Train, or go on training, then measure on held-out text; whether both succeeded.
+    """Train and score the run, in a process of its own; whether that succeeded.
 
     Args:
         call: runs a command and gives its exit code.
     """
-    if not (job.run / RESULT_FILE).exists():
-        command = ["train", str(job.recipe), "--out", str(job.run)]
-        if (job.run / _CONFIG_FILE).exists():
-            resumable = checkpoint_store.resumable(job.run)
-            command.append("--resume" if resumable else "--overwrite")
-        if call([sys.executable, "-m", "lpa", *command]):
-            return False
-    if not (job.run / TEST_FILE).exists():
-        command = [sys.executable, "-m", "lpa.study.measure", str(job.run), str(job.data)]
-        if call(command):
-            return False
-    return job.finished
+    command = [sys.executable, "-m", "lpa.study.work", str(job.recipe), str(job.run)]
+    return call(command) == 0 and job.finished
 
 
 class _Pool:

@@ -6,9 +6,9 @@ from typing import Any
 
 from lpa.files import write_text
 from lpa.pages import draw_png, draw_svg, write_page
-from lpa.study.figures import scaling_fits, study_figures
+from lpa.study.figures import SCALING_COSTS, scaling_fits, study_figures
 from lpa.study.grid import read_claims
-from lpa.study.results import Row, StudyResult
+from lpa.study.results import Row, StudyResult, short_axes, tuned_rows
 from lpa.study.statistics import Difference
 
 HEADINGS = (
@@ -82,18 +82,32 @@ def summarize(result: StudyResult) -> list[str]:
     ):
         rows = [row for row in done if row.difference and row.difference.verdict == verdict]
         if rows:
-            named = "; ".join(f"{row.variant} {_change(row.difference)}" for row in rows)
-            sentences.append(f"{words}: {named}.")
-    if result.index["name"] == "scale":
-        for kind, fit in scaling_fits(result, "flops").items():
-            sentences.append(
-                f"Loss of {kind} falls with FLOPs to the power {fit.exponent:.4f} "
-                f"(95% interval {fit.low:.4f} to {fit.high:.4f})."
+            named = "; ".join(
+                f"{row.variant} {change_with_interval(row.difference)}" for row in rows
             )
+            sentences.append(f"{words}: {named}.")
+    if result.index["tunes"]:
+        for placement, row in tuned_rows(result).items():
+            sentences.append(
+                f"Best for placement {placement} on the validation split: {row.variant}."
+            )
+        for placement, name, value in short_axes(result):
+            sentences.append(
+                f"With placement {placement}, {name} {value:g} lies at the end of what was tried: "
+                "beyond it may be better."
+            )
+    if result.index["name"] == "scale":
+        for cost, label in SCALING_COSTS.items():
+            for kind, fit in scaling_fits(result, cost).items():
+                sentences.append(
+                    f"Loss of {kind} falls with {label} to the power {fit.exponent:.4f} "
+                    f"(95% interval {fit.low:.4f} to {fit.high:.4f})."
+                )
     return sentences
 
 
-def _change(difference: Difference | None) -> str:
+def change_with_interval(difference: Difference | None) -> str:
+    """Against the baseline; empty for a baseline itself."""
     if difference is None:
         return ""
     if math.isnan(difference.low):
@@ -149,7 +163,7 @@ def _claims(result: StudyResult, claims: list[dict[str, Any]]) -> list[tuple[str
         if difference is None:
             ours, verdict = "not measured", "–"
         else:
-            ours = _change(difference)
+            ours = change_with_interval(difference)
             found = difference.verdict
             if found in ("better", "worse"):
                 verdict = "confirmed" if found == claim["direction"] else "refuted here"

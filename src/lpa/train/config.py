@@ -383,6 +383,10 @@ class DistillConfig:
         _require(0 <= self.weight <= 1, "distill.weight", self.weight, "from 0 to 1")
 
 
+# Written as text, held as paths.
+_PATHS = (("data", "path"), ("model", "from"), ("distill", "teacher"))
+
+
 @dataclass
 class RunConfig:
     """A whole run; what `config.yaml` in a run directory holds."""
@@ -406,6 +410,23 @@ class RunConfig:
         sections["model"]["from"] = None if source is None else str(source)
         sections["distill"]["teacher"] = None if teacher is None else str(teacher)
         return sections
+
+    @classmethod
+    def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "RunConfig":
+        """What `to_dict` gave, or some of it.
+
+        Raises:
+            TypeError: a section or field that does not exist.
+            UserError: a value that is not accepted.
+        """
+        values = {name: dict(section) for name, section in sections.items()}
+        for section, name in _PATHS:
+            if values.get(section, {}).get(name) is not None:
+                values[section][name] = Path(values[section][name])
+        if "from" in values.get("model", {}):
+            values["model"]["from_"] = values["model"].pop("from")
+        kinds = {field.name: field.type for field in fields(cls)}
+        return cls(**{name: kinds[name](**section) for name, section in values.items()})  # type: ignore[operator]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)

@@ -1,0 +1,56 @@
+"""One run of a study in a process of its own: `python -m lpa.study.work RECIPE RUN`.
+
+It trains, or goes on training, and scores the run on held-out text; what is there already is kept.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from lpa import console
+from lpa.errors import UserError
+from lpa.eval.perplexity import evaluate_perplexity
+from lpa.files import write_text
+from lpa.study.runner import TEST_FILE
+from lpa.train import checkpoint_store
+from lpa.train.config import RunConfig
+from lpa.train.result import RESULT_FILE, RunInterruptedError
+from lpa.train.run import train
+
+
+def main() -> None:
+    recipe, run = map(Path, sys.argv[1:])
+    console.hide_other_progress()
+    try:
+        config = RunConfig.from_dict(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+        finish(config, run)
+    except UserError as error:
+        print(f"lpa: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RunInterruptedError as stop:
+        print(f"lpa: stopped by {stop}", file=sys.stderr)
+        raise SystemExit(128 + stop.signal_number) from None
+
+
+def finish(config: RunConfig, run: Path) -> None:
+    """Do what the run still lacks.
+
+    Raises:
+        UserError: a setting that is not accepted.
+        RunInterruptedError: a signal stopped the training; its checkpoint is written.
+    """
+    if not (run / RESULT_FILE).exists():
+        begun = (run / "config.yaml").exists()
+        resume = begun and bool(checkpoint_store.resumable(run))
+        train(config, run, resume=resume, overwrite=begun and not resume)
+    if not (run / TEST_FILE).exists():
+        device, threads = config.train.device, config.train.threads
+        test = evaluate_perplexity(run, config.data.path, device=device, threads=threads)
+        write_text(run / TEST_FILE, json.dumps(asdict(test), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
