@@ -57,11 +57,20 @@ class _CommandServer:
             env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         )
 
-    def __call__(self, *arguments: object, cwd: Path | None = None) -> Finished:
+    def __call__(
+        self,
+        *arguments: object,
+        script: Path | None = None,
+        processes: int = 0,
+        cwd: Path | None = None,
+    ) -> Finished:
+        """Run a command, or a script as so many ranks."""
         files = self._folder / "stdout", self._folder / "stderr"
         for file in files:
             file.write_bytes(b"")
         request = {
+            "script": script and str(script),
+            "processes": processes,
             "arguments": [str(argument) for argument in arguments],
             "cwd": str(cwd or Path.cwd()),
             "stdout": str(files[0]),
@@ -85,6 +94,20 @@ def lpa(tmp_path_factory) -> Iterator[Callable[..., Finished]]:
     server = _CommandServer(tmp_path_factory.mktemp("commands"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def run_ranks(lpa) -> Callable[..., Any]:
+    """Run a script of tests/train/workers as so many processes of one world, where torchrun itself does not
+    matter; what they wrote as JSON to the path that they were given last."""
+
+    def run(processes: int, name: str, *arguments: object) -> Any:
+        script = Path(__file__).parent / "train" / "workers" / name
+        finished = lpa(*arguments, script=script, processes=processes)
+        assert finished.code == 0, finished.stderr
+        return json.loads(Path(str(arguments[-1])).read_text())
+
+    return run
 
 
 @pytest.fixture(scope="session")

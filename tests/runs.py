@@ -1,6 +1,5 @@
 """Training runs in tests: started by torchrun, read back, compared."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,8 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from lpa.train.metrics import read_metrics
-
-WORKERS = Path(__file__).parent / "train" / "workers"
 
 
 @dataclass
@@ -49,27 +46,18 @@ class Launched:
 
 
 def torchrun(processes: int, *arguments: object, options: tuple[str, ...] = ()) -> Launched:
-    """`torchrun … -m lpa train …`, or a worker script of the tests where the first argument ends in .py."""
-    program = [] if str(arguments[0]).endswith(".py") else ["-m", "lpa"]
+    """`torchrun … -m lpa train …`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *options]
     return Launched(
         subprocess.Popen(
-            [*command, *program, *map(str, arguments)],
+            [*command, "-m", "lpa", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
         )
     )
-
-
-def run_worker(processes: int, name: str, *arguments: object) -> Any:
-    """Run a worker script under torchrun; what it wrote as JSON to the path it was given last."""
-    out = Path(str(arguments[-1]))
-    code, output = torchrun(processes, WORKERS / name, *arguments).finish()
-    assert code == 0, output
-    return json.loads(out.read_text())
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen, timeout: float = 90) -> Any:

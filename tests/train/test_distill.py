@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import assert_same_weights, run_worker
+from runs import assert_same_weights
 from small_runs import small_config, small_trainer
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -123,14 +123,14 @@ def test_another_teacher_is_another_run(prepared, teacher, tmp_path):
             train(small_config(prepared, **fields), tmp_path / "run", resume=True)
 
 
-def test_shards_learn_as_one_process_does(prepared, teacher, tmp_path):
+def test_shards_learn_as_one_process_does(run_ranks, prepared, teacher, tmp_path):
     torch.set_num_threads(1)
     trainer = small_trainer(prepared, steps=3, distill={"teacher": teacher})
     trainer._open_reader()
     steps = [trainer._step() for _ in range(3)]
     fields = json.dumps({"distill": {"teacher": str(teacher)}})
     out = tmp_path / "results.json"
-    (result,) = run_worker(2, "layouts.py", prepared, "[[1, 2, 1]]", 3, fields, out)
+    (result,) = run_ranks(2, "layouts.py", prepared, "[[1, 2, 1]]", 3, fields, out)
     # Sums over shards are taken in another order: float32 rounding.
     assert result["losses"] == pytest.approx([step.loss for step in steps], rel=2e-4)
 

@@ -12,7 +12,6 @@ import time
 import pytest
 from runs import (
     assert_same_weights,
-    run_worker,
     stop_all,
     torchrun,
     untimed_metrics,
@@ -225,11 +224,11 @@ def test_a_restart_never_touches_a_run_that_was_there_before(straight, options):
     ("what", "action"), [("loss", "stop"), ("gradient", "stop"), ("loss", "skip")]
 )
 def test_a_number_that_is_none_on_one_rank_never_reaches_the_weights(
-    prepared, tmp_path, what, action
+    run_ranks, prepared, tmp_path, what, action
 ):
     run, out = tmp_path / "run", tmp_path / "out.json"
     run.mkdir()
-    run_worker(2, "nonfinite.py", prepared, run, what, action, out)
+    run_ranks(2, "nonfinite.py", prepared, run, what, action, out)
     endings = [json.loads((tmp_path / f"out.json.{rank}").read_text()) for rank in (0, 1)]
     assert all(ending["finite"] for ending in endings)
     kept = [store.step_of(path) for path in store.checkpoints(run)]

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from runs import run_worker
 from small_runs import small_config, small_trainer
 
 from lpa.errors import UserError
@@ -35,8 +34,8 @@ def alone(data, steps, **fields) -> dict:
     }
 
 
-def in_layouts(processes, data, layouts, steps, tmp_path, **fields) -> list[dict]:
-    return run_worker(
+def in_layouts(run_ranks, processes, data, layouts, steps, tmp_path, **fields) -> list[dict]:
+    return run_ranks(
         processes,
         "layouts.py",
         data,
@@ -64,10 +63,10 @@ def assert_same_training(result: dict, expected: dict) -> None:
     ],
     ids=["pairs", "paper-decoder", "dense-tied-grouped"],
 )
-def test_every_layout_trains_as_one_process_does(prepared, tmp_path, fields):
+def test_every_layout_trains_as_one_process_does(run_ranks, prepared, tmp_path, fields):
     layouts = [[4, 1, 1], [1, 4, 1], [2, 2, 1], [1, 2, 2], [2, 1, 2]]
     expected = alone(prepared, 20, **fields)
-    results = in_layouts(4, prepared, layouts, 20, tmp_path, **fields)
+    results = in_layouts(run_ranks, 4, prepared, layouts, 20, tmp_path, **fields)
     for layout, result in zip(layouts, results, strict=True):
         assert_same_training(result, expected)
         # No process holds more than its share, up to rows that do not divide and what tensors keep whole.
@@ -76,23 +75,23 @@ def test_every_layout_trains_as_one_process_does(prepared, tmp_path, fields):
 
 
 @pytest.mark.slow
-def test_the_batch_may_be_divided_in_any_way(prepared, tmp_path):
+def test_the_batch_may_be_divided_in_any_way(run_ranks, prepared, tmp_path):
     """1 × 8, 2 × 4 and 8 × 1 samples, of which unequal parts count: the loss is of tokens."""
     expected = alone(prepared, 50, unequal=True)
     accumulated = alone(prepared, 50, unequal=True, micro_batch_size=1)
     assert_same_training(accumulated, expected)
-    (halves,) = in_layouts(2, prepared, [[1, 2, 1]], 50, tmp_path, unequal=True)
+    (halves,) = in_layouts(run_ranks, 2, prepared, [[1, 2, 1]], 50, tmp_path, unequal=True)
     assert_same_training(halves, expected)
     (quarters,) = in_layouts(
-        2, prepared, [[2, 1, 1]], 50, tmp_path, unequal=True, micro_batch_size=2
+        run_ranks, 2, prepared, [[2, 1, 1]], 50, tmp_path, unequal=True, micro_batch_size=2
     )
     assert_same_training(quarters, expected)
 
 
 @pytest.mark.slow
-def test_bfloat16_shards_train_about_as_one_process_does(prepared, tmp_path):
+def test_bfloat16_shards_train_about_as_one_process_does(run_ranks, prepared, tmp_path):
     expected = alone(prepared, 20, dtype="bfloat16")
-    (result,) = in_layouts(2, prepared, [[1, 2, 1]], 20, tmp_path, dtype="bfloat16")
+    (result,) = in_layouts(run_ranks, 2, prepared, [[1, 2, 1]], 20, tmp_path, dtype="bfloat16")
     # Shards also keep the stream between layers in bfloat16, which has 8 bits.
     assert result["losses"] == pytest.approx(expected["losses"], rel=5e-3)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_weights, final_weights, run_worker
+from runs import assert_same_weights, final_weights
 from safetensors.torch import load_file
 from small_runs import small_config, small_trainer
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -95,14 +95,14 @@ def test_another_source_is_another_run(prepared, source, tmp_path):
         train(healing(prepared, other, steps=4), tmp_path / "run", resume=True)
 
 
-def test_every_layout_starts_and_trains_as_one_process_does(prepared, source, tmp_path):
+def test_every_layout_starts_and_trains_as_one_process_does(run_ranks, prepared, source, tmp_path):
     """Shards, and tensors split, of which only the factors train."""
     torch.set_num_threads(1)
     fields = {"model": {**NO_MODEL, "from_": str(source)}, "optim": {"train": "factors"}}
     trainer = small_trainer(prepared, steps=3, **fields)
     trainer._open_reader()
     losses = [trainer._step().loss for _ in range(3)]
-    results = run_worker(
+    results = run_ranks(
         *(2, "layouts.py", prepared, "[[1, 2, 1], [1, 1, 2]]", 3),
         *(json.dumps(fields), tmp_path / "results.json"),
     )

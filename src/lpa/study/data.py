@@ -8,7 +8,7 @@ from lpa.data.sources import bundled_corpus
 from lpa.errors import UserError
 from lpa.study.grid import scale_vocabulary
 
-_SMALL = ("tiny", "nano")
+_SMALL = ("tiny", "pico", "nano")
 
 
 def prepare_bundled(out: Path, scale: str) -> Path:

@@ -1,4 +1,4 @@
-"""Under torchrun: a run in which one process gets a loss, or a gradient, that is no number.
+"""As ranks of one world: a run in which one process gets a loss, or a gradient, that is no number.
 
 nonfinite.py DATA RUN WHAT ACTION OUT    (WHAT: loss or gradient; ACTION: stop or skip)
 """
