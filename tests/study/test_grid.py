@@ -54,14 +54,41 @@ def test_a_run_is_known_by_what_decides_its_figures():
     dense, attention = study.variants[:2]
 
     def name(variant, seed=0, path="data", data="a"):
-        return run_identity(study.config(variant, seed, Path(path)), {"train": data})
+        return run_identity(study.config(variant, seed, Path(path)), {"train": data}, 300)
 
     assert name(dense) == name(dense, path="elsewhere")
     assert len({name(dense), name(attention), name(dense, seed=1), name(dense, data="b")}) == 4
     other = expand("rank", "tiny")
     assert name(dense) == run_identity(
-        other.config(other.variants[0], 0, Path("x")), {"train": "a"}
+        other.config(other.variants[0], 0, Path("x")), {"train": "a"}, 300
     )
+
+
+def test_what_is_the_same_model_in_other_words_is_the_same_run():
+    def name(study, variant):
+        found = next(v for v in study.variants if v.name == variant)
+        return run_identity(study.config(found, 0, Path("data")), {"train": "a"}, 4096)
+
+    placement, rank, surplus, sublayers, scale, tuning, recipe = (
+        expand(study, "nano")
+        for study in ("placement", "rank", "surplus", "sublayers", "scale", "tuning", "recipe")
+    )
+    lpa = name(placement, "attention")
+    assert lpa == name(rank, "r = d/4") == name(surplus, "nowhere") == name(sublayers, "qkvo")
+    assert lpa == name(scale, "LPA d")
+    assert lpa == name(tuning, "placement=attention, lr=0.002, init=0.02")
+    assert lpa == name(recipe, "init=scaled, optimizer=adamw, decay=factors, lr of up=1")
+    dense = name(placement, "dense")
+    assert dense == name(scale, "dense d") == name(tuning, "placement=none, lr=0.002, init=0.02")
+    assert len({lpa, dense, name(rank, "r = d/8"), name(sublayers, "q")}) == 4
+
+
+def test_a_warm_up_takes_a_tenth_of_the_steps_at_most():
+    for scale in ("pico", "130m"):
+        study = expand("scale", scale)
+        for variant in study.variants:
+            config = study.config(variant, 0, Path("data"))
+            assert config.optim.warmup_steps <= -(-config.train.steps // 10)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def main(rest: list[str]) -> None:
 
     studies = find_studies(arguments.directories)
     if arguments.json:
-        print(json_text([study.table() for study in studies]))
+        print(json_text({"studies": [study.table() for study in studies]}))
         return
 
     from lpa.study.study_report import summarize, write_study_report

@@ -31,7 +31,7 @@ def build_parser() -> Parser:
         examples="""\
   lpa study placement --scale nano --data data --out runs/studies --jobs 2
   lpa study tuning --scale nano --data data --out runs/studies --seeds 1
-  lpa study rank --scale nano --data data --out runs/studies --tuned runs/studies/tuned.yaml
+  lpa study rank --scale nano --data data --out runs/studies --tuned runs/studies/tuned-nano.yaml
   lpa study placement --scale 130m --dry-run""",
     )
     parser.add_argument("name", choices=list(QUESTIONS), metavar="NAME", help="see above")
@@ -62,6 +62,10 @@ def main(rest: list[str]) -> None:
             fail(f"--{name}: got {getattr(arguments, name)}; expected at least 1")
     if arguments.out is None and not arguments.dry_run:
         fail("--out: got nothing; expected the directory for the runs")
+    if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
+        fail(f"--out {arguments.out}: is a file; expected a directory")
+    if arguments.tuned is not None and arguments.name == "tuning":
+        fail("--tuned: goes with every study but tuning, which finds the settings")
 
     from lpa.data.manifest import Manifest
     from lpa.study.data import prepare_bundled
@@ -69,15 +73,21 @@ def main(rest: list[str]) -> None:
 
     tuned = read_tuned(arguments.tuned) if arguments.tuned else None
     data = arguments.data
+
+    def grid() -> "Study":
+        vocab_size = Manifest.load(data).vocab_size if data else None
+        return expand(
+            arguments.name,
+            arguments.scale,
+            vocab_size=vocab_size,
+            steps=arguments.steps,
+            tuned=tuned,
+        )
+
+    study = grid()
     if data is None and not arguments.dry_run:
-        data = prepare_bundled(arguments.out / "data", arguments.scale)
-    study = expand(
-        arguments.name,
-        arguments.scale,
-        vocab_size=Manifest.load(data).vocab_size if data else None,
-        steps=arguments.steps,
-        tuned=tuned,
-    )
+        data = prepare_bundled(arguments.out, arguments.scale)
+        study = grid()
     _print_grid(study, arguments.seeds)
     if not arguments.dry_run:
         _run(study, arguments, data.resolve())
@@ -134,10 +144,11 @@ def _run(study: "Study", arguments: Any, data: Path) -> None:
     else:
         failed = run_jobs(jobs, arguments.jobs, report)
     if study.tunes:
-        from lpa.study.results import TUNED_FILE, read_study, short_axes, write_tuned
+        from lpa.study.results import read_study, short_axes, write_tuned
 
         result = read_study(out / f"{study.name}-{study.scale}.json")
-        print(f"tuned: {write_tuned(result, out / TUNED_FILE)} in {out / TUNED_FILE}")
+        tuned_file = out / f"tuned-{study.scale}.yaml"
+        print(f"tuned: {write_tuned(result, tuned_file)} in {tuned_file}")
         for placement, name, value in short_axes(result):
             print(f"{placement}: {name} {value:g} lies at the end of what was tried")
     for job in failed:

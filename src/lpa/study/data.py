@@ -12,7 +12,7 @@ _SMALL = ("tiny", "pico", "nano")
 
 
 def prepare_bundled(out: Path, scale: str) -> Path:
-    """Prepare it once, with the vocabulary of the scale.
+    """Prepare it once, with the vocabulary of the scale, in a folder of `out`.
 
     Raises:
         UserError: a scale that it is too small for.
@@ -22,12 +22,14 @@ def prepare_bundled(out: Path, scale: str) -> Path:
             f"--data: got nothing; expected a prepared directory, as the bundled corpus is too small "
             f"for --scale {scale}"
         )
-    if not (out / FILE_NAME).exists():
+    vocab_size = scale_vocabulary(scale)
+    data = out / f"data-{vocab_size}"
+    if not (data / FILE_NAME).exists():
         prepare(
             [bundled_corpus("train")],
-            out,
-            vocab_size=scale_vocabulary(scale),
+            data,
+            vocab_size=vocab_size,
             validation=[bundled_corpus("validation")],
             test=[bundled_corpus("test")],
         )
-    return out
+    return data

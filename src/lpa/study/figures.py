@@ -1,5 +1,6 @@
 """The figures of reports: each draws on a matplotlib figure that it is given."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ COSTS = {
 
 # What the loss is fitted to: key, label.
 SCALING_COSTS = {
-    "flops": "training FLOPs",
+    "flops": "training FLOPs of models of growing size",
     "parameters": "parameters",
     "tokens": "training tokens of the largest model",
 }
@@ -68,8 +69,11 @@ def scaling_fits(result: StudyResult, cost: str) -> dict[str, PowerLaw]:
     """Loss per token on held-out text as a power law of a cost, for dense and for LPA."""
     fits = {}
     for kind in ("dense", "LPA"):
-        points = _loss_points(result, kind, cost)
-        fit = PowerLaw.fit([x for x, _ in points], [y for _, y in points])
+        # Seeds of one model share what sets it apart from the law: they count as one point.
+        losses = defaultdict(list)
+        for x, loss in _loss_points(result, kind, cost):
+            losses[x].append(loss)
+        fit = PowerLaw.fit(list(losses), [float(np.mean(of_seeds)) for of_seeds in losses.values()])
         if fit:
             fits[kind] = fit
     return fits
@@ -107,8 +111,9 @@ def _curves(result: StudyResult, axis: str) -> Draw:
             series = [points for points in series if points]
             if not series:
                 continue
-            length = min(map(len, series))
-            x, y = np.moveaxis(np.array([points[:length] for points in series]), 2, 0)
+            # A run that is still at work must not cut the others short.
+            length = max(map(len, series))
+            x, y = np.moveaxis(np.array([s for s in series if len(s) == length]), 2, 0)
             style = _style(number)
             axes.plot(x.mean(0), y.mean(0), label=name, linewidth=1.6, **style)
             axes.fill_between(x.mean(0), y.min(0), y.max(0), alpha=0.15, color=style["color"])

@@ -5,7 +5,8 @@ import itertools
 import json
 import re
 import warnings
-from dataclasses import dataclass, field, fields
+from collections import defaultdict
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 
 from lpa.data.manifest import Manifest
 from lpa.errors import LPAWarning, UserError
-from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.configuration_lpa import PLACEMENTS, LPAConfig
 from lpa.model.cost import forward_flops_per_token, parameter_count, training_flops_per_token
 from lpa.model.plan import closest_value, with_fields
 from lpa.model.presets import preset_config
@@ -25,6 +26,9 @@ SCALES = ("tiny", "pico", "nano", "micro", "130m", "370m", "3b")
 
 # What a variant says beside fields of the configuration.
 _MATCH, _BASELINE = "match", "baseline"
+
+# The sections that decide how many tokens a run takes.
+_LENGTH = ("data.", "train.")
 
 # Where data lies and how it is read does not make a run another one.
 _NOT_IDENTITY = ("path", "workers", "verify")
@@ -57,7 +61,7 @@ class Study:
 
     Attributes:
         device, flops_per_second: what estimates of time assume.
-        tunes: whether the best settings by placement are kept as `tuned.yaml`.
+        tunes: whether the best settings by placement are kept as `tuned-<scale>.yaml`.
     """
 
     name: str
@@ -119,7 +123,6 @@ def expand(
         if steps < 1:
             raise UserError(f"--steps: got {steps}; expected at least 1")
         base |= {"train.steps": steps, "train.tokens": None}
-        base["optim.warmup_steps"] = min(base["optim.warmup_steps"], -(-steps // 10))
     study = Study(
         name=name,
         scale=scale,
@@ -134,17 +137,20 @@ def expand(
     sizes = _Sizes.of(base)
     study.baseline = _label(grid["baseline"], sizes)
     study.base = _resolved(base, sizes)
-    study.base["train.eval_every"] = max(1, _run_config(study.base).train.steps // 8)
+    config = _run_config(study.base)
+    study.base |= _short_warmup(config)
+    study.base["train.eval_every"] = max(1, config.train.steps // 8)
     # Tuned settings belong to every study but the one that finds them.
     tuned = {} if study.tunes else tuned or {}
     built: dict[str, LPAConfig] = {}
-    for name, declared_overrides in _points(grid):
-        label = _label(name, sizes)
+    for template, declared_overrides in _points(grid):
+        label = _label(template, sizes)
         overrides = _resolved(declared_overrides, sizes)
         wanted = overrides.pop(_MATCH, None)
         baseline = _label(overrides.pop(_BASELINE, grid["baseline"]), sizes)
         overrides = tuned.get(_placement(overrides), {}) | overrides
         config = _run_config(study.base | overrides)
+        overrides |= _short_warmup(config)
         model = _build(config, vocabulary)
         ratio = None
         if wanted:
@@ -185,23 +191,37 @@ def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
     """
     try:
         tuned = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--tuned {path}: {error}; expected the tuned.yaml of a study") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--tuned {path}: {error}; expected what `tuning` writes") from error
     if not isinstance(tuned, dict) or not all(isinstance(value, dict) for value in tuned.values()):
         raise UserError(f"--tuned {path}: expected settings by placement, as `tuning` writes them")
+    for name in tuned:
+        if name not in PLACEMENTS:
+            raise UserError(
+                f"--tuned {path}: got placement {name!r}; expected {', '.join(PLACEMENTS)}"
+            )
     return tuned
 
 
 def data_identity(data: Path) -> dict[str, Any]:
-    """Hashes of tokens and tokenizer: the same data in another directory are the same."""
+    """Hashes of tokens and tokenizer: the same data in another directory are the same.
+
+    Raises:
+        UserError: no prepared data, or none held out to score runs on.
+    """
     manifest = Manifest.load(data)
+    if not {"validation", "test"} & manifest.splits.keys():
+        raise UserError(
+            f"--data {data}: has only a train split; expected a validation or test split"
+        )
     tokens = {name: [s.sha256 for s in split.shards] for name, split in manifest.splits.items()}
     return {"tokenizer": manifest.tokenizer_sha256, **tokens}
 
 
-def run_identity(config: RunConfig, data: dict[str, Any]) -> str:
-    """The name of a run's directory: of all that decides its figures."""
+def run_identity(config: RunConfig, data: dict[str, Any], vocab_size: int) -> str:
+    """The name of a run's directory: of its model, its settings and its data, not of the code's version."""
     settings = config.to_dict()
+    settings["model"] = _model_identity(_build(config, vocab_size))
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in _NOT_IDENTITY}
     # null is the default of a field, so that a new field leaves the names of old runs alone.
     told = {
@@ -211,6 +231,26 @@ def run_identity(config: RunConfig, data: dict[str, Any]) -> str:
     }
     text = json.dumps([told, data], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _model_identity(model: LPAConfig) -> dict[str, Any]:
+    """What was said in other words is the same model; how pairs start says nothing where there are none."""
+    ranks = {
+        name: [model.projection_rank(name, layer) for layer in range(model.num_hidden_layers)]
+        for name in model.projections
+    }
+    settings = model.to_dict()
+    for said_by_ranks in ("placement", "rank", "ffn_rank", "dense_layers", "transformers_version"):
+        settings.pop(said_by_ranks, None)
+    if not any(rank for of_layers in ranks.values() for rank in of_layers):
+        settings.pop("initialization")
+    return settings | {"ranks": ranks}
+
+
+def _short_warmup(config: RunConfig) -> dict[str, Any]:
+    """What to change where a warm-up would take more than a tenth of the steps."""
+    most = -(-config.train.steps // 10)
+    return {"optim.warmup_steps": most} if config.optim.warmup_steps > most else {}
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -244,7 +284,7 @@ class _Sizes:
             d=base.get("model.hidden_size", config.hidden_size),
             f=base.get("model.intermediate_size", config.intermediate_size),
             h=base.get("model.num_attention_heads", config.num_attention_heads),
-            t=_tokens(_run_config(base)),
+            t=_tokens(_run_config({k: v for k, v in base.items() if k.startswith(_LENGTH)})),
             lr=base["optim.lr"],
         )
 
@@ -280,13 +320,9 @@ def _run_config(settings: dict[str, Any]) -> RunConfig:
     Raises:
         UserError: a field that does not exist, or a value that it does not accept.
     """
-    kinds = {f.name: f.type for f in fields(RunConfig)}
-    sections: dict[str, dict[str, Any]] = {name: {} for name in kinds}
+    sections: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, value in settings.items():
         section, _, key = name.partition(".")
-        known = {f.name for f in fields(kinds[section])} if section in kinds else ()  # type: ignore[arg-type]
-        if key not in known:
-            raise UserError(f"study: unknown field {name}; expected one of `lpa train --help`")
         sections[section][key] = value
     sections["data"].setdefault("path", Path("data"))
     return RunConfig.from_dict(sections)

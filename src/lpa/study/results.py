@@ -15,7 +15,6 @@ from lpa.study.statistics import Difference, Summary
 from lpa.train.metrics import read_metrics
 from lpa.train.result import RESULT_FILE, RunResult
 
-TUNED_FILE = "tuned.yaml"
 _PLACEMENT = "model.placement"
 
 
@@ -114,18 +113,31 @@ def read_study(index_file: Path) -> StudyResult:
 
 
 def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
-    """The settings of `tuned_rows` by placement, as `lpa study --tuned` reads them."""
+    """The settings of `tuned_rows` by placement, as `lpa study --tuned` reads them.
+
+    Raises:
+        UserError: a placement of which no variant has all its runs; nothing is written, as what is
+            tuned would be compared with what is not.
+    """
     overrides = _overrides(result)
+    rows = tuned_rows(result)
+    for placement in {settings[_PLACEMENT] for settings in overrides.values()} - rows.keys():
+        raise UserError(
+            f"{result.title}: no setting of placement {placement} has finished all its runs"
+        )
     tuned = {
         placement: {k: v for k, v in overrides[row.variant].items() if k != _PLACEMENT}
-        for placement, row in tuned_rows(result).items()
+        for placement, row in rows.items()
     }
     write_text(path, yaml.safe_dump(tuned, sort_keys=False))
     return tuned
 
 
 def tuned_rows(result: StudyResult) -> dict[str, Row]:
-    """The variant with the lowest validation perplexity by placement; the test split stays unseen."""
+    """The variant with the lowest validation perplexity by placement; the test split stays unseen.
+
+    Only variants of which every run is finished: one that diverged with some seed is not the best.
+    """
     overrides = _overrides(result)
     best: dict[str, Row] = {}
     for row in result.rows:
@@ -140,10 +152,11 @@ def tuned_rows(result: StudyResult) -> dict[str, Row]:
 def short_axes(result: StudyResult) -> list[tuple[str, str, float]]:
     """Placement, field and value of each tuned setting at the end of an axis of three values or more."""
     overrides = _overrides(result)
+    measured = [overrides[row.variant] for row in result.rows if row.validation is not None]
     found = []
     for placement, row in tuned_rows(result).items():
         for name, value in overrides[row.variant].items():
-            tried = {o[name] for o in overrides.values() if o[_PLACEMENT] == placement}
+            tried = {settings[name] for settings in measured if settings[_PLACEMENT] == placement}
             if name != _PLACEMENT and len(tried) > 2 and value in (min(tried), max(tried)):
                 found.append((placement, name, value))
     return found

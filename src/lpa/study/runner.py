@@ -15,11 +15,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lpa.data.manifest import Manifest
+from lpa.errors import UserError
 from lpa.files import write_text
 from lpa.study.grid import Study, data_identity, run_identity
 from lpa.train.result import RESULT_FILE
 
 TEST_FILE = "test.json"
+
+# What an index holds, as a message calls it.
+_WHAT_DIFFERS = {
+    "base": "other steps or a scale that was other",
+    "variants": "other tuned settings, or another grid",
+    "data_identity": "other data",
+}
 
 
 @dataclass(frozen=True)
@@ -55,14 +64,22 @@ def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
 
     The order is seed by seed, all variants of one before the next: early results are balanced, and
     what slows the machine for a while slows all variants alike.
+
+    Raises:
+        UserError: `out` holds this study with other settings or data, or data without what it needs.
     """
     identity = data_identity(data)
+    if study.tunes and "validation" not in identity:
+        raise UserError(
+            f"--data {data}: has no validation split; expected one to choose settings by"
+        )
     split = "test" if "test" in identity else "validation"
-    jobs = []
+    vocab_size = Manifest.load(data).vocab_size
+    configs = {}
     for seed in range(seeds):
         for variant in study.variants:
             config = study.config(variant, seed, data)
-            name = run_identity(config, identity)
+            name = run_identity(config, identity, vocab_size)
             job = Job(
                 variant.name,
                 seed,
@@ -71,17 +88,34 @@ def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
                 recipe=out / "recipes" / f"{name}.yaml",
                 log=out / "logs" / f"{name}.log",
             )
-            write_text(job.recipe, config.to_yaml())
-            jobs.append(job)
+            configs[job] = config
     index = {
-        **{k: v for k, v in asdict(study).items() if k != "base"},
+        **asdict(study),
         "seeds": seeds,
         "split": split,
         "data": str(data),
-        "runs": [{"variant": j.variant, "seed": j.seed, "run": j.identity} for j in jobs],
+        "data_identity": identity,
+        "runs": [{"variant": j.variant, "seed": j.seed, "run": j.identity} for j in configs],
     }
-    write_text(out / f"{study.name}-{study.scale}.json", json.dumps(index, indent=2) + "\n")
-    return jobs
+    _write_index(out / f"{study.name}-{study.scale}.json", index)
+    for job, config in configs.items():
+        write_text(job.recipe, config.to_yaml())
+    return list(configs)
+
+
+def _write_index(path: Path, index: dict[str, Any]) -> None:
+    """Keep what an earlier start of the same study asked for, refuse another study's place."""
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        for key in ("base", "variants", "data_identity"):
+            if earlier.get(key) != json.loads(json.dumps(index[key])):
+                raise UserError(
+                    f"--out {path.parent}: holds {index['name']} at {index['scale']} with "
+                    f"{_WHAT_DIFFERS[key]}; expected another directory"
+                )
+        if earlier["seeds"] > index["seeds"]:
+            return
+    write_text(path, json.dumps(index, indent=2) + "\n")
 
 
 def run_jobs(

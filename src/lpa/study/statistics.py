@@ -70,7 +70,7 @@ class PowerLaw:
     """y = factor · x^exponent, fitted to logarithms by least squares.
 
     Attributes:
-        low, high: 95% interval of the exponent.
+        low, high: 95% interval of the exponent, by Student's t over the residuals of the points.
     """
 
     factor: float

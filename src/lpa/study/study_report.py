@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lpa.errors import UserError
 from lpa.files import write_text
 from lpa.pages import draw_png, draw_svg, write_page
 from lpa.study.figures import SCALING_COSTS, scaling_fits, study_figures
@@ -28,15 +29,21 @@ HEADINGS = (
 
 
 def write_study_report(studies: list[StudyResult], path: Path) -> None:
-    """Write the page, and beside it a folder of the figures as SVG and PNG."""
+    """Write the page, and beside it a folder of the figures as SVG and PNG.
+
+    Raises:
+        UserError: `path` is a directory.
+    """
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a directory; expected the HTML file to write")
     folder = path.with_name(f"{path.stem}-figures")
     claims = read_claims()
     sections = []
-    for result in studies:
+    for section, result in enumerate(studies, 1):
         figures = []
         for number, (caption, draw) in enumerate(study_figures(result).items(), 1):
             svg = draw_svg(draw)
-            name = f"{result.index['name']}-{result.index['scale']}-{number}"
+            name = f"{section}-{result.index['name']}-{result.index['scale']}-{number}"
             write_text(folder / f"{name}.svg", svg)
             (folder / f"{name}.png").write_bytes(draw_png(draw))
             figures.append((caption, svg))
@@ -65,7 +72,10 @@ def summarize(result: StudyResult) -> list[str]:
     done = [row for row in result.rows if row.perplexity]
     missing = sum(len(row.missing) for row in result.rows)
     total = len(result.index["runs"])
-    sentences = [f"{total - missing} of {total} runs are finished."]
+    tokens = max(row.tokens for row in result.rows)
+    sentences = [
+        f"{total - missing} of {total} runs are finished, of {tokens:,} tokens each at most."
+    ]
     if not done:
         return sentences
     best = min(done, key=lambda row: row.perplexity.mean if row.perplexity else math.inf)
@@ -83,13 +93,14 @@ def summarize(result: StudyResult) -> list[str]:
         rows = [row for row in done if row.difference and row.difference.verdict == verdict]
         if rows:
             named = "; ".join(
-                f"{row.variant} {change_with_interval(row.difference)}" for row in rows
+                f"{row.variant} {change_with_interval(row.difference)}{_pairs(row)}" for row in rows
             )
             sentences.append(f"{words}: {named}.")
     if result.index["tunes"]:
         for placement, row in tuned_rows(result).items():
+            so_far = " so far" if missing else ""
             sentences.append(
-                f"Best for placement {placement} on the validation split: {row.variant}."
+                f"Best{so_far} for placement {placement} on the validation split: {row.variant}."
             )
         for placement, name, value in short_axes(result):
             sentences.append(
@@ -104,6 +115,13 @@ def summarize(result: StudyResult) -> list[str]:
                     f"(95% interval {fit.low:.4f} to {fit.high:.4f})."
                 )
     return sentences
+
+
+def _pairs(row: Row) -> str:
+    """How many seeds a change rests on where some are missing."""
+    pairs = row.difference.count if row.difference else 0
+    total = len(row.perplexities) + len(row.missing)
+    return f" ({pairs} of {total} seeds)" if pairs < total else ""
 
 
 def change_with_interval(difference: Difference | None) -> str:
@@ -166,8 +184,15 @@ def _claims(result: StudyResult, claims: list[dict[str, Any]]) -> list[tuple[str
             ours = change_with_interval(difference)
             found = difference.verdict
             if found in ("better", "worse"):
-                verdict = "confirmed" if found == claim["direction"] else "refuted here"
+                verdict = (
+                    f"direction {'confirmed' if found == claim['direction'] else 'refuted here'}"
+                )
             else:
                 verdict = f"not settled: {found}"
+            if "change" in claim and not math.isnan(difference.low):
+                inside = difference.low <= claim["change"] <= difference.high
+                verdict += (
+                    f"; {claim['change']:+.0%} lies {'in' if inside else 'out'}side the interval"
+                )
         table.append((claim["variant"], claim["text"], ours, verdict))
     return table

@@ -3,13 +3,14 @@
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
 from lpa.errors import UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.presets import preset_config
+from lpa.train.field_types import typed_values
 
 
 def _require(condition: bool, name: str, value: object, accepted: str) -> None:
@@ -383,10 +384,6 @@ class DistillConfig:
         _require(0 <= self.weight <= 1, "distill.weight", self.weight, "from 0 to 1")
 
 
-# Written as text, held as paths.
-_PATHS = (("data", "path"), ("model", "from"), ("distill", "teacher"))
-
-
 @dataclass
 class RunConfig:
     """A whole run; what `config.yaml` in a run directory holds."""
@@ -416,17 +413,17 @@ class RunConfig:
         """What `to_dict` gave, or some of it.
 
         Raises:
-            TypeError: a section or field that does not exist.
-            UserError: a value that is not accepted.
+            UserError: a section, field or value that is not accepted.
         """
-        values = {name: dict(section) for name, section in sections.items()}
-        for section, name in _PATHS:
-            if values.get(section, {}).get(name) is not None:
-                values[section][name] = Path(values[section][name])
-        if "from" in values.get("model", {}):
-            values["model"]["from_"] = values["model"].pop("from")
-        kinds = {field.name: field.type for field in fields(cls)}
-        return cls(**{name: kinds[name](**section) for name, section in values.items()})  # type: ignore[operator]
+        kinds = get_type_hints(cls)
+        built = {}
+        for name, section in sections.items():
+            _require(name in kinds, "section", name, f"one of {', '.join(kinds)}")
+            values = dict(section)
+            if name == "model" and "from" in values:
+                values["from_"] = values.pop("from")
+            built[name] = kinds[name](**typed_values(name, kinds[name], values))
+        return cls(**built)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)

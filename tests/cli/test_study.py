@@ -1,0 +1,84 @@
+"""`lpa study` and `lpa report` as a user types them."""
+
+import json
+
+import pytest
+
+SMALL = ("--scale", "tiny", "--steps", 4, "--seeds", 1, "--jobs", 2)
+
+
+@pytest.fixture(scope="module")
+def study(lpa, prepared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "out"
+    finished = lpa("study", "placement", *SMALL, "--data", prepared, "--out", out)
+    assert finished.code == 0, finished.stderr
+    assert "6 variants x 1 seeds = 6 runs" in finished.stdout
+    assert "[6/6]" in finished.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_kept_and_another_study_does_not_take_its_place(study, prepared, lpa):
+    again = lpa("study", "placement", *SMALL, "--data", prepared, "--out", study)
+    assert again.code == 0, again.stderr
+    assert again.stderr.count(": kept") == 6
+    index = (study / "placement-tiny.json").read_bytes()
+    other = lpa("study", "placement", *SMALL, "--steps", 5, "--data", prepared, "--out", study)
+    assert other.code == 2
+    assert "holds placement at tiny with other steps" in other.stderr
+    assert (study / "placement-tiny.json").read_bytes() == index
+
+
+@pytest.mark.slow
+def test_the_report_prints_tables_and_never_replaces_a_directory(study, lpa, tmp_path):
+    (found,) = lpa("report", study, "--json").json["studies"]
+    assert [row["variant"] for row in found["rows"]][:2] == ["dense", "attention"]
+    assert {row["verdict"] for row in found["rows"]} == {None, "undecided (one seed)"}
+    refused = lpa("report", study, "--out", tmp_path)
+    assert refused.code == 2
+    assert f"--out {tmp_path}: is a directory" in refused.stderr
+
+
+def test_a_dry_run_prints_the_grid_and_writes_nothing(lpa, tmp_path):
+    finished = lpa("study", "placement", "--scale", "130m", "--dry-run", cwd=tmp_path)
+    assert finished.code == 0, finished.stderr
+    assert "6 variants x 3 seeds = 18 runs" in finished.stdout
+    assert "GPU-hours" in finished.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scale", "giant"), "--scale: got 'giant'; expected one of tiny, pico"),
+        (("--steps", 0), "--steps: got 0; expected at least 1"),
+        (("--seeds", 0), "--seeds: got 0; expected at least 1"),
+        (("--data", "nowhere"), "nowhere"),
+        (("--tuned", "nothing.yaml"), "--tuned nothing.yaml"),
+        (("--tuned", "places.yaml"), "got placement 'atention'"),
+        (("--tuned", "rates.yaml"), "optim.lr: got 'fast'; expected a number"),
+        (("--out", "places.yaml"), "--out places.yaml: is a file"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(lpa, tmp_path, arguments, message):
+    (tmp_path / "places.yaml").write_text("atention: {optim.lr: 0.1}\n")
+    (tmp_path / "rates.yaml").write_text("none: {optim.lr: fast}\n")
+    before = sorted(tmp_path.iterdir())
+    finished = lpa("study", "rank", "--out", "out", *arguments, cwd=tmp_path)
+    assert finished.code == 2
+    assert message in finished.stderr
+    assert finished.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_data_without_held_out_text_are_refused(lpa, prepared, tmp_path):
+    """Scores on the text that a model has learnt would be none."""
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest["splits"] = {"train": manifest["splits"]["train"]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    finished = lpa(
+        "study", "rank", "--scale", "tiny", "--data", tmp_path, "--out", tmp_path / "out"
+    )
+    assert finished.code == 2
+    assert "has only a train split" in finished.stderr
+    assert not (tmp_path / "out").exists()
