@@ -24,11 +24,14 @@ def test_a_recipe_and_its_dense_baseline(recipe, placement):
     assert config.model.placement == placement
     assert plan.steps > config.optim.warmup_steps
     assert plan.steps * plan.tokens_per_step == plan.tokens
-    # AdamW in float32 holds twice the weights again; shards hold their part, up to uneven rows.
+    # Shards hold their part, up to uneven rows.
     share = plan.parameters * 4 / plan.processes
     memory = plan.memory_bytes_per_device
     assert share <= memory["weights"] <= 1.01 * share
-    assert memory["optimizer"] == 2 * memory["weights"]
+    if config.optim.name == "adamw":  # two moments in float32
+        assert memory["optimizer"] == 2 * memory["weights"]
+    else:  # one moment of the matrices in the layers
+        assert memory["weights"] < memory["optimizer"] < 2 * memory["weights"]
 
 
 def test_the_healing_recipe(tmp_path, monkeypatch):

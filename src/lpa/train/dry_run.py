@@ -17,6 +17,7 @@ from lpa.model.presets import PRESETS
 from lpa.train.config import RunConfig
 from lpa.train.distill import teacher_bytes
 from lpa.train.materialise import meta_model
+from lpa.train.optim import matrices_in_layers
 from lpa.train.parallel import parallelize, plan_layout
 from lpa.train.starting import source_config, train_only_factors
 
@@ -119,10 +120,11 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
         parallelize(model, layout, "cpu", dtype)
         held = _held(model.parameters())
         trained = _held(p for p in model.parameters() if p.requires_grad)
+        for_muon = matrices_in_layers(model) if config.optim.name == "muon" else set()
+        one_moment = _held(p for p in for_muon if p.requires_grad)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    states = 2 if config.optim.name == "adamw" else 1
     whole = 0 if layout.data == 1 else layer * dtype.itemsize + outside * _MASTER_BYTES
     passes = settings.batch_size // (layout.data * micro_batch)
     accumulates = layout.data > 1 and passes > 1
@@ -143,7 +145,7 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
         memory_bytes_per_device={
             "weights": held * _MASTER_BYTES,
             "gradients": trained * _MASTER_BYTES,
-            "optimizer": states * trained * _MASTER_BYTES,
+            "optimizer": (2 * trained - one_moment) * _MASTER_BYTES,
             "gathered": whole // layout.tensor,
             "accumulated": accumulates
             * parameter_count(model_config)

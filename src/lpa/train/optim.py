@@ -56,7 +56,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
     """
     pairs = [module for module in model.modules() if isinstance(module, LowRankLinear)]
     settings = _settings(pairs, config)
-    for_muon = _matrices_in_layers(model) if config.name == "muon" else set()
+    for_muon = matrices_in_layers(model) if config.name == "muon" else set()
 
     groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     members_of: dict[tuple[bool, float, float], list[Tensor]] = defaultdict(list)
@@ -109,7 +109,8 @@ def _settings(
     return settings
 
 
-def _matrices_in_layers(model: nn.Module) -> set[Tensor]:
+def matrices_in_layers(model: nn.Module) -> set[Tensor]:
+    """What Muon has where it is asked for: dense matrices and factors of pairs in decoder layers."""
     layers = (module for module in model.modules() if isinstance(module, LPADecoderLayer))
     return {
         parameter for layer in layers for parameter in layer.parameters() if parameter.ndim == 2
