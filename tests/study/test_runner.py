@@ -14,6 +14,8 @@ from lpa.study.executor_slurm import submit_jobs
 from lpa.study.grid import expand
 from lpa.study.results import find_studies
 from lpa.study.runner import plan_jobs, run_jobs
+from lpa.study.work import finish
+from lpa.train.run import CONFIG_FILE
 
 # In one worker: they share a study.
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
@@ -77,6 +79,16 @@ def test_a_failure_is_kept_and_told_and_the_rest_goes_on(prepared, tmp_path):
     assert ("dense", "failed") in told
     assert ("attention", "finished") in told
     assert "train.steps" in bad.log.read_text()
+
+
+def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_path):
+    study = expand("placement", "tiny", vocab_size=300, steps=4)
+    [job] = jobs_of(tmp_path, prepared)
+    job.run.mkdir(parents=True)
+    (job.run / f".{CONFIG_FILE}.123.tmp").write_text("data:\n")  # what `write_text` leaves then
+    finish(study.config(study.variants[0], 0, prepared), job.run)
+    assert job.finished
+    assert not list(job.run.glob(".*.tmp"))
 
 
 def test_submitit_runs_jobs_too_and_keeps_what_is_finished(prepared, tmp_path):
