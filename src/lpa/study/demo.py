@@ -110,7 +110,7 @@ def run_demo(
     """
     if steps < 1:
         raise UserError(f"--steps: got {steps}; expected at least 1")
-    check_output(out, overwrite=overwrite, marker="dense.yaml")
+    check_output(out, overwrite=overwrite, marker=_marker(out))
     if out.exists():
         shutil.rmtree(out)
 
@@ -151,6 +151,13 @@ def run_demo(
     return DemoResult(figures=figures, samples=samples, report=report)
 
 
+def _marker(out: Path) -> str:
+    """The file that a demonstration is known by."""
+    # An older version wrote no dense.yaml. Its recipe.yaml alone could lie in any directory.
+    old = ("recipe.yaml", "report.html", *PLACEMENTS)
+    return old[0] if all((out / name).exists() for name in old) else "dense.yaml"
+
+
 def prepare_demo(out: Path) -> Path:
     """Write `data/` from the bundled corpus and return it."""
     data = out / "data"
@@ -173,7 +180,7 @@ def train_side_by_side(
     """Train and score both models at the same time, and show how far they are.
 
     Raises:
-        UserError: one of them failed.
+        UserError: one of them failed; the other was stopped.
     """
     jobs = {
         name: Job(name, seed, name, out / name, out / f"{name}.yaml", out / f"{name}.log")
@@ -191,7 +198,7 @@ def train_side_by_side(
             for name, bar in bars.items():
                 _show(display, bar, jobs[name].run)
 
-        failed = run_jobs(list(jobs.values()), len(jobs), tick=show)
+        failed = run_jobs(list(jobs.values()), len(jobs), tick=show, stop_on_failure=True)
     for job in failed:
         lines = job.log.read_text().strip().splitlines()
         raise UserError(

@@ -89,6 +89,8 @@ def run_jobs(
     parallel: int,
     report: Callable[[Job, str], None] = lambda job, state: None,
     tick: Callable[[], None] = lambda: None,
+    *,
+    stop_on_failure: bool = False,
 ) -> list[Job]:
     """Run all that are not finished, in processes of their own, and return those that failed.
 
@@ -100,6 +102,7 @@ def run_jobs(
         report: called with a job and `finished`, `kept` (from earlier), `running` or `failed`, by one
             thread at a time.
         tick: called a few times a second while they run, by the caller's thread.
+        stop_on_failure: stop all others once one has failed; they do not count as failed.
 
     Raises:
         KeyboardInterrupt: a signal ended it, once all processes have.
@@ -112,9 +115,10 @@ def run_jobs(
             report(job, state)
 
     def work(job: Job) -> bool:
+        """Whether it failed; one that was stopped did not."""
         if job.finished:
             say(job, "kept")
-            return True
+            return False
         if pool.stopping.is_set():
             return False
         with _slot(pool) as cores, pool.lock(job) as lock:
@@ -122,9 +126,12 @@ def run_jobs(
                 return False
             say(job, "running")
             done = execute(job, lambda command: pool.call(command, job.log, cores, lock))
-        if not pool.stopping.is_set():
-            say(job, "finished" if done else "failed")
-        return done
+        if pool.stopping.is_set():
+            return False
+        say(job, "finished" if done else "failed")
+        if not done and stop_on_failure:
+            pool.stop()
+        return not done
 
     with pool.signals(), ThreadPoolExecutor(parallel) as threads:
         # Two variants may come to the same model, which then trains once.
@@ -134,9 +141,9 @@ def run_jobs(
         while not all(future.done() for future in futures.values()):
             time.sleep(0.2)
             tick()
-    if pool.stopping.is_set():
+    if pool.interrupted:
         raise KeyboardInterrupt
-    return [job for job in jobs if not futures[job.identity].result()]
+    return [job for job in jobs if futures[job.identity].result()]
 
 
 def execute(job: Job, call: Callable[[list[str]], int]) -> bool:
@@ -154,6 +161,7 @@ class _Pool:
 
     def __init__(self, parallel: int) -> None:
         self.stopping = threading.Event()
+        self.interrupted = False
         self._running: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -187,7 +195,7 @@ class _Pool:
                 pass_fds=[lock],
             )
             self._running.add(process)
-            if self.stopping.is_set():  # the signal came while the process was being made
+            if self.stopping.is_set():  # `stop` came while the process was being made
                 process.terminate()
         if cores:
             with suppress(ProcessLookupError):  # it may have ended already
@@ -197,8 +205,8 @@ class _Pool:
             self._running.discard(process)
         return code
 
-    def stop(self, *_: Any) -> None:
-        """The handler of a signal. The processes take note once, and end with a checkpoint."""
+    def stop(self) -> None:
+        """Begin nothing more. The processes take note once, and end with a checkpoint."""
         self.stopping.set()
         for process in list(self._running):
             if process.poll() is None:
@@ -207,12 +215,16 @@ class _Pool:
     @contextmanager
     def signals(self) -> Iterator[None]:
         """SIGINT and SIGTERM stop the processes while in this context."""
-        before = {s: signal.signal(s, self.stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _interrupt(self, *_: Any) -> None:
+        self.interrupted = True
+        self.stop()
 
 
 def _locked(file: Any) -> bool:
