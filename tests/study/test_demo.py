@@ -115,7 +115,7 @@ def test_a_demonstration_of_an_older_version_can_be_replaced(monkeypatch, tmp_pa
 
 @pytest.mark.slow
 def test_one_model_that_fails_ends_the_other(prepared, tmp_path):
-    with pytest.raises(UserError, match="training dense: .*optim.lr.*dense.log"):
+    with pytest.raises(UserError, match=r"training dense: .*optim\.lr.*dense\.log"):
         train_side_by_side(tmp_path, prepared, {"dense": -1.0, "lpa": 1e-3}, steps=1_000_000)
     assert not (tmp_path / "lpa" / "result.json").exists()
 

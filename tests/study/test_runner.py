@@ -10,7 +10,6 @@ import pytest
 from runs import wait_until
 from study_runs import start_study
 
-from lpa.study.executor_slurm import submit_jobs
 from lpa.study.grid import expand
 from lpa.study.results import find_studies
 from lpa.study.runner import plan_jobs, run_jobs
@@ -89,14 +88,3 @@ def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_p
     finish(study.config(study.variants[0], 0, prepared), job.run)
     assert job.finished
     assert not list(job.run.glob(".*.tmp"))
-
-
-def test_submitit_runs_jobs_too_and_keeps_what_is_finished(prepared, tmp_path):
-    jobs = jobs_of(tmp_path, prepared)
-    told = []
-    for _ in range(2):
-        failed = submit_jobs(
-            jobs, tmp_path / "submitit", cluster="local", report=lambda j, state: told.append(state)
-        )
-        assert failed == []
-    assert told == ["running", "finished", "kept"]

@@ -121,7 +121,7 @@ def run_jobs(
             return False
         if pool.stopping.is_set():
             return False
-        with _slot(pool) as cores, pool.lock(job) as lock:
+        with _slot(pool) as cores, hold(job, pool.stopping) as lock:
             if pool.stopping.is_set():
                 return False
             say(job, "running")
@@ -133,7 +133,7 @@ def run_jobs(
             pool.stop()
         return not done
 
-    with pool.signals(), ThreadPoolExecutor(parallel) as threads:
+    with stop_signals(pool.interrupt), ThreadPoolExecutor(parallel) as threads:
         # Two variants may come to the same model, which then trains once.
         distinct = {job.identity: job for job in jobs}
         futures = {name: threads.submit(work, job) for name, job in distinct.items()}
@@ -156,6 +156,40 @@ def execute(job: Job, call: Callable[[list[str]], int]) -> bool:
     return call(command) == 0 and job.finished
 
 
+@contextmanager
+def hold(job: Job, stopping: threading.Event) -> Iterator[int]:
+    """Wait until nobody else works on the run, or until `stopping`; the descriptor of the lock.
+
+    Processes that inherit it hold the lock beyond the death of this one: whoever starts the study again
+    waits until nobody writes to the run any more.
+    """
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(job.log.with_suffix(".lock"), "w") as file:
+        while not _locked(file) and not stopping.wait(0.2):
+            pass
+        yield file.fileno()
+
+
+def _locked(file: Any) -> bool:
+    """Whether the lock on a file was free and now is ours."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def stop_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to a handler while in this context."""
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 class _Pool:
     """The processes at work, and the cores that are free for the next."""
 
@@ -167,19 +201,6 @@ class _Pool:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         share = len(cores) // parallel
         self.free = [cores[i * share : (i + 1) * share] for i in range(parallel)]
-
-    @contextmanager
-    def lock(self, job: Job) -> Iterator[int]:
-        """Wait until nobody else works on the run; the descriptor of the lock.
-
-        Its processes inherit it and so hold the lock beyond the death of this one: whoever starts the
-        study again waits until nobody writes to the run any more.
-        """
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log.with_suffix(".lock"), "w") as file:
-            while not _locked(file) and not self.stopping.wait(0.2):
-                pass
-            yield file.fileno()
 
     def call(self, command: list[str], log: Path, cores: list[int], lock: int) -> int:
         """Run a command on some cores, its output appended to the log; its exit code."""
@@ -212,28 +233,10 @@ class _Pool:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop the processes while in this context."""
-        before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _interrupt(self, *_: Any) -> None:
+    def interrupt(self, *_: Any) -> None:
+        """`stop`, as the handler of a signal."""
         self.interrupted = True
         self.stop()
-
-
-def _locked(file: Any) -> bool:
-    """Whether the lock on a file was free and now is ours."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager
