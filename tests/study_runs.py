@@ -2,8 +2,11 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lpa.study.runner import Job
@@ -19,6 +22,20 @@ def start_study(out: Path, data: Path, script: str = "two_variants.py") -> subpr
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
+
+
+@contextmanager
+def study_to_stop(
+    out: Path, data: Path, script: str = "two_variants.py"
+) -> Iterator[subprocess.Popen]:
+    """`start_study` for a test that ends it; whatever of its group is left then is killed."""
+    process = start_study(out, data, script)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def is_worked_on(job: Job) -> bool:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from runs import wait_until
-from study_runs import is_worked_on, start_study
+from study_runs import is_worked_on, study_to_stop
 
 from lpa.errors import UserError
 from lpa.study.executor_slurm import run_job, submit_jobs
@@ -39,15 +39,15 @@ def test_submitit_runs_jobs_and_keeps_what_is_finished(prepared, tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_the_study_ends_what_was_submitted(prepared, tmp_path):
     job = job_of(tmp_path, prepared, steps=1_000_000)
-    process = start_study(tmp_path, prepared, "submit.py")
-    wait_until(lambda: store.resumable(job.run), process)
-    assert is_worked_on(job)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) != 0
-    deadline = time.monotonic() + 60
-    while is_worked_on(job):
-        assert time.monotonic() < deadline, "the job goes on"
-        time.sleep(0.05)
+    with study_to_stop(tmp_path, prepared, "submit.py") as process:
+        wait_until(lambda: store.resumable(job.run), process, timeout=300)
+        assert is_worked_on(job)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) != 0
+        deadline = time.monotonic() + 60
+        while is_worked_on(job):
+            assert time.monotonic() < deadline, "the job goes on"
+            time.sleep(0.05)
 
 
 @pytest.mark.slow
