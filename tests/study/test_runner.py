@@ -10,7 +10,7 @@ from study_runs import start_study, study_to_stop
 
 from lpa.study.grid import expand
 from lpa.study.results import find_studies
-from lpa.study.runner import TEST_FILE, plan_jobs, run_jobs
+from lpa.study.runner import TEST_FILE, Slot, plan_jobs, run_jobs, share_machine, visible_gpus
 from lpa.study.work import finish
 from lpa.train import checkpoint_store as store
 from lpa.train.metrics import read_metrics
@@ -131,3 +131,23 @@ def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_p
     finish(study.config(study.variants[0], 0, prepared), job.run)
     assert job.finished
     assert not list(job.run.glob(".*.tmp"))
+
+
+def test_slots_have_cores_and_gpus_of_their_own_as_far_as_they_go():
+    slots = share_machine(3, [0, 1, 2, 4, 5, 6, 7], ["3", "5"])
+    assert slots == [Slot([0, 1], "3"), Slot([2, 4], "5"), Slot([5, 6], "3")]
+    assert slots[1].environment == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "5"}
+    assert share_machine(3, [0, 1], []) == [Slot([], None)] * 3
+    assert Slot([], None).environment == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "names"),
+    [(None, 2, ["0", "1"]), ("2,GPU-7f", 2, ["2", "GPU-7f"]), ("", 0, []), ("0,none", 1, ["0"])],
+)
+def test_gpus_are_those_that_are_visible(monkeypatch, given, count, names):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus() == names

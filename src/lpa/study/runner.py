@@ -94,8 +94,8 @@ def run_jobs(
 ) -> list[Job]:
     """Run all that are not finished, in processes of their own, and return those that failed.
 
-    Each process has its own cores where there are enough. SIGINT and SIGTERM stop them with their
-    checkpoints.
+    Each process has cores and a GPU of its own where there are enough. SIGINT and SIGTERM stop them
+    with their checkpoints.
 
     Args:
         parallel: runs at a time.
@@ -121,11 +121,11 @@ def run_jobs(
             return False
         if pool.stopping.is_set():
             return False
-        with _slot(pool) as cores, hold(job, pool.stopping) as lock:
+        with _slot(pool) as slot, hold(job, pool.stopping) as lock:
             if pool.stopping.is_set():
                 return False
             say(job, "running")
-            done = execute(job, lambda command: pool.call(command, job.log, cores, lock))
+            done = execute(job, lambda command: pool.call(command, job.log, slot, lock))
         if pool.stopping.is_set():
             return False
         say(job, "finished" if done else "failed")
@@ -190,8 +190,45 @@ def stop_signals(handler: Callable[..., None]) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
+@dataclass(frozen=True)
+class Slot:
+    """What one of several runs at a time has of the machine.
+
+    Attributes:
+        cores: of its own; empty where there are fewer cores than runs, which then share them all.
+        gpu: the one that it sees, as CUDA_VISIBLE_DEVICES names it; None where there is none.
+    """
+
+    cores: list[int]
+    gpu: str | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which a process keeps to it."""
+        threads = {"OMP_NUM_THREADS": str(max(1, len(self.cores)))}
+        return threads if self.gpu is None else {**threads, "CUDA_VISIBLE_DEVICES": self.gpu}
+
+
+def share_machine(parallel: int, cores: list[int], gpus: list[str]) -> list[Slot]:
+    """So many slots. More runs than GPUs share these in turn."""
+    share = len(cores) // parallel
+    return [
+        Slot(cores[i * share : (i + 1) * share], gpus[i % len(gpus)] if gpus else None)
+        for i in range(parallel)
+    ]
+
+
+def visible_gpus() -> list[str]:
+    """The names of the GPUs that this process may use."""
+    import torch
+
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (given.split(",") if given else [str(i) for i in range(count)])[:count]
+
+
 class _Pool:
-    """The processes at work, and the cores that are free for the next."""
+    """The processes at work, and what is free for the next."""
 
     def __init__(self, parallel: int) -> None:
         self.stopping = threading.Event()
@@ -199,11 +236,10 @@ class _Pool:
         self._running: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        share = len(cores) // parallel
-        self.free = [cores[i * share : (i + 1) * share] for i in range(parallel)]
+        self.free = share_machine(parallel, cores, visible_gpus())
 
-    def call(self, command: list[str], log: Path, cores: list[int], lock: int) -> int:
-        """Run a command on some cores, its output appended to the log; its exit code."""
+    def call(self, command: list[str], log: Path, slot: Slot, lock: int) -> int:
+        """Run a command in a slot, its output appended to the log; its exit code."""
         with self._lock, open(log, "ab") as output:
             if self.stopping.is_set():
                 return 1
@@ -212,15 +248,15 @@ class _Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "OMP_NUM_THREADS": str(max(1, len(cores)))},
+                env={**os.environ, **slot.environment},
                 pass_fds=[lock],
             )
             self._running.add(process)
             if self.stopping.is_set():  # `stop` came while the process was being made
                 process.terminate()
-        if cores:
+        if slot.cores:
             with suppress(ProcessLookupError):  # it may have ended already
-                os.sched_setaffinity(process.pid, cores)
+                os.sched_setaffinity(process.pid, slot.cores)
         code = process.wait()
         with self._lock:
             self._running.discard(process)
@@ -240,9 +276,9 @@ class _Pool:
 
 
 @contextmanager
-def _slot(pool: _Pool) -> Iterator[list[int]]:
-    cores = pool.free.pop()
+def _slot(pool: _Pool) -> Iterator[Slot]:
+    slot = pool.free.pop()
     try:
-        yield cores
+        yield slot
     finally:
-        pool.free.append(cores)
+        pool.free.append(slot)
