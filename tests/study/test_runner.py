@@ -1,4 +1,4 @@
-"""Studies that run to the end, are stopped and go on, fail, or run elsewhere: real processes."""
+"""Studies that run to the end, are stopped and go on, or fail: real processes."""
 
 import json
 import os
