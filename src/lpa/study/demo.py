@@ -10,6 +10,7 @@ from lpa.data.preparation import prepare
 from lpa.data.sources import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.generation import generate_text
+from lpa.eval.perplexity import Evaluation
 from lpa.files import check_output, write_text
 from lpa.study.report import write_report
 from lpa.study.runner import Job, run_jobs
@@ -21,7 +22,6 @@ from lpa.train.config import (
     RunConfig,
     TrainConfig,
 )
-from lpa.train.evaluate import Perplexity
 from lpa.train.metrics import read_metrics
 from lpa.train.result import RunResult
 
@@ -49,7 +49,7 @@ class DemoFigures:
     test_bits_per_byte: float
 
     @classmethod
-    def of(cls, run: RunResult, test: Perplexity) -> "DemoFigures":
+    def of(cls, run: RunResult, test: Evaluation) -> "DemoFigures":
         return cls(
             parameters=run.parameters,
             train_flops_per_token=run.train_flops_per_token,
@@ -119,7 +119,7 @@ def run_demo(
 
     results = {name: RunResult.load(out / name) for name in PLACEMENTS}
     figures = {
-        name: DemoFigures.of(results[name], Perplexity(**json.loads(job.test.read_text())))
+        name: DemoFigures.of(results[name], Evaluation(**json.loads(job.test.read_text())))
         for name, job in jobs.items()
     }
     with console.progress() as display:

@@ -42,7 +42,7 @@ class Job:
 
     @property
     def test(self) -> Path:
-        """Its `Perplexity` on held-out text."""
+        """Its `Evaluation` on held-out text."""
         return self.run / TEST_FILE
 
     @property
