@@ -2,7 +2,8 @@
 
 Started once for each test process. It imports what commands import, and for every line of JSON on its
 standard input it forks: the child is the command, with its own standard streams and working folder. It
-computes nothing itself, so that a child starts as a fresh interpreter would, only seconds sooner.
+computes nothing itself, so that a child starts as a fresh interpreter would, only seconds sooner. What
+takes longer than DEADLINE seconds, such as ranks that wait for each other, is killed and has code 124.
 """
 
 import importlib
@@ -13,6 +14,9 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
+
+DEADLINE = 600
 
 PRELOADED = [
     "lpa.convert.merge",
@@ -57,14 +61,29 @@ def _ranks(processes: int) -> list[dict[str, str]]:
 def _wait(children: list[int]) -> int:
     """The first exit code that is not 0; the others are then killed, as they may wait for the one lost."""
     code = 0
+
+    def give_up(*_: object) -> None:
+        nonlocal code
+        code = code or 124
+        _kill(children)
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(DEADLINE)
     while children:
         pid, status = os.wait()
         children.remove(pid)
         if status and not code:
             code = os.waitstatus_to_exitcode(status)
-            for other in children:
-                os.kill(other, signal.SIGKILL)
+            _kill(children)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the next children inherit it
     return code
+
+
+def _kill(children: list[int]) -> None:
+    for child in children:
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, signal.SIGKILL)
 
 
 def _be_the_process(

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from lpa.data import Manifest
+from lpa.errors import UserError
 from lpa.model import parameter_count, preset_config, training_flops_per_token
+from lpa.study.demo import run_demo, train_side_by_side
 
 KEYS = {
     "parameters",
@@ -94,6 +96,28 @@ def test_a_directory_that_exists_is_spared(lpa, tmp_path):
         assert finished.stderr.count("\n") == 1
         assert str(tmp_path) in finished.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_demonstration_of_an_older_version_can_be_replaced(monkeypatch, tmp_path):
+    def begin(out: Path) -> None:
+        assert not out.exists()
+        raise InterruptedError
+
+    monkeypatch.setattr("lpa.study.demo.prepare_demo", begin)
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(UserError, match=r"not written by this command \(no dense.yaml\)"):
+        run_demo(tmp_path, overwrite=True)  # a name that other directories have too
+    for name in ("dense", "lpa", "report.html"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(InterruptedError):
+        run_demo(tmp_path, overwrite=True)
+
+
+@pytest.mark.slow
+def test_one_model_that_fails_ends_the_other(prepared, tmp_path):
+    with pytest.raises(UserError, match=r"training dense: .*optim\.lr.*dense\.log"):
+        train_side_by_side(tmp_path, prepared, {"dense": -1.0, "lpa": 1e-3}, steps=1_000_000)
+    assert not (tmp_path / "lpa" / "result.json").exists()
 
 
 def test_no_steps_are_refused(lpa, tmp_path):

@@ -1,19 +1,21 @@
-"""Studies that run to the end, are stopped and go on, fail, or run elsewhere: real processes."""
+"""Studies that run to the end, are stopped and go on, or fail: real processes."""
 
 import json
 import os
-import random
 import signal
-import time
 
 import pytest
 from runs import wait_until
-from study_runs import start_study
+from study_runs import start_study, study_to_stop
 
-from lpa.study.executor_slurm import submit_jobs
 from lpa.study.grid import expand
 from lpa.study.results import find_studies
-from lpa.study.runner import plan_jobs, run_jobs
+from lpa.study.runner import TEST_FILE, Slot, plan_jobs, run_jobs, share_machine, visible_gpus
+from lpa.study.work import finish
+from lpa.train import checkpoint_store as store
+from lpa.train.metrics import read_metrics
+from lpa.train.result import RESULT_FILE
+from lpa.train.run import CONFIG_FILE
 
 # In one worker: they share a study.
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
@@ -31,30 +33,72 @@ def table(out):
     return found
 
 
-def jobs_of(out, data, *, variants=1):
-    study = expand("placement", "tiny", vocab_size=300, steps=4)
+def jobs_of(out, data, *, variants=1, steps=4):
+    study = expand("placement", "tiny", vocab_size=300, steps=steps)
     del study.variants[variants:]
     return plan_jobs(study, 1, out, data)
 
 
+def begun(out):
+    """Runs that have a checkpoint and no result, and its step."""
+    return {
+        run: store.step_of(kept[0])
+        for run in out.glob("runs/*")
+        if not (run / RESULT_FILE).exists() and (kept := store.resumable(run))
+    }
+
+
+def measured(run, step):
+    """The records up to a step: with what they measure, no two processes write the same."""
+    return [record for record in read_metrics(run) if record["step"] <= step]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_study_stopped_at_random_comes_to_the_same_tables(number, tiny_study, prepared, tmp_path):
-    delay = random.Random(int(number)).uniform(0, 3)
-    process = start_study(tmp_path, prepared)
-    wait_until(lambda: list(tmp_path.glob("runs/*/config.yaml")), process)
-    time.sleep(delay)
-    assert process.poll() is None
-    if number == signal.SIGKILL:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    assert process.wait(timeout=60) != 0
-    finished = list(tmp_path.glob("runs/*/test.json"))
-    assert len(finished) < 4
+def test_a_study_that_was_stopped_goes_on_where_it_was(number, tiny_study, prepared, tmp_path):
+    with study_to_stop(tmp_path, prepared) as process:
+        wait_until(
+            lambda: begun(tmp_path) and list(tmp_path.glob(f"runs/*/{TEST_FILE}")),
+            process,
+            timeout=300,
+        )
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+    finished = list(tmp_path.glob(f"runs/*/{TEST_FILE}"))
     times = {path: path.stat().st_mtime_ns for path in finished}
+    before = {run: measured(run, step) for run, step in begun(tmp_path).items()}
+    assert before
+    assert all(before.values())
     assert start_study(tmp_path, prepared).wait(timeout=300) == 0
     assert table(tmp_path) == table(tiny_study)
-    assert times == {path: path.stat().st_mtime_ns for path in finished}  # nothing was repeated
+    assert times == {path: path.stat().st_mtime_ns for path in finished}, "a run was repeated"
+    for run, records in before.items():
+        assert read_metrics(run)[: len(records)] == records, "a run began anew"
+
+
+def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path):
+    told, ticks = [], []
+    with study_to_stop(tmp_path, prepared) as process:
+
+        def tick():
+            ticks.append(list(told))
+            if len(ticks) == 5:  # a second
+                os.killpg(process.pid, signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGTERM)
+
+        found = wait_until(lambda: begun(tmp_path), process, timeout=300)
+        os.killpg(process.pid, signal.SIGSTOP)
+        process.kill()
+        process.wait()
+        run, step = next(iter(found.items()))
+        records = measured(run, step)
+        [job] = [job for job in jobs_of(tmp_path, prepared, variants=2, steps=12) if job.run == run]
+        assert run_jobs([job], 1, lambda _, state: told.append(state), tick) == []
+    assert ticks[4] == [], "two processes would write to the run"
+    assert told == ["running", "finished"]
+    assert read_metrics(run)[: len(records)] == records, "the run began anew"
 
 
 def test_the_table_pairs_seeds_and_is_complete(tiny_study):
@@ -79,12 +123,31 @@ def test_a_failure_is_kept_and_told_and_the_rest_goes_on(prepared, tmp_path):
     assert "train.steps" in bad.log.read_text()
 
 
-def test_submitit_runs_jobs_too_and_keeps_what_is_finished(prepared, tmp_path):
-    jobs = jobs_of(tmp_path, prepared)
-    told = []
-    for _ in range(2):
-        failed = submit_jobs(
-            jobs, tmp_path / "submitit", cluster="local", report=lambda j, state: told.append(state)
-        )
-        assert failed == []
-    assert told == ["running", "finished", "kept"]
+def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_path):
+    study = expand("placement", "tiny", vocab_size=300, steps=4)
+    [job] = jobs_of(tmp_path, prepared)
+    job.run.mkdir(parents=True)
+    (job.run / f".{CONFIG_FILE}.123.tmp").write_text("data:\n")  # what `write_text` leaves then
+    finish(study.config(study.variants[0], 0, prepared), job.run)
+    assert job.finished
+    assert not list(job.run.glob(".*.tmp"))
+
+
+def test_slots_have_cores_and_gpus_of_their_own_as_far_as_they_go():
+    slots = share_machine(3, [0, 1, 2, 4, 5, 6, 7], ["3", "5"])
+    assert slots == [Slot([0, 1], "3"), Slot([2, 4], "5"), Slot([5, 6], "3")]
+    assert slots[1].environment == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "5"}
+    assert share_machine(3, [0, 1], []) == [Slot([], None)] * 3
+    assert Slot([], None).environment == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "names"),
+    [(None, 2, ["0", "1"]), ("2,GPU-7f", 2, ["2", "GPU-7f"]), ("", 0, []), ("0,none", 1, ["0"])],
+)
+def test_gpus_are_those_that_are_visible(monkeypatch, given, count, names):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus() == names

@@ -51,6 +51,15 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--executor", choices=["local", "slurm"], default="local", help="who runs the jobs"
     )
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        type=str,
+        metavar="KEY=VALUE",
+        help="with --executor slurm, once for each: a parameter of submitit, such as timeout_min=1440, "
+        "slurm_partition=gpu or gpus_per_node=1; timeout_min is needed",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the grid and what it costs")
     return parser
 
@@ -66,6 +75,7 @@ def main(rest: list[str]) -> None:
         fail(f"--out {arguments.out}: is a file; expected a directory")
     if arguments.tuned is not None and arguments.name == "tuning":
         fail("--tuned: goes with every study but tuning, which finds the settings")
+    arguments.slurm = _slurm_parameters(arguments.slurm, arguments.executor)
 
     from lpa.data.manifest import Manifest
     from lpa.study.data import prepare_bundled
@@ -91,6 +101,21 @@ def main(rest: list[str]) -> None:
     _print_grid(study, arguments.seeds)
     if not arguments.dry_run:
         _run(study, arguments, data.resolve())
+
+
+def _slurm_parameters(given: list[str], executor: str) -> dict[str, int | str]:
+    if given and executor != "slurm":
+        fail(f"--slurm: got {given[0]} without --executor slurm; expected both or neither")
+    parameters: dict[str, int | str] = {}
+    for pair in given:
+        key, _, value = pair.partition("=")
+        if not key or not value:
+            fail(f"--slurm: got {pair}; expected KEY=VALUE, such as timeout_min=1440")
+        parameters[key] = int(value) if value.isdecimal() else value
+    # submitit's own limit is five minutes, after which every run would be killed.
+    if executor == "slurm" and "timeout_min" not in parameters:
+        fail("--executor slurm: got no time limit of a run; expected --slurm timeout_min=MINUTES")
+    return parameters
 
 
 def _print_grid(study: "Study", seeds: int) -> None:
@@ -140,7 +165,7 @@ def _run(study: "Study", arguments: Any, data: Path) -> None:
     if arguments.executor == "slurm":
         from lpa.study.executor_slurm import submit_jobs
 
-        failed = submit_jobs(jobs, out / "submitit", report=report)
+        failed = submit_jobs(jobs, out / "submitit", arguments.slurm, report=report)
     else:
         failed = run_jobs(jobs, arguments.jobs, report)
     if study.tunes:

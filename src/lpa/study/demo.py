@@ -10,6 +10,7 @@ from lpa.data.preparation import prepare
 from lpa.data.sources import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.generation import generate_text
+from lpa.eval.perplexity import Evaluation
 from lpa.files import check_output, write_text
 from lpa.study.report import write_report
 from lpa.study.runner import Job, run_jobs
@@ -21,7 +22,6 @@ from lpa.train.config import (
     RunConfig,
     TrainConfig,
 )
-from lpa.train.evaluate import Perplexity
 from lpa.train.metrics import read_metrics
 from lpa.train.result import RunResult
 
@@ -49,7 +49,7 @@ class DemoFigures:
     test_bits_per_byte: float
 
     @classmethod
-    def of(cls, run: RunResult, test: Perplexity) -> "DemoFigures":
+    def of(cls, run: RunResult, test: Evaluation) -> "DemoFigures":
         return cls(
             parameters=run.parameters,
             train_flops_per_token=run.train_flops_per_token,
@@ -110,7 +110,7 @@ def run_demo(
     """
     if steps < 1:
         raise UserError(f"--steps: got {steps}; expected at least 1")
-    check_output(out, overwrite=overwrite, marker="dense.yaml")
+    check_output(out, overwrite=overwrite, marker=_marker(out))
     if out.exists():
         shutil.rmtree(out)
 
@@ -119,7 +119,7 @@ def run_demo(
 
     results = {name: RunResult.load(out / name) for name in PLACEMENTS}
     figures = {
-        name: DemoFigures.of(results[name], Perplexity(**json.loads(job.test.read_text())))
+        name: DemoFigures.of(results[name], Evaluation(**json.loads(job.test.read_text())))
         for name, job in jobs.items()
     }
     with console.progress() as display:
@@ -151,6 +151,13 @@ def run_demo(
     return DemoResult(figures=figures, samples=samples, report=report)
 
 
+def _marker(out: Path) -> str:
+    """The file that a demonstration is known by."""
+    # An older version wrote no dense.yaml. Its recipe.yaml alone could lie in any directory.
+    old = ("recipe.yaml", "report.html", *PLACEMENTS)
+    return old[0] if all((out / name).exists() for name in old) else "dense.yaml"
+
+
 def prepare_demo(out: Path) -> Path:
     """Write `data/` from the bundled corpus and return it."""
     data = out / "data"
@@ -173,7 +180,7 @@ def train_side_by_side(
     """Train and score both models at the same time, and show how far they are.
 
     Raises:
-        UserError: one of them failed.
+        UserError: one of them failed; the other was stopped.
     """
     jobs = {
         name: Job(name, seed, name, out / name, out / f"{name}.yaml", out / f"{name}.log")
@@ -191,7 +198,7 @@ def train_side_by_side(
             for name, bar in bars.items():
                 _show(display, bar, jobs[name].run)
 
-        failed = run_jobs(list(jobs.values()), len(jobs), tick=show)
+        failed = run_jobs(list(jobs.values()), len(jobs), tick=show, stop_on_failure=True)
     for job in failed:
         lines = job.log.read_text().strip().splitlines()
         raise UserError(

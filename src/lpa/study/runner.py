@@ -51,7 +51,7 @@ class Job:
 
     @property
     def test(self) -> Path:
-        """Its `Perplexity` on held-out text."""
+        """Its `Evaluation` on held-out text."""
         return self.run / TEST_FILE
 
     @property
@@ -123,17 +123,20 @@ def run_jobs(
     parallel: int,
     report: Callable[[Job, str], None] = lambda job, state: None,
     tick: Callable[[], None] = lambda: None,
+    *,
+    stop_on_failure: bool = False,
 ) -> list[Job]:
     """Run all that are not finished, in processes of their own, and return those that failed.
 
-    Each process has its own cores where there are enough. SIGINT and SIGTERM stop them with their
-    checkpoints.
+    Each process has cores and a GPU of its own where there are enough. SIGINT and SIGTERM stop them
+    with their checkpoints.
 
     Args:
         parallel: runs at a time.
         report: called with a job and `finished`, `kept` (from earlier), `running` or `failed`, by one
             thread at a time.
         tick: called a few times a second while they run, by the caller's thread.
+        stop_on_failure: stop all others once one has failed; they do not count as failed.
 
     Raises:
         KeyboardInterrupt: a signal ended it, once all processes have.
@@ -146,21 +149,25 @@ def run_jobs(
             report(job, state)
 
     def work(job: Job) -> bool:
+        """Whether it failed; one that was stopped did not."""
         if job.finished:
             say(job, "kept")
-            return True
+            return False
         if pool.stopping.is_set():
             return False
-        with _slot(pool) as cores, pool.lock(job) as lock:
+        with _slot(pool) as slot, hold(job, pool.stopping) as lock:
             if pool.stopping.is_set():
                 return False
             say(job, "running")
-            done = execute(job, lambda command: pool.call(command, job.log, cores, lock))
-        if not pool.stopping.is_set():
-            say(job, "finished" if done else "failed")
-        return done
+            done = execute(job, lambda command: pool.call(command, job.log, slot, lock))
+        if pool.stopping.is_set():
+            return False
+        say(job, "finished" if done else "failed")
+        if not done and stop_on_failure:
+            pool.stop()
+        return not done
 
-    with pool.signals(), ThreadPoolExecutor(parallel) as threads:
+    with stop_signals(pool.interrupt), ThreadPoolExecutor(parallel) as threads:
         # Two variants may come to the same model, which then trains once.
         distinct = {job.identity: job for job in jobs}
         futures = {name: threads.submit(work, job) for name, job in distinct.items()}
@@ -168,9 +175,9 @@ def run_jobs(
         while not all(future.done() for future in futures.values()):
             time.sleep(0.2)
             tick()
-    if pool.stopping.is_set():
+    if pool.interrupted:
         raise KeyboardInterrupt
-    return [job for job in jobs if not futures[job.identity].result()]
+    return [job for job in jobs if futures[job.identity].result()]
 
 
 def execute(job: Job, call: Callable[[list[str]], int]) -> bool:
@@ -183,70 +190,18 @@ def execute(job: Job, call: Callable[[list[str]], int]) -> bool:
     return call(command) == 0 and job.finished
 
 
-class _Pool:
-    """The processes at work, and the cores that are free for the next."""
+@contextmanager
+def hold(job: Job, stopping: threading.Event) -> Iterator[int]:
+    """Wait until nobody else works on the run, or until `stopping`; the descriptor of the lock.
 
-    def __init__(self, parallel: int) -> None:
-        self.stopping = threading.Event()
-        self._running: set[subprocess.Popen] = set()
-        self._lock = threading.Lock()
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        share = len(cores) // parallel
-        self.free = [cores[i * share : (i + 1) * share] for i in range(parallel)]
-
-    @contextmanager
-    def lock(self, job: Job) -> Iterator[int]:
-        """Wait until nobody else works on the run; the descriptor of the lock.
-
-        Its processes inherit it and so hold the lock beyond the death of this one: whoever starts the
-        study again waits until nobody writes to the run any more.
-        """
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log.with_suffix(".lock"), "w") as file:
-            while not _locked(file) and not self.stopping.wait(0.2):
-                pass
-            yield file.fileno()
-
-    def call(self, command: list[str], log: Path, cores: list[int], lock: int) -> int:
-        """Run a command on some cores, its output appended to the log; its exit code."""
-        with self._lock, open(log, "ab") as output:
-            if self.stopping.is_set():
-                return 1
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "OMP_NUM_THREADS": str(max(1, len(cores)))},
-                pass_fds=[lock],
-            )
-            self._running.add(process)
-            if self.stopping.is_set():  # the signal came while the process was being made
-                process.terminate()
-        if cores:
-            with suppress(ProcessLookupError):  # it may have ended already
-                os.sched_setaffinity(process.pid, cores)
-        code = process.wait()
-        with self._lock:
-            self._running.discard(process)
-        return code
-
-    def stop(self, *_: Any) -> None:
-        """The handler of a signal. The processes take note once, and end with a checkpoint."""
-        self.stopping.set()
-        for process in list(self._running):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop the processes while in this context."""
-        before = {s: signal.signal(s, self.stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    Processes that inherit it hold the lock beyond the death of this one: whoever starts the study again
+    waits until nobody writes to the run any more.
+    """
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(job.log.with_suffix(".lock"), "w") as file:
+        while not _locked(file) and not stopping.wait(0.2):
+            pass
+        yield file.fileno()
 
 
 def _locked(file: Any) -> bool:
@@ -259,9 +214,105 @@ def _locked(file: Any) -> bool:
 
 
 @contextmanager
-def _slot(pool: _Pool) -> Iterator[list[int]]:
-    cores = pool.free.pop()
+def stop_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to a handler while in this context."""
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield cores
+        yield
     finally:
-        pool.free.append(cores)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one of several runs at a time has of the machine.
+
+    Attributes:
+        cores: of its own; empty where there are fewer cores than runs, which then share them all.
+        gpu: the one that it sees, as CUDA_VISIBLE_DEVICES names it; None where there is none.
+    """
+
+    cores: list[int]
+    gpu: str | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which a process keeps to it."""
+        threads = {"OMP_NUM_THREADS": str(max(1, len(self.cores)))}
+        return threads if self.gpu is None else {**threads, "CUDA_VISIBLE_DEVICES": self.gpu}
+
+
+def share_machine(parallel: int, cores: list[int], gpus: list[str]) -> list[Slot]:
+    """So many slots. More runs than GPUs share these in turn."""
+    share = len(cores) // parallel
+    return [
+        Slot(cores[i * share : (i + 1) * share], gpus[i % len(gpus)] if gpus else None)
+        for i in range(parallel)
+    ]
+
+
+def visible_gpus() -> list[str]:
+    """The names of the GPUs that this process may use."""
+    import torch
+
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (given.split(",") if given else [str(i) for i in range(count)])[:count]
+
+
+class _Pool:
+    """The processes at work, and what is free for the next."""
+
+    def __init__(self, parallel: int) -> None:
+        self.stopping = threading.Event()
+        self.interrupted = False
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self.free = share_machine(parallel, cores, visible_gpus())
+
+    def call(self, command: list[str], log: Path, slot: Slot, lock: int) -> int:
+        """Run a command in a slot, its output appended to the log; its exit code."""
+        with self._lock, open(log, "ab") as output:
+            if self.stopping.is_set():
+                return 1
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **slot.environment},
+                pass_fds=[lock],
+            )
+            self._running.add(process)
+            if self.stopping.is_set():  # `stop` came while the process was being made
+                process.terminate()
+        if slot.cores:
+            with suppress(ProcessLookupError):  # it may have ended already
+                os.sched_setaffinity(process.pid, slot.cores)
+        code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return code
+
+    def stop(self) -> None:
+        """Begin nothing more. The processes take note once, and end with a checkpoint."""
+        self.stopping.set()
+        for process in list(self._running):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def interrupt(self, *_: Any) -> None:
+        """`stop`, as the handler of a signal."""
+        self.interrupted = True
+        self.stop()
+
+
+@contextmanager
+def _slot(pool: _Pool) -> Iterator[Slot]:
+    slot = pool.free.pop()
+    try:
+        yield slot
+    finally:
+        pool.free.append(slot)

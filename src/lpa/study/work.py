@@ -4,6 +4,7 @@ It trains, or goes on training, and scores the run on held-out text; what is the
 """
 
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from lpa.study.runner import TEST_FILE
 from lpa.train import checkpoint_store
 from lpa.train.config import RunConfig
 from lpa.train.result import RESULT_FILE, RunInterruptedError
-from lpa.train.run import train
+from lpa.train.run import CONFIG_FILE, train
 
 
 def main() -> None:
@@ -43,9 +44,12 @@ def finish(config: RunConfig, run: Path) -> None:
         RunInterruptedError: a signal stopped the training; its checkpoint is written.
     """
     if not (run / RESULT_FILE).exists():
-        begun = (run / "config.yaml").exists()
-        resume = begun and bool(checkpoint_store.resumable(run))
-        train(config, run, resume=resume, overwrite=begun and not resume)
+        resume = (run / CONFIG_FILE).exists() and bool(checkpoint_store.resumable(run))
+        # Nothing to go on from, perhaps not even a configuration where a kill came that early. Whoever
+        # works on the run holds its lock, so nobody writes what is removed.
+        if not resume and run.exists():
+            shutil.rmtree(run)
+        train(config, run, resume=resume)
     if not (run / TEST_FILE).exists():
         device, threads = config.train.device, config.train.threads
         test = evaluate_perplexity(run, config.data.path, device=device, threads=threads)

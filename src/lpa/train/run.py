@@ -39,7 +39,8 @@ def train(
 ) -> RunResult | RunStopped:
     """Train as `config` says and leave a run directory.
 
-    SIGINT and SIGTERM end the run after the step in hand, with a checkpoint. Under torchrun every
+    SIGINT and SIGTERM end the run after the step in hand, with a checkpoint; one that comes after the
+    last step and evaluation has its usual effect once the result is complete. Under torchrun every
     process calls this. One that torchrun starts anew in place of one that died goes on with the run
     that the same torchrun began.
 

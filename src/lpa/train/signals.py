@@ -14,7 +14,8 @@ class StopRequests:
     """Collects SIGINT and SIGTERM instead of dying of them, while in its context.
 
     A signal may reach one process alone, so nothing is done about it before all know. A second SIGINT
-    ends a process at once.
+    ends a process at once. A signal that came too late for anybody to ask takes effect, in all
+    processes, when the context is left: then whoever handled it before gets it.
 
     Attributes:
         signal: the one that all processes stop for, 0 where there is none.
@@ -37,8 +38,17 @@ class StopRequests:
         # When one process dies torchrun ends the others, which first want to say which one it was.
         if kind is not None and self._world.size > 1:
             return
+        acted_on = kind is not None or bool(self.signal)
+        if not acted_on:
+            self.ask()  # no process leaves, perhaps for good, before all are here
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if not acted_on and (late := self.signal or self._own()):
+            signal.raise_signal(late)
+
+    def _own(self) -> int:
+        """A signal that has reached this process, 0 where there is none."""
+        return next((int(number) for number in _SIGNALS if self._received[number]), 0)
 
     def _note(self, number: int, _: object) -> None:
         self._received[signal.Signals(number)] = True

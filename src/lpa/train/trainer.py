@@ -105,6 +105,8 @@ class Trainer:
     def run(self) -> RunResult | RunStopped:
         """Train to the last step, or until stopped.
 
+        A signal that comes when there is nothing left to stop takes effect once all is written.
+
         Raises:
             RunInterruptedError: a signal ended the run, which left a checkpoint.
             UserError: a loss or gradient that is not finite; a checkpoint that could not be written.
@@ -112,9 +114,9 @@ class Trainer:
         settings = self.config.train
         last = min(settings.steps, settings.stop_at or settings.steps)
         with (
+            self._requests,  # left last: a late signal may end the process
             self._open_log() as self._log,
             console.progress(visible=self.world.is_main) as self._display,
-            self._requests,
         ):
             self._bar = self._display.add_task(
                 f"training {self.config.model.placement}",

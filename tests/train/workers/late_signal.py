@@ -1,0 +1,43 @@
+"""As ranks of one world, or alone: a run of which one process gets SIGTERM when nothing is left to stop.
+
+late_signal.py DATA RUN OUT    (with ranks, each notes what reached it in OUT.RANK; alone, it dies)
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from small_runs import small_trainer
+
+from lpa.train.distributed import join_world, leave_world
+
+
+def main() -> None:
+    data, run, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    world = join_world("cpu", timeout=60)
+    told: list[int] = []
+    if world.size > 1:
+        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    trainer = small_trainer(Path(data), world, out=Path(run), steps=2)
+    export = trainer._export
+
+    def signalled(name: str) -> None:
+        if world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        export(name)
+
+    trainer._export = signalled
+    trainer.run()
+    finished = (Path(run) / "result.json").exists()
+    Path(f"{out}.{world.rank}").write_text(json.dumps({"told": told, "finished": finished}))
+    leave_world()
+    Path(out).write_text("null")
+
+
+main()
