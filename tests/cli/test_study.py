@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+# In one worker: they share a study.
+pytestmark = pytest.mark.xdist_group("study command")
+
 SMALL = ("--scale", "tiny", "--steps", 4, "--seeds", 1, "--jobs", 2)
 
 

@@ -25,7 +25,7 @@ TEST_FILE = "test.json"
 
 # What an index holds, as a message calls it.
 _WHAT_DIFFERS = {
-    "base": "other steps or a scale that was other",
+    "base": "other steps or another scale of that name",
     "variants": "other tuned settings, or another grid",
     "data_identity": "other data",
 }
