@@ -10,10 +10,10 @@ import yaml
 
 from lpa.errors import UserError
 from lpa.files import write_text
-from lpa.study.runner import TEST_FILE
+from lpa.study.runner import TEST_FILE, is_finished
 from lpa.study.statistics import Difference, Summary
 from lpa.train.metrics import read_metrics
-from lpa.train.result import RESULT_FILE, RunResult
+from lpa.train.result import RunResult
 
 _PLACEMENT = "model.placement"
 
@@ -167,11 +167,7 @@ def _overrides(result: StudyResult) -> dict[str, dict[str, Any]]:
 
 
 def _row(variant: dict[str, Any], places: dict[int, Path]) -> Row:
-    done = {
-        seed: run
-        for seed, run in places.items()
-        if (run / RESULT_FILE).exists() and (run / TEST_FILE).exists()
-    }
+    done = {seed: run for seed, run in places.items() if is_finished(run)}
     tests = {seed: json.loads((run / TEST_FILE).read_text()) for seed, run in done.items()}
     row = Row(
         variant=variant["name"],

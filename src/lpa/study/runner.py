@@ -56,7 +56,12 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return (self.run / RESULT_FILE).exists() and self.test.exists()
+        return is_finished(self.run)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run directory holds a trained model and its score."""
+    return (run / RESULT_FILE).exists() and (run / TEST_FILE).exists()
 
 
 def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
