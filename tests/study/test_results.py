@@ -54,7 +54,7 @@ def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_told(tuning, tm
         set_perplexity(run, validation=100 + number, test=200 - number)
     rate = expand("tuning", "tiny").base["optim.lr"]
     best = {
-        "none": f"placement=none, lr={rate:g}, init=0.04",
+        "none": f"placement=none, lr={rate:g}, init=0.005",
         "attention": f"placement=attention, lr={2 * rate:g}, init=0.02",
     }
     for name in best.values():
@@ -62,7 +62,7 @@ def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_told(tuning, tm
     result = read_study(index)
     tuned = write_tuned(result, tmp_path / "tuned.yaml")
     assert tuned == yaml.safe_load((tmp_path / "tuned.yaml").read_text())
-    assert tuned["none"] == {"optim.lr": rate, "model.initializer_range": 0.04}
+    assert tuned["none"] == {"optim.lr": rate, "model.initializer_range": 0.005}
     assert tuned["attention"] == {"optim.lr": 2 * rate, "model.initializer_range": 0.02}
     told = {(placement, name): value for placement, name, value in short_axes(result)}
     assert told[("attention", "optim.lr")] == 2 * rate
