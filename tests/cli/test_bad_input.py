@@ -48,6 +48,21 @@ def test_a_missing_source(refused):
     )
 
 
+def test_a_value_of_another_type_in_plain_words(refused):
+    refused(
+        *("convert", "factorize", "model", "--out", "cut", "--keep", "much"),
+        naming=["keep: got much; expected a number"],
+    )
+    refused(
+        *("train", "--out", "run", "--model.head_dim", "wide"),
+        naming=["model.head_dim: got wide; expected a whole number or null"],
+    )
+    refused(
+        *("train", "--out", "run", "--optim.name", "sgd"),
+        naming=["optim.name: got sgd; expected one of 'adamw', 'muon'"],
+    )
+
+
 def test_an_empty_source(refused, tmp_path):
     (tmp_path / "empty.txt").touch()
     refused(

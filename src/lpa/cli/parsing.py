@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
+from lpa.train.field_types import TYPE_NAMES
+
 
 def one_line(message: str) -> str:
     """Fold a message of several lines into one."""
@@ -50,7 +52,11 @@ class Parser(jsonargparse.ArgumentParser):
         if found := re.search(r"Option '(\S+)' is not accepted", message):
             return f"unknown key {found[1]}; expected one of {self._keys('')}"
         if found := re.search(r"Parser key \"(\S+)\": Expected a (.*?)\. Got value: (.*)", message):
-            return f"{found[1]}: got {found[3]}; expected {found[2]}"
+            return f"{found[1]}: got {found[3]}; expected {_in_words(found[2])}"
+        if found := re.search(
+            r"Parser key \"(\S+)\": .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)", message
+        ):
+            return f"{found[1]}: got {found[3]}; expected {_in_words(found[2])}"
         return message
 
     def _keys(self, prefix: str) -> str:
@@ -61,6 +67,13 @@ class Parser(jsonargparse.ArgumentParser):
         else:
             keys = [name.split(".")[0] for name in names]
         return ", ".join(dict.fromkeys(keys))
+
+
+def _in_words(kinds: str) -> str:
+    """The types in a message of jsonargparse as errors name them: `<class 'int'>` is a whole number."""
+    for kind, name in TYPE_NAMES.items():
+        kinds = kinds.replace(f"{kind}, ", f"{name} or ").replace(str(kind), name)
+    return re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", kinds)
 
 
 class _HelpFormatter(

@@ -6,6 +6,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lpa.errors import UserError
 
+# What errors call a type.
+TYPE_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+    types.NoneType: "null",
+    list: "a list",
+    dict: "a mapping",
+}
+
 
 def typed_values(section: str, kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """The values of a section, with text turned into paths and numbers where these are declared.
@@ -66,6 +78,4 @@ def _in_words(declared: Any) -> str:
         return " or ".join(_in_words(option) for option in get_args(declared))
     if get_origin(declared) is Literal:
         return "one of " + ", ".join(get_args(declared))
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    names |= {Path: "a path", types.NoneType: "null", list: "a list", dict: "a mapping"}
-    return names[get_origin(declared) or declared]
+    return TYPE_NAMES[get_origin(declared) or declared]
