@@ -12,6 +12,14 @@ import jsonargparse
 
 from lpa.train.field_types import TYPE_NAMES
 
+# How jsonargparse says that a value is not of the declared type, or of none of several.
+_MISTYPED = (
+    re.compile(r'Parser key "(?P<key>\S+)": Expected a (?P<kinds>.*?)\. Got value: (?P<value>.*)'),
+    re.compile(
+        r'Parser key "(?P<key>\S+)": .* Subtypes: \[(?P<kinds>.*)\] Errors: .* Given value: (?P<value>.*)'
+    ),
+)
+
 
 def one_line(message: str) -> str:
     """Fold a message of several lines into one."""
@@ -51,12 +59,9 @@ class Parser(jsonargparse.ArgumentParser):
             )
         if found := re.search(r"Option '(\S+)' is not accepted", message):
             return f"unknown key {found[1]}; expected one of {self._keys('')}"
-        if found := re.search(r"Parser key \"(\S+)\": Expected a (.*?)\. Got value: (.*)", message):
-            return f"{found[1]}: got {found[3]}; expected {_in_words(found[2])}"
-        if found := re.search(
-            r"Parser key \"(\S+)\": .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)", message
-        ):
-            return f"{found[1]}: got {found[3]}; expected {_in_words(found[2])}"
+        for mistyped in _MISTYPED:
+            if found := mistyped.search(message):
+                return f"{found['key']}: got {found['value']}; expected {_in_words(found['kinds'])}"
         return message
 
     def _keys(self, prefix: str) -> str:
