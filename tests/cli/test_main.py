@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,14 @@ def test_every_command_has_help_with_examples(lpa, command):
     examples = finished.stdout.split("examples:\n")[1].strip().splitlines()
     assert len(examples) >= 2
     assert all(line.strip().startswith(f"lpa {command}") for line in examples)
+    assert "<class" not in finished.stdout
+
+
+def test_help_says_what_every_setting_of_a_recipe_means(lpa):
+    words = " ".join(lpa("train", "--help").stdout.split())
+    settings = re.findall(r"--([a-z]+\.[a-z_0-9]+) \S+ (.)", words)
+    assert len(settings) > 70
+    assert [name for name, begins in settings if begins == "("] == []
 
 
 def test_help_lists_every_command(lpa):

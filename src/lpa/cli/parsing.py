@@ -81,11 +81,14 @@ def _in_words(kinds: str) -> str:
     return re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", kinds)
 
 
-class _HelpFormatter(
-    jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter
-):  # jsonargparse's with the epilog left as written
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """jsonargparse's with the epilog left as written, and types that users know."""
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return argparse.RawDescriptionHelpFormatter._fill_text(self, text, width, indent)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return super()._expand_help(action).replace("<class 'Path'>", "path")
 
 
 def add_json_flag(parser: Any) -> None:

@@ -134,13 +134,17 @@ class OptimConfig:
         train: `all` weights, or only the `factors` of low-rank projections, their biases included; the
             others stay as they are, without gradients or optimizer states.
         lr: the peak learning rate; one for both, since Muon's steps are scaled to the size of AdamW's.
-        beta1, beta2, eps: AdamW's.
+        beta1: AdamW's, of the gradient's mean.
+        beta2: AdamW's, of its square's mean.
+        eps: AdamW's, added to the root of the latter.
         weight_decay: on matrices only, not on norms and biases.
         pair_decay: what decays in a low-rank pair: its `factors`, as any matrix, or their `product`
             (Frobenius decay, Khodak et al. 2021), by weight_decay too.
-        down_decay, up_decay: decay of the pairs' first and second factors where it differs from
-            weight_decay; only with pair_decay factors.
-        down_lr_scale, up_lr_scale: multipliers of the learning rate for these factors.
+        down_decay: decay of the pairs' first factors where it differs from weight_decay; only with
+            pair_decay factors.
+        up_decay: likewise of their second factors.
+        down_lr_scale: multiplier of the learning rate for the pairs' first factors.
+        up_lr_scale: likewise for their second factors.
         clip: the largest gradient norm; larger gradients are scaled down to it.
         schedule: after the warm-up `cosine`; `linear`; or `wsd`: constant, then linear decay.
         warmup_steps: steps of linear warm-up.
