@@ -203,13 +203,12 @@ def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
     return tuned
 
 
-def data_identity(data: Path) -> dict[str, Any]:
+def data_identity(manifest: Manifest, data: Path) -> dict[str, Any]:
     """Hashes of tokens and tokenizer: the same data in another directory are the same.
 
     Raises:
-        UserError: no prepared data, or none held out to score runs on.
+        UserError: none held out to score runs on.
     """
-    manifest = Manifest.load(data)
     if not {"validation", "test"} & manifest.splits.keys():
         raise UserError(
             f"--data {data}: has only a train split; expected a validation or test split"

@@ -73,18 +73,18 @@ def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
     Raises:
         UserError: `out` holds this study with other settings or data, or data without what it needs.
     """
-    identity = data_identity(data)
+    manifest = Manifest.load(data)
+    identity = data_identity(manifest, data)
     if study.tunes and "validation" not in identity:
         raise UserError(
             f"--data {data}: has no validation split; expected one to choose settings by"
         )
     split = "test" if "test" in identity else "validation"
-    vocab_size = Manifest.load(data).vocab_size
     configs = {}
     for seed in range(seeds):
         for variant in study.variants:
             config = study.config(variant, seed, data)
-            name = run_identity(config, identity, vocab_size)
+            name = run_identity(config, identity, manifest.vocab_size)
             job = Job(
                 variant.name,
                 seed,

@@ -53,7 +53,7 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
                 "question": result.index["question"],
                 "split": result.index["split"],
                 "summary": summarize(result),
-                "rows": [_cells(row) for row in result.rows],
+                "rows": [cells(row) for row in result.rows],
                 "claims": _claims(result, claims.get(result.index["name"], [])),
                 "figures": figures,
             }
@@ -133,39 +133,39 @@ def change_with_interval(difference: Difference | None) -> str:
     return f"{difference.mean:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}]"
 
 
-def _cells(row: Row) -> list[tuple[str, Any]]:
-    """Text and what it is sorted by; empty where there is none."""
+def cells(row: Row) -> list[tuple[str, Any]]:
+    """A row of the table under HEADINGS: text and what it is sorted by; empty where there is none."""
     name = row.variant if row.match is None else f"{row.variant} ({row.match:.3f})"
     runs = len(row.perplexities)
-    cells: list[tuple[str, Any]] = [
+    told: list[tuple[str, Any]] = [
         (name, row.variant),
         (f"{row.parameters:,}", row.parameters),
         (f"{row.train_flops_per_token / 1e6:.2f}", row.train_flops_per_token),
     ]
     if row.perplexity is None:
-        return [*cells, ("–", ""), ("–", ""), (f"0 of {len(row.missing)}", 0), *[("–", "")] * 6]
+        return [*told, ("–", ""), ("–", ""), (f"0 of {len(row.missing)}", 0), *[("–", "")] * 6]
     several = row.perplexity.count > 1
     assert row.seconds is not None
     assert row.tokens_per_second is not None
     assert row.memory_bytes is not None
-    cells += [
+    told += [
         (f"{row.perplexity.mean:.2f}", row.perplexity.mean),
         (f"{row.perplexity.deviation:.2f}", row.perplexity.deviation) if several else ("–", ""),
         (f"{runs} of {runs + len(row.missing)}", runs),
     ]
     change = row.difference
     if change is None:
-        cells += [("baseline", ""), ("–", ""), ("–", "")]
+        told += [("baseline", ""), ("–", ""), ("–", "")]
     else:
         between = f"[{change.low:+.1%}, {change.high:+.1%}]"
         known = not math.isnan(change.low)
-        cells += [
+        told += [
             (f"{change.mean:+.1%}", change.mean),
             (between, change.low) if known else ("–", ""),
             (change.verdict, change.verdict),
         ]
     return [
-        *cells,
+        *told,
         (f"{row.tokens_per_second:,.0f}", row.tokens_per_second),
         (f"{row.seconds:,.1f}", row.seconds),
         (f"{row.memory_bytes / 2**20:,.0f}", row.memory_bytes),
