@@ -2,22 +2,28 @@
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from runs import wait_until
 
 from lpa.study.runner import Job
 
 WORKERS = Path(__file__).parent / "study" / "workers"
 
 
-def start_study(out: Path, data: Path, script: str = "two_variants.py") -> subprocess.Popen:
-    """A script of tests/study/workers: by default dense and LPA, two seeds each."""
+def start_study(
+    out: Path, data: Path, *arguments: int, script: str = "two_variants.py"
+) -> subprocess.Popen:
+    """A script of tests/study/workers: by default dense and LPA, with so many seeds and runs at a time."""
     return subprocess.Popen(
-        [sys.executable, str(WORKERS / script), str(out), str(data)],
+        [sys.executable, str(WORKERS / script), *map(str, (out, data, *arguments))],
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
@@ -26,16 +32,49 @@ def start_study(out: Path, data: Path, script: str = "two_variants.py") -> subpr
 
 @contextmanager
 def study_to_stop(
-    out: Path, data: Path, script: str = "two_variants.py"
+    out: Path, data: Path, *arguments: int, script: str = "two_variants.py"
 ) -> Iterator[subprocess.Popen]:
     """`start_study` for a test that ends it; whatever of its group is left then is killed."""
-    process = start_study(out, data, script)
+    process = start_study(out, data, *arguments, script=script)
     try:
         yield process
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def freeze_when(condition: Callable[[], Any], process: subprocess.Popen) -> None:
+    """Stop the whole group at a moment at which the condition holds, however slow the machine is."""
+
+    def frozen() -> bool:
+        if not condition():
+            return False
+        os.killpg(process.pid, signal.SIGSTOP)
+        if condition():
+            return True
+        os.killpg(process.pid, signal.SIGCONT)
+        return False
+
+    wait_until(frozen, process, timeout=300)
+
+
+def terminate_frozen(process: subprocess.Popen) -> None:
+    """SIGTERM to a frozen study, which tells its runs before any of them goes on."""
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    wait_until(lambda: all(map(_has_sigterm_pending, _children(process))), process)
+    os.killpg(process.pid, signal.SIGCONT)
+
+
+def _children(process: subprocess.Popen) -> list[str]:
+    found = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [pid for file in found for pid in file.read_text().split()]
+
+
+def _has_sigterm_pending(pid: str) -> bool:
+    [pending] = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def is_worked_on(job: Job) -> bool:

@@ -5,8 +5,7 @@ import os
 import signal
 
 import pytest
-from runs import wait_until
-from study_runs import start_study, study_to_stop
+from study_runs import freeze_when, start_study, study_to_stop, terminate_frozen
 
 from lpa.study.grid import expand
 from lpa.study.results import find_studies
@@ -48,6 +47,11 @@ def begun(out):
     }
 
 
+def scores(out):
+    """Of the runs that are finished."""
+    return list(out.glob(f"runs/*/{TEST_FILE}"))
+
+
 def measured(run, step):
     """The records up to a step: with what they measure, no two processes write the same."""
     return [record for record in read_metrics(run) if record["step"] <= step]
@@ -55,32 +59,29 @@ def measured(run, step):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_study_that_was_stopped_goes_on_where_it_was(number, tiny_study, prepared, tmp_path):
-    with study_to_stop(tmp_path, prepared) as process:
-        wait_until(
-            lambda: begun(tmp_path) and list(tmp_path.glob(f"runs/*/{TEST_FILE}")),
-            process,
-            timeout=300,
-        )
+    with study_to_stop(tmp_path, prepared, 1, 1) as process:
+        freeze_when(lambda: begun(tmp_path) and scores(tmp_path), process)
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)
         else:
-            process.send_signal(number)
+            terminate_frozen(process)
         assert process.wait(timeout=60) != 0
-    finished = list(tmp_path.glob(f"runs/*/{TEST_FILE}"))
-    times = {path: path.stat().st_mtime_ns for path in finished}
+    finished = {path: path.stat().st_mtime_ns for path in scores(tmp_path)}
     before = {run: measured(run, step) for run, step in begun(tmp_path).items()}
-    assert before
+    assert len(finished) == len(before) == 1
     assert all(before.values())
-    assert start_study(tmp_path, prepared).wait(timeout=300) == 0
-    assert table(tmp_path) == table(tiny_study)
-    assert times == {path: path.stat().st_mtime_ns for path in finished}, "a run was repeated"
+    assert start_study(tmp_path, prepared, 1, 1).wait(timeout=300) == 0
+    straight = {row["variant"]: row["perplexities"][0] for row in table(tiny_study)["rows"]}
+    assert {row["variant"]: row["perplexities"][0] for row in table(tmp_path)["rows"]} == straight
+    for path, time in finished.items():
+        assert path.stat().st_mtime_ns == time, "a run was repeated"
     for run, records in before.items():
         assert read_metrics(run)[: len(records)] == records, "a run began anew"
 
 
 def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path):
     told, ticks = [], []
-    with study_to_stop(tmp_path, prepared) as process:
+    with study_to_stop(tmp_path, prepared, 1, 1) as process:
 
         def tick():
             ticks.append(list(told))
@@ -88,11 +89,10 @@ def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path):
                 os.killpg(process.pid, signal.SIGCONT)
                 os.killpg(process.pid, signal.SIGTERM)
 
-        found = wait_until(lambda: begun(tmp_path), process, timeout=300)
-        os.killpg(process.pid, signal.SIGSTOP)
+        freeze_when(lambda: begun(tmp_path), process)
         process.kill()
         process.wait()
-        run, step = next(iter(found.items()))
+        [(run, step)] = begun(tmp_path).items()
         records = measured(run, step)
         [job] = [
             job for job in jobs_of(tmp_path, prepared, variants=2, steps=None) if job.run == run

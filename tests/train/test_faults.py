@@ -46,17 +46,6 @@ def straight(tmp_path_factory, options):
     return out
 
 
-def test_two_processes_give_the_same_bits_again_and_after_a_stop(straight, options, tmp_path):
-    out = tmp_path / "run"
-    code, output = torchrun(2, *options, "--out", out, "--train.stop_at", 13).finish()
-    assert code == 0, output
-    code, output = torchrun(2, *options, "--out", out, "--resume").finish()
-    assert code == 0, output
-    assert_same_weights(out, straight)
-    assert untimed_metrics(out) == untimed_metrics(straight)
-    assert output.count("validation perplexity") == 1, "one process speaks for all"
-
-
 def losses(run) -> list[float]:
     return [record["loss"] for record in read_metrics(run) if "loss" in record]
 
@@ -130,10 +119,13 @@ def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
     newest = store.resumable(out)[0]
     assert store.step_of(newest) == reached
     assert not store.unfinished(out)
+    if moment == "evaluation":  # which writes nothing of its own
+        return
     code, output = torchrun(2, *options, "--out", out, *_slow_down(moment), "--resume").finish()
     assert code == 0, output
-    if moment == "step":
-        assert_same_weights(out, straight)
+    assert output.count("validation perplexity") == 1, "one process speaks for all"
+    assert_same_weights(out, straight)
+    assert untimed_metrics(out) == untimed_metrics(straight)
 
 
 def _slow_down(moment: str) -> tuple:
