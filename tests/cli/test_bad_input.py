@@ -267,3 +267,14 @@ def test_data_that_is_not_prepared(refused, tmp_path, tiny):
         *("train", "--data.path", "data", "--out", "run", *tiny),
         naming=["data data: has no manifest.json", "lpa prepare"],
     )
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "demo"])
+def test_an_output_below_a_file(refused, train, tmp_path, command):
+    (tmp_path / "notes.txt").write_text("words " * 1000)
+    arguments = {
+        "prepare": ["prepare", "notes.txt", "--vocab-size", 300],
+        "train": train,
+        "demo": ["demo"],
+    }[command]
+    refused(*arguments, "--out", "notes.txt/out", naming=["notes.txt", "expected a path"])

@@ -35,6 +35,10 @@ COMMANDS = {
 }
 
 
+# What a user's path can meet. Any other trouble with files keeps its traceback.
+_PATH_ERRORS = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one command; a user's mistake becomes one line and exit code 2."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -50,9 +54,13 @@ def main(argv: list[str] | None = None) -> None:
     warnings.simplefilter("default", LPAWarning)
     try:
         importlib.import_module(COMMANDS[command][0]).main(rest)
-    except UserError as error:
+    except (UserError, *_PATH_ERRORS) as error:
         from lpa.cli.parsing import fail
 
+        if isinstance(error, OSError):
+            fail(
+                f"{error.filename}: {error.strerror}; expected a path that can be read and written"
+            )
         fail(str(error))
     except KeyboardInterrupt:
         print("lpa: interrupted", file=sys.stderr)
