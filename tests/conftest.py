@@ -150,5 +150,5 @@ def tiny_study(tmp_path_factory, prepared) -> Path:
     from study_runs import start_study
 
     out = tmp_path_factory.mktemp("study") / "out"
-    assert start_study(out, prepared, 2, 2).wait(timeout=300) == 0
+    assert start_study(out, prepared).wait(timeout=300) == 0
     return out

@@ -18,12 +18,10 @@ from lpa.study.runner import Job
 WORKERS = Path(__file__).parent / "study" / "workers"
 
 
-def start_study(
-    out: Path, data: Path, *arguments: int, script: str = "two_variants.py"
-) -> subprocess.Popen:
-    """A script of tests/study/workers: by default dense and LPA, with so many seeds and runs at a time."""
+def start_study(out: Path, data: Path, script: str = "two_variants.py") -> subprocess.Popen:
+    """A script of tests/study/workers: by default dense and LPA, two seeds each."""
     return subprocess.Popen(
-        [sys.executable, str(WORKERS / script), *map(str, (out, data, *arguments))],
+        [sys.executable, str(WORKERS / script), str(out), str(data)],
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
@@ -32,10 +30,10 @@ def start_study(
 
 @contextmanager
 def study_to_stop(
-    out: Path, data: Path, *arguments: int, script: str = "two_variants.py"
+    out: Path, data: Path, script: str = "two_variants.py"
 ) -> Iterator[subprocess.Popen]:
     """`start_study` for a test that ends it; whatever of its group is left then is killed."""
-    process = start_study(out, data, *arguments, script=script)
+    process = start_study(out, data, script)
     try:
         yield process
     finally:

@@ -119,13 +119,12 @@ def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
     newest = store.resumable(out)[0]
     assert store.step_of(newest) == reached
     assert not store.unfinished(out)
-    if moment == "evaluation":  # which writes nothing of its own
-        return
     code, output = torchrun(2, *options, "--out", out, *_slow_down(moment), "--resume").finish()
     assert code == 0, output
     assert output.count("validation perplexity") == 1, "one process speaks for all"
     assert_same_weights(out, straight)
-    assert untimed_metrics(out) == untimed_metrics(straight)
+    if moment != "evaluation":  # which is of other tokens there
+        assert untimed_metrics(out) == untimed_metrics(straight)
 
 
 def _slow_down(moment: str) -> tuple:

@@ -1,4 +1,4 @@
-"""Run dense and LPA of the tiny placement study: `two_variants.py OUT DATA SEEDS JOBS`."""
+"""Run dense and LPA of the tiny placement study with two seeds: `two_variants.py OUT DATA`."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,7 @@ from lpa.study.grid import expand
 from lpa.study.runner import plan_jobs, run_jobs
 
 if __name__ == "__main__":
-    out, data = map(Path, sys.argv[1:3])
-    seeds, parallel = map(int, sys.argv[3:])
+    out, data = map(Path, sys.argv[1:])
     study = expand("placement", "tiny", vocab_size=Manifest.load(data).vocab_size)
     del study.variants[2:]
-    sys.exit(bool(run_jobs(plan_jobs(study, seeds, out, data), parallel)))
+    sys.exit(bool(run_jobs(plan_jobs(study, 2, out, data), 2)))
