@@ -49,6 +49,8 @@ def freeze_when(condition: Callable[[], Any], process: subprocess.Popen) -> None
         if not condition():
             return False
         os.killpg(process.pid, signal.SIGSTOP)
+        # One that has not come to a halt yet would take the next signal before it does.
+        wait_until(lambda: all(map(_is_stopped, _children(process))), process)
         if condition():
             return True
         os.killpg(process.pid, signal.SIGCONT)
@@ -68,6 +70,15 @@ def terminate_frozen(process: subprocess.Popen) -> None:
 def _children(process: subprocess.Popen) -> list[str]:
     found = Path(f"/proc/{process.pid}/task").glob("*/children")
     return [pid for file in found for pid in file.read_text().split()]
+
+
+def _is_stopped(pid: str) -> bool:
+    """Whether all threads are, or the process has ended."""
+    try:
+        stats = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # a thread has just ended
+        return False
+    return all(stat.rpartition(")")[2].split()[0] in "TZX" for stat in stats)
 
 
 def _has_sigterm_pending(pid: str) -> bool:

@@ -11,6 +11,9 @@ import jinja2
 
 from lpa.files import write_text
 
+# By which a page is known again.
+_GENERATOR = '<meta name="generator" content="lpa">'
+
 # Apart for the colour-blind too (Okabe & Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -30,7 +33,14 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
     machine = f"{platform.processor() or platform.machine()}, {platform.system()}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("lpa", "torch", "transformers"))
     page = environment.get_template(template.name)
-    write_text(path, page.render(machine=machine, versions=versions, **values))
+    text = page.render(machine=machine, versions=versions, generator=_GENERATOR, **values)
+    write_text(path, text)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that `write_page` wrote, so that a newer one may replace it."""
+    with open(path, "rb") as file:
+        return _GENERATOR.encode() in file.read(1000)
 
 
 Draw = Callable[[Any], None]

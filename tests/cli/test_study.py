@@ -60,12 +60,24 @@ def test_a_dry_run_prints_the_grid_and_writes_nothing(lpa, tmp_path):
         (("--tuned", "nothing.yaml"), "--tuned nothing.yaml"),
         (("--tuned", "places.yaml"), "got placement 'atention'"),
         (("--tuned", "rates.yaml"), "optim.lr: got 'fast'; expected a number"),
+        (
+            ("--tuned", "steps.yaml"),
+            "--tuned steps.yaml: got train.steps of none; expected model.init",
+        ),
+        (("--tuned", "keys.yaml"), "--tuned keys.yaml: got 1 of none"),
+        (
+            ("--tuned", "part.yaml"),
+            "--tuned: got settings of none alone; expected those of attention",
+        ),
         (("--out", "places.yaml"), "--out places.yaml: is a file"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_runs(lpa, tmp_path, arguments, message):
     (tmp_path / "places.yaml").write_text("atention: {optim.lr: 0.1}\n")
     (tmp_path / "rates.yaml").write_text("none: {optim.lr: fast}\n")
+    (tmp_path / "steps.yaml").write_text("none: {train.steps: 9}\n")
+    (tmp_path / "keys.yaml").write_text("none: {1: 2}\n")
+    (tmp_path / "part.yaml").write_text("none: {optim.lr: 0.01}\n")
     before = sorted(tmp_path.iterdir())
     finished = lpa("study", "rank", "--out", "out", *arguments, cwd=tmp_path)
     assert finished.code == 2

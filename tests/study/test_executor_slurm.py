@@ -61,7 +61,7 @@ def test_a_job_waits_for_another_process_at_its_run(prepared, tmp_path):
         assert second.is_alive()
         assert not job.log.exists()
     second.join(timeout=120)
-    assert done == [True]
+    assert done == [None]
 
 
 def fake_cluster(folder, monkeypatch):

@@ -8,11 +8,18 @@ import pytest
 import yaml
 
 from lpa.errors import UserError
-from lpa.study.figures import scaling_fits
+from lpa.pages import draw_svg
+from lpa.study.figures import scaling_fits, study_figures
 from lpa.study.grid import expand
-from lpa.study.results import read_study, short_axes, write_tuned
-from lpa.study.runner import plan_jobs
-from lpa.study.study_report import summarize
+from lpa.study.results import find_studies, read_study, short_axes, write_tuned
+from lpa.study.runner import FAILURE_SUFFIX, TEST_FILE, plan_jobs
+from lpa.study.study_report import (
+    HEADINGS,
+    cells,
+    claims_beside_ours,
+    summarize,
+    write_study_report,
+)
 
 pytestmark = pytest.mark.xdist_group("study")
 
@@ -38,6 +45,11 @@ def runs_of(tiny_study, prepared, tmp_path):
 def tuning(runs_of):
     index, runs = runs_of("tuning")
     return index, {name: run for (name, _), run in runs.items()}
+
+
+@pytest.fixture
+def tuning_of_three(runs_of):
+    return runs_of("tuning", seeds=3)
 
 
 def set_perplexity(run, *, validation, test):
@@ -102,5 +114,159 @@ def test_fits_take_sizes_at_the_same_tokens_and_tokens_at_the_same_size(runs_of)
         assert fit.exponent == pytest.approx(-0.2)
     words = " ".join(summarize(result))
     assert (
-        "Loss of LPA falls with training tokens of the largest model to the power -0.2000" in words
+        "Loss of LPA falls with training tokens of the largest model: to the power -0.2000" in words
     )
+
+
+def test_a_loss_that_is_not_shown_to_fall_is_not_said_to(runs_of):
+    index, runs = runs_of("scale")
+    for number, run in enumerate(runs.values()):
+        set_perplexity(run, validation=1, test=20 + number % 2)
+    assert "Loss of LPA is not shown to fall with parameters" in " ".join(
+        summarize(read_study(index))
+    )
+
+
+def texts(result):
+    """The table as it is read: variant -> heading -> text."""
+    rows = [
+        dict(zip(HEADINGS, (text for text, _ in cells(row)), strict=True)) for row in result.rows
+    ]
+    return {row["variant"]: row for row in rows}
+
+
+@pytest.fixture
+def placement(runs_of):
+    """Three seeds, in which attention is a tenth better than dense and a tenth faster, give or take."""
+    index, runs = runs_of("placement", seeds=3)
+    for (name, seed), run in runs.items():
+        share = 0.9 + 0.001 * seed if name == "attention" else 1.0
+        set_perplexity(run, validation=100, test=(100 + seed) * share)
+        result = json.loads((run / "result.json").read_text())
+        result |= {"wall_seconds": (10 + seed) * share, "tokens_per_second": (10 + seed) / share}
+        (run / "result.json").write_text(json.dumps(result))
+    return index, runs
+
+
+def test_a_variant_says_what_it_is_compared_with_and_any_can_be_that(placement):
+    index, _ = placement
+    rows = texts(read_study(index))
+    assert rows["dense"]["change"] == "baseline"
+    assert rows["attention"]["against"] == "dense"
+    assert rows["attention"]["verdict"] == "better"
+    assert rows["attention"]["tokens/s"] == "12 ± 1"
+    [other] = find_studies([index.parent], "attention")
+    rows = texts(other)
+    assert rows["attention"]["change"] == "baseline"
+    assert rows["dense"]["against"] == "attention"
+    assert rows["dense"]["verdict"] == "worse"
+    assert "Worse than attention, by an interval that excludes nought: dense" in " ".join(
+        summarize(other)
+    )
+    with pytest.raises(
+        UserError, match="--baseline: got 'denser'; expected one of dense; attention"
+    ):
+        find_studies([index.parent], "denser")
+
+
+def test_without_a_baseline_of_the_same_seed_nothing_is_called_one(placement):
+    index, runs = placement
+    for (name, _), run in runs.items():
+        if name == "dense":
+            (run / TEST_FILE).unlink()
+    result = read_study(index)
+    row = texts(result)["attention"]
+    assert (row["against"], row["change"], row["verdict"]) == ("dense", "–", "–")
+    assert "Not compared yet, without a baseline of the same seed: attention;" in " ".join(
+        summarize(result)
+    )
+
+
+def test_a_run_that_failed_is_told_from_one_that_is_to_come(placement):
+    index, runs = placement
+    failed, waiting = runs["attention", 2], runs["ffn", 2]
+    for run in (failed, waiting):
+        (run / TEST_FILE).unlink()
+    log = index.parent / "logs" / (failed.name + FAILURE_SUFFIX)
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("exit code 2: the loss is nan at step 3\n")
+    result = read_study(index)
+    rows = texts(result)
+    assert rows["attention"]["runs"] == "2 of 3, 1 failed"
+    assert rows["attention"]["verdict"] == "better (2 of 3 seeds)"
+    assert rows["ffn"]["runs"] == "2 of 3"
+    words = " ".join(summarize(result))
+    assert "Failed: attention with seed 2, exit code 2: the loss is nan at step 3." in words
+    assert "Failed: ffn" not in words
+    claim = next(claim for claim in claims_beside_ours(result) if claim[0] == "attention")
+    assert claim[2].endswith("(2 of 3 seeds)")
+    assert claim[3].startswith("direction confirmed")
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 1e60])
+def test_a_model_that_diverged_is_not_ranked(placement, value):
+    index, runs = placement
+    set_perplexity(runs["attention", 1], validation=value, test=value)
+    result = read_study(index)
+    words = " ".join(summarize(result))
+    assert texts(result)["attention"]["verdict"] != "better"
+    if math.isfinite(value):
+        assert "Not told apart from dense: attention" in words
+    else:
+        assert "Undecided against dense, as a perplexity is not finite: attention" in words
+    for draw in study_figures(result).values():
+        assert "<svg" in draw_svg(draw)
+
+
+def test_the_last_evaluation_is_of_more_text_and_not_part_of_the_curve(placement):
+    index, runs = placement
+    losses = [5.0, 4.0, 9.0]
+    run = runs["dense", 0]
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i, "validation_loss": x}) + "\n" for i, x in enumerate(losses))
+    )
+    [curve, *_] = read_study(index).curves["dense"]
+    assert [record["validation_loss"] for record in curve] == losses[:2]
+    (run / TEST_FILE).unlink()  # one that is still to be scored may still be at work
+    [curve, *_] = read_study(index).curves["dense"]
+    assert [record["validation_loss"] for record in curve] == losses
+
+
+def test_the_time_of_training_stands_beside_what_the_paper_says_of_it(placement):
+    index, _ = placement
+    claims = {
+        text: (ours, verdict) for _, text, ours, verdict in claims_beside_ours(read_study(index))
+    }
+    ours, verdict = claims["up to 12.4% less training time"]
+    assert ours.startswith("-9.9% [-10.")
+    assert verdict == "direction confirmed"
+
+
+def test_a_report_replaces_an_earlier_one_and_nothing_else(placement):
+    index, _ = placement
+    before = index.read_bytes()
+    with pytest.raises(UserError, match="is another file"):
+        write_study_report([read_study(index)], index)
+    assert index.read_bytes() == before
+    page = index.parent / "report.html"
+    write_study_report([read_study(index)], page)
+    figures = page.with_name("report-figures")
+    (figures / "1-rank-tiny-9.png").write_text("of an earlier report")
+    (figures / "mine.png").write_text("not of a report")
+    write_study_report([read_study(index)], page)
+    assert not (figures / "1-rank-tiny-9.png").exists()
+    assert (figures / "mine.png").exists()
+
+
+def test_a_tuning_of_fewer_seeds_than_before_chooses_by_those(tuning_of_three, lpa, prepared):
+    index, runs = tuning_of_three
+    for (name, seed), run in runs.items():
+        set_perplexity(run, validation=50 if "init=0.005" in name else 60, test=1)
+        if seed > 0:
+            (run / TEST_FILE).unlink()
+    command = ("study", "tuning", "--scale", "tiny", "--data", prepared, "--out", index.parent)
+    finished = lpa(*command, "--seeds", 1)
+    assert finished.code == 0, finished.stderr
+    tuned = yaml.safe_load((index.parent / "tuned-tiny.yaml").read_text())
+    assert {settings["model.initializer_range"] for settings in tuned.values()} == {0.005}
+    assert json.loads(index.read_text())["seeds"] == 3

@@ -5,6 +5,7 @@ import os
 import signal
 
 import pytest
+import yaml
 from study_runs import freeze_when, start_study, study_to_stop, terminate_frozen
 
 from lpa.study.grid import expand
@@ -12,14 +13,15 @@ from lpa.study.results import find_studies
 from lpa.study.runner import TEST_FILE, Slot, plan_jobs, run_jobs, share_machine, visible_gpus
 from lpa.study.work import finish
 from lpa.train import checkpoint_store as store
+from lpa.train.config import RunConfig
 from lpa.train.metrics import read_metrics
 from lpa.train.result import RESULT_FILE
-from lpa.train.run import CONFIG_FILE
+from lpa.train.run import CONFIG_FILE, train
 
 # In one worker: they share a study.
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
 
-MEASURED = ("tokens_per_second", "seconds", "memory_bytes")
+MEASURED = ("tokens_per_second", "durations", "time", "seconds", "memory_bytes")
 
 
 def table(out):
@@ -27,8 +29,9 @@ def table(out):
     (study,) = find_studies([out])
     found = study.table()
     for row in found["rows"]:
+        assert row["tokens_per_second"]["mean"] > 0
         for key in MEASURED:
-            assert row.pop(key) > 0
+            del row[key]
     return found
 
 
@@ -122,6 +125,10 @@ def test_a_failure_is_kept_and_told_and_the_rest_goes_on(prepared, tmp_path):
     assert ("dense", "failed") in told
     assert ("attention", "finished") in told
     assert "train.steps" in bad.log.read_text()
+    assert "exit code 2: lpa: error: train.steps: got 0" in bad.failure.read_text()
+    bad.recipe.write_text(bad.recipe.read_text().replace("steps: 0", "steps: 4"))
+    assert run_jobs([bad], 1) == []
+    assert not bad.failure.exists()
 
 
 def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_path):
@@ -132,6 +139,29 @@ def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_p
     finish(study.config(study.variants[0], 0, prepared), job.run)
     assert job.finished
     assert not list(job.run.glob(".*.tmp"))
+
+
+def test_another_study_goes_on_with_a_run_in_its_own_words(prepared, tmp_path):
+    [job] = jobs_of(tmp_path, prepared)
+    config = RunConfig.from_dict(yaml.safe_load(job.recipe.read_text()))
+    config.train.stop_at, config.checkpoint.every = 2, 2
+    train(config, job.run)
+    assert begun(tmp_path) == {job.run: 2}
+    records = read_metrics(job.run)
+    tuning = expand("tuning", "tiny", vocab_size=300, steps=4)
+    same = next(j for j in plan_jobs(tuning, 1, tmp_path, prepared) if j.run == job.run)
+    assert run_jobs([same], 1) == [], same.log.read_text()
+    assert read_metrics(job.run)[: len(records)] == records, "the run began anew"
+
+
+def test_seeds_come_one_after_the_other_in_turns(prepared, tmp_path):
+    study = expand("placement", "tiny", vocab_size=300)
+    del study.variants[2:]
+    order = [(job.variant, job.seed) for job in plan_jobs(study, 3, tmp_path, prepared)]
+    there, back = ["dense", "attention"], ["attention", "dense"]
+    assert order == [
+        (name, seed) for seed, names in enumerate((there, back, there)) for name in names
+    ]
 
 
 def test_slots_have_cores_and_gpus_of_their_own_as_far_as_they_go():

@@ -1,5 +1,6 @@
 """The command line: one module per command, imported only when that command runs."""
 
+import errno
 import importlib
 import sys
 import warnings
@@ -36,7 +37,16 @@ COMMANDS = {
 
 
 # What a user's path can meet. Any other trouble with files keeps its traceback.
-_PATH_ERRORS = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_PATH_ERRORS = {
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.ENAMETOOLONG,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,14 +64,17 @@ def main(argv: list[str] | None = None) -> None:
     warnings.simplefilter("default", LPAWarning)
     try:
         importlib.import_module(COMMANDS[command][0]).main(rest)
-    except (UserError, *_PATH_ERRORS) as error:
+    except UserError as error:
         from lpa.cli.parsing import fail
 
-        if isinstance(error, OSError):
-            fail(
-                f"{error.filename}: {error.strerror}; expected a path that can be read and written"
-            )
         fail(str(error))
+    except OSError as error:
+        from lpa.cli.parsing import fail
+
+        if error.errno not in _PATH_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        fail(f"{where}{error.strerror}; expected a path that can be read and written")
     except KeyboardInterrupt:
         print("lpa: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

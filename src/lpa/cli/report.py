@@ -13,10 +13,17 @@ def build_parser() -> Parser:
         examples="""\
   lpa report runs/studies
   lpa report runs/studies runs/more --out results.html
+  lpa report runs/studies --baseline nowhere --out surplus.html
   lpa report runs/studies --json""",
     )
     parser.add_argument(
         "directories", nargs="+", type=Path, metavar="DIR", help="what `lpa study --out` named"
+    )
+    parser.add_argument(
+        "--baseline",
+        type=str,
+        metavar="VARIANT",
+        help="compare with this variant, in the studies that have it",
     )
     parser.add_argument(
         "--out", type=Path, help="the page to write; by default report.html in the first DIR"
@@ -30,7 +37,7 @@ def main(rest: list[str]) -> None:
 
     from lpa.study.results import find_studies
 
-    studies = find_studies(arguments.directories)
+    studies = find_studies(arguments.directories, arguments.baseline)
     if arguments.json:
         print(json_text({"studies": [study.table() for study in studies]}))
         return

@@ -168,15 +168,24 @@ def _run(study: "Study", arguments: Any, data: Path) -> None:
         failed = submit_jobs(jobs, out / "submitit", arguments.slurm, report=report)
     else:
         failed = run_jobs(jobs, arguments.jobs, report)
-    if study.tunes:
-        from lpa.study.results import read_study, short_axes, write_tuned
-
-        result = read_study(out / f"{study.name}-{study.scale}.json")
-        tuned_file = out / f"tuned-{study.scale}.yaml"
-        print(f"tuned: {write_tuned(result, tuned_file)} in {tuned_file}")
-        for placement, name, value in short_axes(result):
-            print(f"{placement}: {name} {value:g} lies at the end of what was tried")
     for job in failed:
         print(f"lpa: failed: {job.variant}, seed {job.seed}: {job.log}", file=sys.stderr)
+    if study.tunes:
+        _print_tuned(study, arguments.seeds, out)
     if failed:
         raise SystemExit(1)
+
+
+def _print_tuned(study: "Study", seeds: int, out: Path) -> None:
+    """What the seeds asked for chose; an earlier start of the study may have asked for more."""
+    from lpa.errors import UserError
+    from lpa.study.results import read_study, short_axes, write_tuned
+
+    result = read_study(out / f"{study.name}-{study.scale}.json", seeds)
+    tuned_file = out / f"tuned-{study.scale}.yaml"
+    try:
+        print(f"tuned: {write_tuned(result, tuned_file)} in {tuned_file}")
+    except UserError as error:  # runs failed, which the exit code tells
+        print(f"lpa: nothing tuned: {error}", file=sys.stderr)
+    for placement, name, value in short_axes(result):
+        print(f"{placement}: {name} {value:g} lies at the end of what was tried")

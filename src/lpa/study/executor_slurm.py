@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.study.runner import Job, execute, hold, stop_signals
+from lpa.study.runner import Job, execute, hold, keep_failure, stop_signals
 
 
 def submit_jobs(
@@ -99,11 +99,12 @@ def _wait(
         while pending and not stopping.wait(1):
             for name in [name for name, task in pending.items() if task.done()]:
                 try:
-                    done = pending.pop(name).result()
-                except UncompletedJobError:
-                    done = False
-                report(jobs[name], "finished" if done else "failed")
-                if not done:
+                    failure = pending.pop(name).result()
+                except UncompletedJobError as error:
+                    failure = _one_line(error)
+                keep_failure(jobs[name], failure)
+                report(jobs[name], "failed" if failure else "finished")
+                if failure:
                     failed.add(name)
     finally:
         for task in pending.values():
@@ -111,8 +112,8 @@ def _wait(
     return failed
 
 
-def run_job(job: Job) -> bool:
-    """One job, where the cluster started it, once nobody else works on its run."""
+def run_job(job: Job) -> str | None:
+    """One job, where the cluster started it, once nobody else works on its run; as `execute`."""
     with hold(job, threading.Event()) as lock:
         return execute(job, lambda command: _call(command, job.log, lock))
 

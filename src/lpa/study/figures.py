@@ -32,6 +32,10 @@ SCALING_COSTS = {
 
 _TALL = (7.5, 5.0)
 
+# With as many colours, enough to tell the variants of the largest grid apart.
+_LINES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
+_MARKERS = "os^DvPX"
+
 
 def study_figures(result: StudyResult) -> dict[str, Draw]:
     """Caption -> what draws it, for all that the runs so far can show."""
@@ -39,7 +43,7 @@ def study_figures(result: StudyResult) -> dict[str, Draw]:
     if any(any("validation_loss" in r for r in run) for c in result.curves.values() for run in c):
         for axis, label in CURVE_AXES.items():
             figures[f"Validation loss against {label}"] = _curves(result, axis)
-    done = [row for row in result.rows if row.perplexity]
+    done = [row for row in result.rows if row.is_finite]
     if len(done) > 1:
         for cost, label in COSTS.items():
             figures[f"Perplexity against {label}"] = _pareto(done, cost)
@@ -89,6 +93,7 @@ def _loss_points(result: StudyResult, kind: str, cost: str) -> list[tuple[float,
         for row in rows
         if getattr(row, fixed) == most
         for perplexity in row.perplexities.values()
+        if np.isfinite(perplexity)
     ]
 
 
@@ -96,7 +101,7 @@ def _style(number: int) -> dict[str, Any]:
     """Colours first, then the same with other lines."""
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "linestyle": ("-", "--", ":", "-.")[number // len(COLOURS) % 4],
+        "linestyle": _LINES[number // len(COLOURS) % len(_LINES)],
     }
 
 
@@ -151,7 +156,7 @@ def _pareto(rows: Sequence[Row], cost: str) -> Draw:
         for number, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
             assert row.perplexity is not None
             error = row.perplexity.deviation if row.perplexity.count > 1 else 0.0
-            marker = "os^Dv"[number // len(COLOURS) % 5]
+            marker = _MARKERS[number // len(COLOURS) % len(_MARKERS)]
             colour = COLOURS[number % len(COLOURS)]
             axes.errorbar(x, y, error, fmt=marker, capsize=3, color=colour, label=row.variant)
         axes.set_xlabel(COSTS[cost])

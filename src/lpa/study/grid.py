@@ -27,6 +27,15 @@ SCALES = ("tiny", "pico", "nano", "micro", "130m", "370m", "3b")
 # What a variant says beside fields of the configuration.
 _MATCH, _BASELINE = "match", "baseline"
 
+# What `tuning` and its like may choose. Anything else would train one placement on other data, for longer or
+# in another model than those that it is compared with.
+_TUNABLE = (
+    "optim.",
+    "model.initializer_range",
+    "model.initialization",
+    "model.residual_scaling",
+)
+
 # The sections that decide how many tokens a run takes.
 _LENGTH = ("data.", "train.")
 
@@ -112,7 +121,8 @@ def expand(
         tuned: placement -> settings found by the study `tuning`, over the scale's.
 
     Raises:
-        UserError: no such study or scale, or a setting that is not accepted.
+        UserError: no such study or scale, a setting that is not accepted, or tuned settings of some of
+            the placements alone, which would be compared with what is not tuned.
     """
     grid = read_grid(name)
     if scale not in SCALES:
@@ -148,7 +158,13 @@ def expand(
         overrides = _resolved(declared_overrides, sizes)
         wanted = overrides.pop(_MATCH, None)
         baseline = _label(overrides.pop(_BASELINE, grid["baseline"]), sizes)
-        overrides = tuned.get(_placement(overrides), {}) | overrides
+        placement = _placement(overrides)
+        if tuned and placement not in tuned:
+            raise UserError(
+                f"--tuned: got settings of {', '.join(tuned)} alone; expected those of {placement} too, "
+                f"which {name} trains"
+            )
+        overrides = tuned.get(placement, {}) | overrides
         config = _run_config(study.base | overrides)
         overrides |= _short_warmup(config)
         model = _build(config, vocabulary)
@@ -195,11 +211,17 @@ def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"--tuned {path}: {error}; expected what `tuning` writes") from error
     if not isinstance(tuned, dict) or not all(isinstance(value, dict) for value in tuned.values()):
         raise UserError(f"--tuned {path}: expected settings by placement, as `tuning` writes them")
-    for name in tuned:
+    for name, settings in tuned.items():
         if name not in PLACEMENTS:
             raise UserError(
                 f"--tuned {path}: got placement {name!r}; expected {', '.join(PLACEMENTS)}"
             )
+        for key in settings:
+            if not isinstance(key, str) or not key.startswith(_TUNABLE):
+                raise UserError(
+                    f"--tuned {path}: got {key} of {name}; expected {', '.join(_TUNABLE[1:])} "
+                    "or one of optim, such as optim.lr"
+                )
     return tuned
 
 

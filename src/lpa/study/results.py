@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 
 from lpa.errors import UserError
 from lpa.files import write_text
-from lpa.study.runner import TEST_FILE, is_finished
+from lpa.study.runner import FAILURE_SUFFIX, TEST_FILE, is_finished
 from lpa.study.statistics import Difference, Summary
 from lpa.train.metrics import read_metrics
 from lpa.train.result import RunResult
@@ -24,11 +24,15 @@ class Row:
 
     Attributes:
         missing: seeds without a finished run.
+        failed: those of them whose last start failed, with what it said.
         perplexities: on held-out text, by seed.
         validation: mean perplexity on the validation split; None where no run has one.
         perplexity: over seeds; None where no run is finished, as all that follow.
-        difference: against `baseline`; None for a baseline itself.
-        tokens_per_second, seconds, memory_bytes: of a run, mean over seeds.
+        difference: against `baseline`; None for a baseline itself, or where no seed has both.
+        tokens_per_second: over seeds.
+        durations: wall time of a run in seconds, by seed.
+        time: against that of `baseline`, as `difference`.
+        seconds, memory_bytes: of a run, mean over seeds.
     """
 
     variant: str
@@ -39,16 +43,28 @@ class Row:
     match: float | None
     missing: list[int]
     perplexities: dict[int, float]
+    failed: dict[int, str] = field(default_factory=dict)
     validation: float | None = None
     perplexity: Summary | None = None
     difference: Difference | None = None
-    tokens_per_second: float | None = None
+    tokens_per_second: Summary | None = None
+    durations: dict[int, float] = field(default_factory=dict)
+    time: Difference | None = None
     seconds: float | None = None
     memory_bytes: float | None = None
 
     @property
     def flops(self) -> float:
         return float(self.train_flops_per_token) * self.tokens
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.variant == self.baseline
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it has a perplexity that is a number, which a model that diverged has not."""
+        return self.perplexity is not None and math.isfinite(self.perplexity.mean)
 
 
 @dataclass
@@ -77,11 +93,14 @@ class StudyResult:
         }
 
 
-def find_studies(directories: list[Path]) -> list[StudyResult]:
+def find_studies(directories: list[Path], baseline: str | None = None) -> list[StudyResult]:
     """All studies in the directories that `lpa study --out` named.
 
+    Args:
+        baseline: compare with this variant, and leave out studies without it.
+
     Raises:
-        UserError: a directory that holds none.
+        UserError: a directory that holds no study, or no study that has the baseline.
     """
     found = []
     for directory in directories:
@@ -89,12 +108,25 @@ def find_studies(directories: list[Path]) -> list[StudyResult]:
         if not indices:
             raise UserError(f"DIR {directory}: holds no study; expected the --out of `lpa study`")
         found += [read_study(path) for path in indices]
-    return found
+    if baseline is None:
+        return found
+    having = [study for study in found if any(row.variant == baseline for row in study.rows)]
+    if not having:
+        accepted = "; ".join(dict.fromkeys(row.variant for study in found for row in study.rows))
+        raise UserError(f"--baseline: got {baseline!r}; expected one of {accepted}")
+    for study in having:
+        for row in study.rows:
+            row.baseline = baseline
+        _compare(study.rows)
+    return having
 
 
-def read_study(index_file: Path) -> StudyResult:
-    """The results of a study so far."""
+def read_study(index_file: Path, seeds: int | None = None) -> StudyResult:
+    """The results of a study so far; of its first `seeds` alone if that is given."""
     index = json.loads(index_file.read_text())
+    if seeds is not None:
+        index["seeds"] = min(seeds, index["seeds"])
+        index["runs"] = [run for run in index["runs"] if run["seed"] < seeds]
     runs = index_file.parent / "runs"
     rows, curves = [], {}
     for variant in index["variants"]:
@@ -104,12 +136,30 @@ def read_study(index_file: Path) -> StudyResult:
             if run["variant"] == variant["name"]
         }
         rows.append(_row(variant, places))
-        curves[variant["name"]] = [read_metrics(run) for run in places.values() if run.is_dir()]
+        curves[variant["name"]] = [_records(run) for run in places.values() if run.is_dir()]
+    _compare(rows)
+    return StudyResult(index, rows, curves)
+
+
+def _compare(rows: list[Row]) -> None:
+    """Each with its baseline."""
     by_name = {row.variant: row for row in rows}
     for row in rows:
-        if row.baseline != row.variant:
-            row.difference = Difference.of(row.perplexities, by_name[row.baseline].perplexities)
-    return StudyResult(index, rows, curves)
+        other = by_name[row.baseline]
+        row.difference = row.time = None
+        if not row.is_baseline:
+            row.difference = Difference.of(row.perplexities, other.perplexities)
+            row.time = Difference.of(row.durations, other.durations)
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    """Of a run's training. The evaluation at its end is left out: it is of the whole split, those before it
+    may be of a part, and the step from one to the other is none that training made."""
+    records = read_metrics(run)
+    evaluations = [i for i, record in enumerate(records) if "validation_loss" in record]
+    if is_finished(run) and len(evaluations) > 1:
+        del records[evaluations[-1]]
+    return records
 
 
 def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
@@ -142,7 +192,7 @@ def tuned_rows(result: StudyResult) -> dict[str, Row]:
     best: dict[str, Row] = {}
     for row in result.rows:
         placement = overrides[row.variant][_PLACEMENT]
-        if row.validation is not None and not row.missing:
+        if row.validation is not None and math.isfinite(row.validation) and not row.missing:
             other = best.get(placement)
             if other is None or row.validation < (other.validation or math.inf):
                 best[placement] = row
@@ -168,6 +218,10 @@ def _overrides(result: StudyResult) -> dict[str, dict[str, Any]]:
 
 def _row(variant: dict[str, Any], places: dict[int, Path]) -> Row:
     done = {seed: run for seed, run in places.items() if is_finished(run)}
+    failures = {
+        seed: run.parent.parent / "logs" / (run.name + FAILURE_SUFFIX)
+        for seed, run in places.items()
+    }
     tests = {seed: json.loads((run / TEST_FILE).read_text()) for seed, run in done.items()}
     row = Row(
         variant=variant["name"],
@@ -178,13 +232,20 @@ def _row(variant: dict[str, Any], places: dict[int, Path]) -> Row:
         match=variant["match"],
         missing=[seed for seed in places if seed not in done],
         perplexities={seed: test["perplexity"] for seed, test in tests.items()},
+        failed={
+            seed: failure.read_text(encoding="utf-8").strip()
+            for seed, failure in failures.items()
+            if seed not in done and failure.exists()
+        },
     )
     if done:
-        results = [RunResult.load(run) for run in done.values()]
+        by_seed = {seed: RunResult.load(run) for seed, run in done.items()}
+        results = list(by_seed.values())
         held_out = [r.validation.perplexity for r in results if r.validation]
         row.validation = Summary.of(held_out).mean if held_out else None
         row.perplexity = Summary.of(list(row.perplexities.values()))
-        row.tokens_per_second = Summary.of([r.tokens_per_second for r in results]).mean
+        row.tokens_per_second = Summary.of([r.tokens_per_second for r in results])
+        row.durations = {seed: r.wall_seconds for seed, r in by_seed.items()}
         row.seconds = Summary.of([r.wall_seconds for r in results]).mean
         row.memory_bytes = Summary.of([float(r.peak_memory_bytes) for r in results]).mean
     return row

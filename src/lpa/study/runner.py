@@ -15,13 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lpa.data.manifest import Manifest
 from lpa.errors import UserError
 from lpa.files import write_text
 from lpa.study.grid import Study, data_identity, run_identity
+from lpa.train.config import RunConfig
 from lpa.train.result import RESULT_FILE
 
 TEST_FILE = "test.json"
+# Beside the log, as the next start removes a run that has no checkpoint.
+FAILURE_SUFFIX = ".failure"
 
 # What an index holds, as a message calls it.
 _WHAT_DIFFERS = {
@@ -55,6 +60,11 @@ class Job:
         return self.run / TEST_FILE
 
     @property
+    def failure(self) -> Path:
+        """What its last start failed with."""
+        return self.log.with_suffix(FAILURE_SUFFIX)
+
+    @property
     def finished(self) -> bool:
         return is_finished(self.run)
 
@@ -67,8 +77,8 @@ def is_finished(run: Path) -> bool:
 def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
     """Write the study's index and the recipe of each run.
 
-    The order is seed by seed, all variants of one before the next: early results are balanced, and
-    what slows the machine for a while slows all variants alike.
+    The order is seed by seed, all variants of one before the next, and these in the other direction: early
+    results are balanced, and what slows the machine for a while, or more and more, slows all variants alike.
 
     Raises:
         UserError: `out` holds this study with other settings or data, or data without what it needs.
@@ -82,7 +92,7 @@ def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
     split = "test" if "test" in identity else "validation"
     configs = {}
     for seed in range(seeds):
-        for variant in study.variants:
+        for variant in study.variants[:: -1 if seed % 2 else 1]:
             config = study.config(variant, seed, data)
             name = run_identity(config, identity, manifest.vocab_size)
             job = Job(
@@ -104,8 +114,22 @@ def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
     }
     _write_index(out / f"{study.name}-{study.scale}.json", index)
     for job, config in configs.items():
-        write_text(job.recipe, config.to_yaml())
+        words = _earlier_words(job, identity, manifest.vocab_size) or config
+        words.data.path = data
+        write_text(job.recipe, words.to_yaml())
     return list(configs)
+
+
+def _earlier_words(job: Job, data: dict[str, Any], vocab_size: int) -> RunConfig | None:
+    """The run's recipe as another study wrote it.
+
+    It may say the same model in other words, and a run goes on only with those that it began with.
+    """
+    try:
+        config = RunConfig.from_dict(yaml.safe_load(job.recipe.read_text(encoding="utf-8")))
+        return config if run_identity(config, data, vocab_size) == job.identity else None
+    except (FileNotFoundError, UserError, yaml.YAMLError):
+        return None
 
 
 def _write_index(path: Path, index: dict[str, Any]) -> None:
@@ -164,13 +188,14 @@ def run_jobs(
             if pool.stopping.is_set():
                 return False
             say(job, "running")
-            done = execute(job, lambda command: pool.call(command, job.log, slot, lock))
+            failure = execute(job, lambda command: pool.call(command, job.log, slot, lock))
         if pool.stopping.is_set():
             return False
-        say(job, "finished" if done else "failed")
-        if not done and stop_on_failure:
+        keep_failure(job, failure)
+        say(job, "failed" if failure else "finished")
+        if failure and stop_on_failure:
             pool.stop()
-        return not done
+        return bool(failure)
 
     with stop_signals(pool.interrupt), ThreadPoolExecutor(parallel) as threads:
         # Two variants may come to the same model, which then trains once.
@@ -185,14 +210,29 @@ def run_jobs(
     return [job for job in jobs if futures[job.identity].result()]
 
 
-def execute(job: Job, call: Callable[[list[str]], int]) -> bool:
-    """Train and score the run, in a process of its own; whether that succeeded.
+def execute(job: Job, call: Callable[[list[str]], int]) -> str | None:
+    """Train and score the run, in a process of its own; what that failed with, None where it did not.
 
     Args:
         call: runs a command and gives its exit code.
     """
     command = [sys.executable, "-m", "lpa.study.work", str(job.recipe), str(job.run)]
-    return call(command) == 0 and job.finished
+    said = job.log.stat().st_size if job.log.exists() else 0
+    code = call(command)
+    if code == 0 and job.finished:
+        return None
+    with open(job.log, "rb") as log:
+        log.seek(said)
+        lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
+    return f"exit code {code}: {next(filter(None, reversed(lines)), 'no word')}"
+
+
+def keep_failure(job: Job, failure: str | None) -> None:
+    """For the report; None where the run has not failed, now."""
+    if failure is None:
+        job.failure.unlink(missing_ok=True)
+    else:
+        write_text(job.failure, failure + "\n")
 
 
 @contextmanager

@@ -9,6 +9,10 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 
+# Verdicts where there is no interval.
+ONE_SEED = "undecided (one seed)"
+NOT_FINITE = "undecided (a perplexity is not finite)"
+
 
 @dataclass
 class Summary:
@@ -20,7 +24,8 @@ class Summary:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Summary":
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        with np.errstate(invalid="ignore"):  # of a model that diverged, nan too
+            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         return cls(float(np.mean(values)), deviation, len(values))
 
 
@@ -30,7 +35,8 @@ class Difference:
 
     Attributes:
         mean: geometric mean of the ratios, minus 1.
-        low, high: its 95% interval by Student's t over the log ratios; nan with fewer than two pairs.
+        low, high: its 95% interval by Student's t over the log ratios; nan with fewer than two pairs, or
+            where a model's perplexity is not finite.
         count: pairs.
     """
 
@@ -47,22 +53,30 @@ class Difference:
             return None
         logs = np.array([math.log(ours[seed] / baseline[seed]) for seed in seeds])
         mean, count = float(logs.mean()), len(logs)
-        if count < 2:
-            return cls(math.expm1(mean), math.nan, math.nan, count)
+        if count < 2 or not math.isfinite(mean):
+            return cls(_change(mean), math.nan, math.nan, count)
         error = float(logs.std(ddof=1)) / math.sqrt(count)
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-        return cls(math.expm1(mean), math.expm1(mean - half), math.expm1(mean + half), count)
+        return cls(_change(mean), _change(mean - half), _change(mean + half), count)
 
     @property
     def verdict(self) -> str:
         """`better` or `worse` only where the whole interval is on one side of nought."""
+        if self.count < 2:
+            return ONE_SEED
         if math.isnan(self.low):
-            return "undecided (one seed)"
+            return NOT_FINITE
         if self.high < 0:
             return "better"
         if self.low > 0:
             return "worse"
         return "no difference shown"
+
+
+def _change(log_ratio: float) -> float:
+    """As a share; infinite beyond what a float holds."""
+    with np.errstate(over="ignore"):
+        return float(np.expm1(log_ratio))
 
 
 @dataclass

@@ -1,16 +1,20 @@
 """The report of studies: one page that needs nothing else, and its figures as files."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
 from lpa.files import write_text
-from lpa.pages import draw_png, draw_svg, write_page
+from lpa.pages import draw_png, draw_svg, is_page, write_page
 from lpa.study.figures import SCALING_COSTS, scaling_fits, study_figures
-from lpa.study.grid import read_claims
+from lpa.study.grid import STUDIES, read_claims
 from lpa.study.results import Row, StudyResult, short_axes, tuned_rows
-from lpa.study.statistics import Difference
+from lpa.study.statistics import NOT_FINITE, ONE_SEED, Difference
+
+# How an earlier report named its figures.
+_FIGURE = re.compile(rf"\d+-({'|'.join(STUDIES)})-\w+-\d+\.(svg|png)")
 
 HEADINGS = (
     "variant",
@@ -19,6 +23,7 @@ HEADINGS = (
     "perplexity",
     "± seeds",
     "runs",
+    "against",
     "change",
     "95% interval",
     "verdict",
@@ -29,15 +34,21 @@ HEADINGS = (
 
 
 def write_study_report(studies: list[StudyResult], path: Path) -> None:
-    """Write the page, and beside it a folder of the figures as SVG and PNG.
+    """Write the page, and beside it a folder of the figures as SVG and PNG; both replace an earlier report's.
 
     Raises:
-        UserError: `path` is a directory.
+        UserError: `path` is a directory, or a file that is no such page.
     """
     if path.is_dir():
         raise UserError(f"--out {path}: is a directory; expected the HTML file to write")
+    if path.exists() and not is_page(path):
+        raise UserError(
+            f"--out {path}: is another file; expected a new one, or an earlier report to replace"
+        )
     folder = path.with_name(f"{path.stem}-figures")
-    claims = read_claims()
+    for file in folder.glob("*"):
+        if _FIGURE.fullmatch(file.name):
+            file.unlink()
     sections = []
     for section, result in enumerate(studies, 1):
         figures = []
@@ -54,7 +65,7 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
                 "split": result.index["split"],
                 "summary": summarize(result),
                 "rows": [cells(row) for row in result.rows],
-                "claims": _claims(result, claims.get(result.index["name"], [])),
+                "claims": claims_beside_ours(result),
                 "figures": figures,
             }
         )
@@ -63,19 +74,22 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
         Path(__file__).parent / "study_report.html.j2",
         studies=sections,
         headings=HEADINGS,
-        source=claims["source"],
+        source=read_claims()["source"],
     )
 
 
 def summarize(result: StudyResult) -> list[str]:
     """The study in sentences that its numbers support, and no others."""
-    done = [row for row in result.rows if row.perplexity]
+    done = [row for row in result.rows if row.is_finite]
     missing = sum(len(row.missing) for row in result.rows)
     total = len(result.index["runs"])
     tokens = max(row.tokens for row in result.rows)
     sentences = [
         f"{total - missing} of {total} runs are finished, of {tokens:,} tokens each at most."
     ]
+    for row in result.rows:
+        for seed, said in row.failed.items():
+            sentences.append(f"Failed: {row.variant} with seed {seed}, {said}.")
     if not done:
         return sentences
     best = min(done, key=lambda row: row.perplexity.mean if row.perplexity else math.inf)
@@ -85,17 +99,25 @@ def summarize(result: StudyResult) -> list[str]:
         "this alone does not set it apart from the next."
     )
     for verdict, words in (
-        ("better", "Better than the baseline, by an interval that excludes nought"),
-        ("worse", "Worse than the baseline, by an interval that excludes nought"),
-        ("no difference shown", "Not told apart from the baseline"),
-        ("undecided (one seed)", "Undecided, as one pair of runs gives no interval"),
+        ("better", "Better than {}, by an interval that excludes nought"),
+        ("worse", "Worse than {}, by an interval that excludes nought"),
+        ("no difference shown", "Not told apart from {}"),
+        (ONE_SEED, "Undecided against {}, as one pair of runs gives no interval"),
+        (NOT_FINITE, "Undecided against {}, as a perplexity is not finite"),
     ):
-        rows = [row for row in done if row.difference and row.difference.verdict == verdict]
-        if rows:
+        rows = [row for row in result.rows if row.difference and row.difference.verdict == verdict]
+        for baseline in dict.fromkeys(row.baseline for row in rows):
             named = "; ".join(
-                f"{row.variant} {change_with_interval(row.difference)}{_pairs(row)}" for row in rows
+                f"{row.variant} {change_with_interval(row.difference)}{_pairs(row)}"
+                for row in rows
+                if row.baseline == baseline
             )
-            sentences.append(f"{words}: {named}.")
+            sentences.append(f"{words.format(baseline)}: {named}.")
+    alone = [row.variant for row in done if not row.is_baseline and row.difference is None]
+    if alone:
+        sentences.append(
+            f"Not compared yet, without a baseline of the same seed: {'; '.join(alone)}."
+        )
     if result.index["tunes"]:
         for placement, row in tuned_rows(result).items():
             so_far = " so far" if missing else ""
@@ -110,15 +132,16 @@ def summarize(result: StudyResult) -> list[str]:
     if result.index["name"] == "scale":
         for cost, label in SCALING_COSTS.items():
             for kind, fit in scaling_fits(result, cost).items():
+                falls = "falls" if fit.high < 0 else "is not shown to fall"
                 sentences.append(
-                    f"Loss of {kind} falls with {label} to the power {fit.exponent:.4f} "
+                    f"Loss of {kind} {falls} with {label}: to the power {fit.exponent:.4f} "
                     f"(95% interval {fit.low:.4f} to {fit.high:.4f})."
                 )
     return sentences
 
 
 def _pairs(row: Row) -> str:
-    """How many seeds a change rests on where some are missing."""
+    """How many seeds a change rests on where some are missing or failed."""
     pairs = row.difference.count if row.difference else 0
     total = len(row.perplexities) + len(row.missing)
     return f" ({pairs} of {total} seeds)" if pairs < total else ""
@@ -136,14 +159,17 @@ def change_with_interval(difference: Difference | None) -> str:
 def cells(row: Row) -> list[tuple[str, Any]]:
     """A row of the table under HEADINGS: text and what it is sorted by; empty where there is none."""
     name = row.variant if row.match is None else f"{row.variant} ({row.match:.3f})"
-    runs = len(row.perplexities)
+    runs = f"{len(row.perplexities)} of {len(row.perplexities) + len(row.missing)}"
+    if row.failed:
+        runs += f", {len(row.failed)} failed"
+    against = ("–", "") if row.is_baseline else (row.baseline, row.baseline)
     told: list[tuple[str, Any]] = [
         (name, row.variant),
         (f"{row.parameters:,}", row.parameters),
         (f"{row.train_flops_per_token / 1e6:.2f}", row.train_flops_per_token),
     ]
     if row.perplexity is None:
-        return [*told, ("–", ""), ("–", ""), (f"0 of {len(row.missing)}", 0), *[("–", "")] * 6]
+        return [*told, ("–", ""), ("–", ""), (runs, 0), against, *[("–", "")] * 6]
     several = row.perplexity.count > 1
     assert row.seconds is not None
     assert row.tokens_per_second is not None
@@ -151,37 +177,45 @@ def cells(row: Row) -> list[tuple[str, Any]]:
     told += [
         (f"{row.perplexity.mean:.2f}", row.perplexity.mean),
         (f"{row.perplexity.deviation:.2f}", row.perplexity.deviation) if several else ("–", ""),
-        (f"{runs} of {runs + len(row.missing)}", runs),
+        (runs, len(row.perplexities)),
+        against,
     ]
     change = row.difference
     if change is None:
-        told += [("baseline", ""), ("–", ""), ("–", "")]
+        told += [("baseline" if row.is_baseline else "–", ""), ("–", ""), ("–", "")]
     else:
         between = f"[{change.low:+.1%}, {change.high:+.1%}]"
         known = not math.isnan(change.low)
         told += [
             (f"{change.mean:+.1%}", change.mean),
             (between, change.low) if known else ("–", ""),
-            (change.verdict, change.verdict),
+            (change.verdict + _pairs(row), change.verdict),
         ]
+    speed = f"{row.tokens_per_second.mean:,.0f}"
+    if several:
+        speed += f" ± {row.tokens_per_second.deviation:,.0f}"
     return [
         *told,
-        (f"{row.tokens_per_second:,.0f}", row.tokens_per_second),
+        (speed, row.tokens_per_second.mean),
         (f"{row.seconds:,.1f}", row.seconds),
         (f"{row.memory_bytes / 2**20:,.0f}", row.memory_bytes),
     ]
 
 
-def _claims(result: StudyResult, claims: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+def claims_beside_ours(result: StudyResult) -> list[tuple[str, str, str, str]]:
+    """Variant, what the paper says of it, what came of it here, and whether that agrees."""
+    claims = read_claims().get(result.index["name"], [])
     rows = {row.variant: row for row in result.rows}
     table = []
     for claim in claims:
         row = rows.get(claim["variant"])  # a grid may be cut short
-        difference = None if row is None else row.difference
-        if difference is None:
+        difference = None
+        if row is not None:
+            difference = row.time if claim.get("of") == "time" else row.difference
+        if row is None or difference is None:
             ours, verdict = "not measured", "–"
         else:
-            ours = change_with_interval(difference)
+            ours = change_with_interval(difference) + _pairs(row)
             found = difference.verdict
             if found in ("better", "worse"):
                 verdict = (
