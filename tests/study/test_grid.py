@@ -76,10 +76,10 @@ def test_what_is_the_same_model_in_other_words_is_the_same_run():
     lpa = name(placement, "attention")
     assert lpa == name(rank, "r = d/4") == name(surplus, "nowhere") == name(sublayers, "qkvo")
     assert lpa == name(scale, "LPA d")
-    assert lpa == name(tuning, "placement=attention, lr=0.004, init=0.02")
+    assert lpa == name(tuning, "placement=attention, lr=0.004, init=0.005")
     assert lpa == name(recipe, "init=scaled, optimizer=muon, decay=factors, lr of factors=1")
     dense = name(placement, "dense")
-    assert dense == name(scale, "dense d") == name(tuning, "placement=none, lr=0.004, init=0.02")
+    assert dense == name(scale, "dense d") == name(tuning, "placement=none, lr=0.004, init=0.005")
     assert len({lpa, dense, name(rank, "r = d/8"), name(sublayers, "q")}) == 4
 
 
