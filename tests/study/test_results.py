@@ -157,6 +157,7 @@ def test_a_variant_says_what_it_is_compared_with_and_any_can_be_that(placement):
     assert rows["attention"]["tokens/s"] == "12 ± 1"
     [other] = find_studies([index.parent], "attention")
     rows = texts(other)
+    assert claims_beside_ours(other) == []  # they are about dense
     assert rows["attention"]["change"] == "baseline"
     assert rows["dense"]["against"] == "attention"
     assert rows["dense"]["verdict"] == "worse"
@@ -239,7 +240,7 @@ def test_the_time_of_training_stands_beside_what_the_paper_says_of_it(placement)
     }
     ours, verdict = claims["up to 12.4% less training time"]
     assert ours.startswith("-9.9% [-10.")
-    assert verdict == "direction confirmed"
+    assert verdict.startswith("not judged: runs shared the machine")
 
 
 def test_a_report_replaces_an_earlier_one_and_nothing_else(placement):
