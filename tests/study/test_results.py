@@ -165,7 +165,7 @@ def test_a_variant_says_what_it_is_compared_with_and_any_can_be_that(placement):
         summarize(other)
     )
     with pytest.raises(
-        UserError, match="--baseline: got 'denser'; expected one of dense; attention"
+        UserError, match="--baseline: got 'denser'; expected a variant, such as dense"
     ):
         find_studies([index.parent], "denser")
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,11 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
         return found
     having = [study for study in found if any(row.variant == baseline for row in study.rows)]
     if not having:
-        accepted = "; ".join(dict.fromkeys(row.variant for study in found for row in study.rows))
-        raise UserError(f"--baseline: got {baseline!r}; expected one of {accepted}")
+        names = list(dict.fromkeys(row.variant for study in found for row in study.rows))
+        near = get_close_matches(baseline, names, cutoff=0.5) or names[:3]
+        raise UserError(
+            f"--baseline: got {baseline!r}; expected a variant, such as {'; '.join(near)}"
+        )
     for study in having:
         for row in study.rows:
             row.baseline = baseline
