@@ -250,7 +250,7 @@ def _row(variant: dict[str, Any], places: dict[int, Path]) -> Row:
         row.perplexity = Summary.of(list(row.perplexities.values()))
         row.tokens_per_second = Summary.of([r.tokens_per_second for r in results])
         row.durations = {seed: r.wall_seconds for seed, r in by_seed.items()}
-        row.seconds = Summary.of([r.wall_seconds for r in results]).mean
+        row.seconds = Summary.of(list(row.durations.values())).mean
         row.memory_bytes = Summary.of([float(r.peak_memory_bytes) for r in results]).mean
     return row
 
