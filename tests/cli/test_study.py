@@ -54,8 +54,8 @@ def test_a_dry_run_prints_the_grid_and_writes_nothing(lpa, tmp_path):
     ("arguments", "message"),
     [
         (("--scale", "giant"), "--scale: got 'giant'; expected one of tiny, pico"),
-        (("--steps", 0), "--steps: got 0; expected at least 1"),
-        (("--seeds", 0), "--seeds: got 0; expected at least 1"),
+        (("--steps", 0), "--steps: got 0; expected a whole number from 1"),
+        (("--seeds", 0), "--seeds: got 0; expected a whole number from 1"),
         (("--data", "nowhere"), "nowhere"),
         (("--tuned", "nothing.yaml"), "--tuned nothing.yaml"),
         (("--tuned", "places.yaml"), "got placement 'atention'"),

@@ -1,10 +1,11 @@
 """The command line: one module per command, imported only when that command runs."""
 
-import errno
 import importlib
 import sys
 import warnings
 from typing import Any
+
+from lpa.cli.process import command_process, fail
 
 # Command -> (module, one line of help). A nested command is written with a space.
 COMMANDS = {
@@ -36,48 +37,24 @@ COMMANDS = {
 }
 
 
-# What a user's path can meet. Any other trouble with files keeps its traceback.
-_PATH_ERRORS = {
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.ENAMETOOLONG,
-}
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run one command; a user's mistake becomes one line and exit code 2."""
-    arguments = sys.argv[1:] if argv is None else argv
-    command, rest = _split_command(arguments)
-    if command is None:
-        _print_overview(arguments)
-        return
+    with command_process():
+        arguments = sys.argv[1:] if argv is None else argv
+        command, rest = _split_command(arguments)
+        if command is None:
+            _print_overview(arguments)
+        else:
+            _run(command, rest)
 
-    from lpa.errors import LPAWarning, UserError
+
+def _run(command: str, rest: list[str]) -> None:
+    from lpa.errors import LPAWarning
 
     # A warning for the user is one line too, without the source line that Python would quote.
     warnings.showwarning = _show_warning
     warnings.simplefilter("default", LPAWarning)
-    try:
-        importlib.import_module(COMMANDS[command][0]).main(rest)
-    except UserError as error:
-        from lpa.cli.parsing import fail
-
-        fail(str(error))
-    except OSError as error:
-        from lpa.cli.parsing import fail
-
-        if error.errno not in _PATH_ERRORS:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        fail(f"{where}{error.strerror}; expected a path that can be read and written")
-    except KeyboardInterrupt:
-        print("lpa: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    importlib.import_module(COMMANDS[command][0]).main(rest)
 
 
 def _split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -100,12 +77,7 @@ def _print_overview(arguments: list[str]) -> None:
     if words:  # not a command, so at best the name of a group such as `eval`
         group = {name: line for name, line in lines.items() if name.split()[0] == words[0]}
         if not group or len(words) > 1:
-            accepted = ", ".join(group or lines)
-            print(
-                f"lpa: error: unknown command '{' '.join(words)}'; expected one of: {accepted}",
-                file=sys.stderr,
-            )
-            raise SystemExit(2)
+            _refuse_command(" ".join(words), list(group or lines))
         lines = group
 
     width = max(map(len, lines)) + 2
@@ -113,8 +85,16 @@ def _print_overview(arguments: list[str]) -> None:
     print("Pre-train language models with low-rank attention, beside their dense baselines.\n")
     print("\n".join(f"  {name:<{width}}{line}" for name, line in lines.items()))
     print("\nlpa COMMAND --help tells each command's options, with examples.")
-    if not arguments:
-        raise SystemExit(2)
+
+
+def _refuse_command(given: str, known: list[str]) -> None:
+    import difflib
+
+    # Before the names are compared, those whose last word is the one given: `perplexity`, `merge`.
+    last = [name for name in known if name.split()[-1] == given.split()[-1]]
+    near = last or difflib.get_close_matches(given, known, n=1)
+    meant = f"; did you mean lpa {near[0]}?" if near else ""
+    fail(f"unknown command '{given}'; expected one of: {', '.join(known)}{meant}")
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:

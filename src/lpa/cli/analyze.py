@@ -2,12 +2,7 @@
 
 from dataclasses import asdict
 
-from lpa.cli.parsing import (
-    Parser,
-    add_model_arguments,
-    add_output_arguments,
-    json_text,
-)
+from lpa.cli.parsing import Count, Parser, add_model_arguments, add_output_arguments, json_text
 
 
 def build_parser() -> Parser:
@@ -30,17 +25,19 @@ def build_parser() -> Parser:
         type=str,
         help="of prepared data; by default test, or validation where there is none",
     )
-    parser.add_argument("--tokens", type=int, default=8192, help="of the text's beginning, to use")
     parser.add_argument(
-        "--context", type=int, help="tokens per window; by default the model's, at most 512"
+        "--tokens", type=Count, default=8192, help="of the text's beginning, to use"
+    )
+    parser.add_argument(
+        "--context", type=Count, help="tokens per window; by default the model's, at most 512"
     )
     parser.add_argument(
         "--ranks",
         nargs="+",
-        type=int,
+        type=Count,
         help="what to cut to; by default 1/16, 1/8, 1/4 and 1/2 of the width",
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass")
+    parser.add_argument("--batch-size", type=Count, default=8, help="windows per forward pass")
     add_output_arguments(parser)
     return parser
 

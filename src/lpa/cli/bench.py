@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag, json_text
+from lpa.cli.parsing import Count, Parser, Threads, add_json_flag, add_overwrite_flag, json_text
 
 if TYPE_CHECKING:
     from lpa.study.bench import BenchResult
@@ -28,13 +28,13 @@ def build_parser() -> Parser:
         default=["attention"],
         help="beside the dense model: attention, ffn, all",
     )
-    parser.add_argument("--rank", type=int, help="of the low-rank projections")
-    parser.add_argument("--context", type=int, default=256, help="tokens per sequence")
-    parser.add_argument("--batch", type=int, default=4, help="sequences per step")
-    parser.add_argument("--rounds", type=int, default=5, help="of turns that count")
+    parser.add_argument("--rank", type=Count, help="of the low-rank projections")
+    parser.add_argument("--context", type=Count, default=256, help="tokens per sequence")
+    parser.add_argument("--batch", type=Count, default=4, help="sequences per step")
+    parser.add_argument("--rounds", type=Count, default=5, help="of turns that count")
     parser.add_argument("--compile", action="store_true", help="compile each decoder layer")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch's choice")
+    parser.add_argument("--threads", type=Threads, default=0, help="of the CPU; 0: torch's choice")
     parser.add_argument("--figure", type=Path, help="an SVG file to make")
     add_overwrite_flag(parser)
     add_json_flag(parser)

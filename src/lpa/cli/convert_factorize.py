@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.parsing import Parser, add_output_arguments
+from lpa.cli.parsing import Count, Parser, PositiveNumber, add_output_arguments
 
 
 def build_parser() -> Parser:
@@ -21,9 +21,11 @@ def build_parser() -> Parser:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a Hugging Face directory or a GGUF file"
     )
-    parser.add_argument("--rank", type=int, help="of every projection")
+    parser.add_argument("--rank", type=Count, help="of every projection")
     parser.add_argument(
-        "--keep", type=float, help="the share of each projection's break-even rank that it gets"
+        "--keep",
+        type=PositiveNumber,
+        help="the share of each projection's break-even rank that it gets",
     )
     parser.add_argument(
         "--ranks",
@@ -59,8 +61,10 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--calibrate", type=str, metavar="TEXT", help="text like what the model will read"
     )
-    parser.add_argument("--calibrate-tokens", type=int, default=32768, help="how much of it")
-    parser.add_argument("--context", type=int, help="tokens per window of it; by default up to 512")
+    parser.add_argument("--calibrate-tokens", type=Count, default=32768, help="how much of it")
+    parser.add_argument(
+        "--context", type=Count, help="tokens per window of it; by default up to 512"
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
     add_output_arguments(parser)
     return parser

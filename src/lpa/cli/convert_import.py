@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_output_arguments
+from lpa.cli.parsing import Count, Parser, add_output_arguments
 
 
 def build_parser() -> Parser:
@@ -19,14 +19,14 @@ def build_parser() -> Parser:
         "checkpoint", type=Path, metavar="CKPT", help="a safetensors file with the published names"
     )
     parser.add_argument(
-        "--setting", type=int, required=True, help="1 (post-sublayer norm) or 2 (LLaMA-like)"
+        "--setting", type=Count, required=True, help="1 (post-sublayer norm) or 2 (LLaMA-like)"
     )
     parser.add_argument(
-        "--num-attention-heads", type=int, required=True, help="which the tensors do not tell"
+        "--num-attention-heads", type=Count, required=True, help="which the tensors do not tell"
     )
     parser.add_argument(
         "--context",
-        type=int,
+        type=Count,
         default=256,
         help="positions of setting 2, which its tensors do not tell",
     )

@@ -2,7 +2,7 @@
 
 import json
 
-from lpa.cli.parsing import Parser, add_data_argument, add_json_flag
+from lpa.cli.parsing import Count, Parser, Seed, add_data_argument, add_json_flag
 
 
 def build_parser() -> Parser:
@@ -15,9 +15,9 @@ def build_parser() -> Parser:
     )
     add_data_argument(parser)
     parser.add_argument("--split", type=str, default="train", help="which split")
-    parser.add_argument("--sample", type=int, default=5, help="how many documents")
-    parser.add_argument("--max-tokens", type=int, default=200, help="of each document")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice")
+    parser.add_argument("--sample", type=Count, default=5, help="how many documents")
+    parser.add_argument("--max-tokens", type=Count, default=200, help="of each document")
+    parser.add_argument("--seed", type=Seed, default=0, help="of the choice")
     add_json_flag(parser)
     return parser
 

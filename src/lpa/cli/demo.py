@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag
+from lpa.cli.parsing import Count, Parser, Seed, add_json_flag, add_overwrite_flag
 
 
 def build_parser() -> Parser:
@@ -23,8 +23,8 @@ def build_parser() -> Parser:
         type=Path,
         help="the directory to make; by default the first free of runs/demo, runs/demo-2, …",
     )
-    parser.add_argument("--steps", type=int, default=300, help="training steps of 2,048 tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and samples")
+    parser.add_argument("--steps", type=Count, default=300, help="training steps of 2,048 tokens")
+    parser.add_argument("--seed", type=Seed, default=0, help="of weights, data order and samples")
     add_overwrite_flag(parser)
     add_json_flag(parser)
     return parser

@@ -4,7 +4,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.parsing import Parser, add_json_flag, json_text
+from lpa.cli.parsing import (
+    Count,
+    NumberFromZero,
+    Parser,
+    PositiveNumber,
+    Seeds,
+    add_json_flag,
+    json_text,
+)
 
 
 def build_parser() -> Parser:
@@ -39,17 +47,19 @@ def build_parser() -> Parser:
         help="the folder of GLUE as distributed (CoLA/train.tsv, …) or that of the one task; by "
         "default the data set of the hub",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, …")
+    parser.add_argument("--seeds", type=Seeds, default=3, help="how many: 0, 1, …")
     parser.add_argument(
         "--from-scratch",
         action="store_true",
         help="beside each model, its architecture with random weights",
     )
-    parser.add_argument("--epochs", type=float, default=3.0, help="passes over the examples")
-    parser.add_argument("--batch-size", type=int, default=32, help="examples per step")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="peak")
-    parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
-    parser.add_argument("--max-length", type=int, default=128, help="most tokens of an example")
+    parser.add_argument(
+        "--epochs", type=PositiveNumber, default=3.0, help="passes over the examples"
+    )
+    parser.add_argument("--batch-size", type=Count, default=32, help="examples per step")
+    parser.add_argument("--learning-rate", type=PositiveNumber, default=1e-4, help="peak")
+    parser.add_argument("--weight-decay", type=NumberFromZero, default=0.01, help="of AdamW")
+    parser.add_argument("--max-length", type=Count, default=128, help="most tokens of an example")
     parser.add_argument(
         "--out", type=Path, help="where scores are kept; by default glue/ in each model's directory"
     )

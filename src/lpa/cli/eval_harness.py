@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments, json_text
+from lpa.cli.parsing import (
+    Count,
+    CountOrZero,
+    Parser,
+    PositiveNumber,
+    add_json_flag,
+    add_model_arguments,
+    json_text,
+)
 
 
 def build_parser() -> Parser:
@@ -24,12 +32,16 @@ def build_parser() -> Parser:
         help="names that lm-eval knows, or task files of your own (.yaml)",
     )
     parser.add_argument(
-        "--num-fewshot", type=int, help="examples before each question; by default the task's"
+        "--num-fewshot",
+        type=CountOrZero,
+        help="examples before each question; by default the task's",
     )
     parser.add_argument(
-        "--limit", type=float, help="at most so many examples of each task, or a share below 1"
+        "--limit",
+        type=PositiveNumber,
+        help="at most so many examples of each task, or a share below 1",
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="requests per forward pass")
+    parser.add_argument("--batch-size", type=Count, default=8, help="requests per forward pass")
     add_json_flag(parser)
     return parser
 

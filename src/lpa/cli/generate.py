@@ -2,7 +2,7 @@
 
 import json
 
-from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments
+from lpa.cli.parsing import Count, NumberFromZero, Parser, Seed, add_json_flag, add_model_arguments
 
 
 def build_parser() -> Parser:
@@ -15,18 +15,21 @@ def build_parser() -> Parser:
     )
     add_model_arguments(parser)
     parser.add_argument("--prompt", type=str, default="", help="what to continue")
-    parser.add_argument("--max-new-tokens", type=int, default=100, help="the most tokens to add")
+    parser.add_argument("--max-new-tokens", type=Count, default=100, help="the most tokens to add")
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest token each time"
+        "--temperature",
+        type=NumberFromZero,
+        default=0.8,
+        help="0 takes the likeliest token each time",
     )
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=NumberFromZero,
         default=0.95,
         help="sample from the tokens that hold this probability",
     )
-    parser.add_argument("--num-samples", type=int, default=1, help="how many continuations")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--num-samples", type=Count, default=1, help="how many continuations")
+    parser.add_argument("--seed", type=Seed, default=0, help="of the sampling")
     add_json_flag(parser)
     return parser
 

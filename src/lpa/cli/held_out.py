@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.parsing import json_text
+from lpa.cli.parsing import Count, json_text
 
 
 def add_text_arguments(parser: Any) -> None:
@@ -29,13 +29,13 @@ def add_text_arguments(parser: Any) -> None:
         help="windows that do not overlap, that overlap, or of each document alone; by default "
         "sliding where there is a --stride, else blocks",
     )
-    parser.add_argument("--context", type=int, help="tokens per window; by default the model's")
+    parser.add_argument("--context", type=Count, help="tokens per window; by default the model's")
     parser.add_argument(
         "--stride",
-        type=int,
+        type=Count,
         help="how far one window begins after the other; by default half the context",
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass")
+    parser.add_argument("--batch-size", type=Count, default=8, help="windows per forward pass")
 
 
 def windowing(arguments: Any) -> Any:

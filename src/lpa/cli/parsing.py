@@ -1,35 +1,85 @@
 """The argument parser that every command shares: one-line errors and examples under `--help`."""
 
 import argparse
+import difflib
 import json
 import math
 import re
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from pathlib import Path, PosixPath
 from typing import Any, NoReturn
 
 import jsonargparse
+from jsonargparse.typing import extend_base_type, register_type
 
+from lpa.cli.process import fail, one_line
 from lpa.train.field_types import TYPE_NAMES
 
-# How jsonargparse says that a value is not of the declared type, or of none of several.
-_MISTYPED = (
-    re.compile(r'Parser key "(?P<key>\S+)": Expected a (?P<kinds>.*?)\. Got value: (?P<value>.*)'),
-    re.compile(
-        r'Parser key "(?P<key>\S+)": .* Subtypes: \[(?P<kinds>.*)\] Errors: .* Given value: (?P<value>.*)'
-    ),
+# What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
+_MOST = 2**31 - 1
+
+# What errors say that a type of this module accepts, by the type's name.
+_ACCEPTED = {"Path": "a path"}
+
+# The type that --help shows for it.
+_BASES = {"Path": "path"}
+
+
+def _number_type(name: str, base: type, fits: Callable[[Any], bool], accepted: str) -> Any:
+    """A type for `add_argument`: numbers of a range, whose errors have the value and nothing else."""
+
+    def check(kind: Any, value: Any) -> None:
+        try:
+            if not isinstance(value, bool) and fits(base(value)):
+                return
+        except (TypeError, ValueError):
+            pass
+        raise ValueError(value)
+
+    _ACCEPTED[name] = accepted
+    _BASES[name] = base.__name__
+    return extend_base_type(name, base, check)
+
+
+def _whole(name: str, least: int, most: int, *, shown: str | None = None) -> Any:
+    accepted = f"a whole number from {least} to {shown or format(most, ',')}"
+    return _number_type(name, int, lambda value: least <= value <= most, accepted)
+
+
+Count = _whole("Count", 1, _MOST)
+CountOrZero = _whole("CountOrZero", 0, _MOST)
+Seed = _whole("Seed", 0, 2**63 - 1, shown="2^63 - 1")
+Seeds = _whole("Seeds", 1, 1000)  # how many, each a run
+Workers = _whole("Workers", 1, 1024)
+Threads = _whole("Threads", 0, 1024)
+PositiveNumber = _number_type(
+    "PositiveNumber", float, lambda value: 0 < value <= 1e6, "a number above 0, at most 1,000,000"
+)
+NumberFromZero = _number_type(
+    "NumberFromZero", float, lambda value: 0 <= value <= 1e6, "a number from 0 to 1,000,000"
 )
 
 
-def one_line(message: str) -> str:
-    """Fold a message of several lines into one."""
-    return " ".join(message.split())
+def _path(value: str | Path) -> Path:
+    if str(value) == "":
+        raise ValueError("nothing")  # which Path takes for the working directory
+    return Path(value)
 
 
-def fail(message: str) -> NoReturn:
-    """End the process as a user's mistake ends: one line on standard error, exit code 2."""
-    print(f"lpa: error: {one_line(message)}", file=sys.stderr)
-    raise SystemExit(2)
+for _kind in (Path, PosixPath):
+    register_type(_kind, str, _path, type_check=isinstance)
+
+# How jsonargparse says that a value is not of the declared type, or of none of several.
+_MISTYPED = (
+    re.compile(
+        r'Parser key "(?P<key>\S+?)"(?: \w+ \S+)?: Not of type (?P<kinds>\w+): ?(?P<value>.*)'
+    ),
+    re.compile(r'Parser key "(?P<key>\S+)": Expected a (?P<kinds>.*?)\. Got value: ?(?P<value>.*)'),
+    re.compile(
+        r'Parser key "(?P<key>\S+)": .* Subtypes: \[(?P<kinds>.*)\] Errors: .* Given value: ?(?P<value>.*)'
+    ),
+)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -46,36 +96,111 @@ class Parser(jsonargparse.ArgumentParser):
             formatter_class=_HelpFormatter,
         )
 
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """As argparse's; text that is not Unicode is refused, and numbers are plain int and float."""
+        _refuse_what_is_no_text(sys.argv[1:] if args is None else args)
+        arguments = super().parse_args(args, *rest, **options)
+        for key, value in list(arguments.items()):
+            _refuse_what_is_no_text([value], key)
+            arguments[key] = _plain(value)
+        return arguments
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(self._say_what_is_accepted(one_line(message)))
 
     def _say_what_is_accepted(self, message: str) -> str:
-        """A message of jsonargparse as: the field, what it got, what it accepts."""
+        """A message of jsonargparse as: the option or key, what it got, what it accepts."""
         if found := re.search(r"unrecognized arguments: (.*)", message):
-            return f"unknown option {found[1]}; `{self.prog} --help` lists what is accepted"
+            return self._unknown_option(found[1])
         if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
-            return (
-                f"unknown key {found[1]}.{found[2]}; expected one of {self._keys(found[1] + '.')}"
-            )
+            return self._unknown_key(found[2], found[1] + ".")
         if found := re.search(r"Option '(\S+)' is not accepted", message):
-            return f"unknown key {found[1]}; expected one of {self._keys('')}"
+            return self._unknown_key(found[1])
+        if found := re.search(r"the following arguments are required: (.*)", message):
+            return self._missing(found[1].split(", "))
+        if found := re.search(
+            r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message
+        ):
+            choices = found[3].replace("'", "").split(", ")
+            return (
+                f"{found[1]}: got {found[2]}; expected one of {', '.join(choices)}"
+                + did_you_mean(found[2], choices)
+            )
         for mistyped in _MISTYPED:
             if found := mistyped.search(message):
-                return f"{found['key']}: got {found['value']}; expected {_in_words(found['kinds'])}"
+                key = found["key"]  # one of a recipe, with a dot, may stand in the file
+                name = key if "." in key else self._shown(key)
+                return f"{name}: got {found['value'] or 'nothing'}; expected {_in_words(found['kinds'])}"
         return message
 
-    def _keys(self, prefix: str) -> str:
-        """The keys below a prefix, or the sections where there is none."""
+    def _unknown_option(self, given: str) -> str:
+        option = given.split("=")[0].split()[0]
+        if not option.startswith("-"):
+            return f"unexpected argument {given}; `{self.prog} --help` lists what is accepted"
+        meant = did_you_mean(option, self._option_string_actions)
+        return f"unknown option {given}; `{self.prog} --help` lists what is accepted{meant}"
+
+    def _unknown_key(self, key: str, prefix: str = "") -> str:
+        """A key of a recipe, below a prefix, or a section where there is none."""
         names = [action.dest for action in self._actions if "." in action.dest]
         if prefix:
             keys = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         else:
             keys = [name.split(".")[0] for name in names]
-        return ", ".join(dict.fromkeys(keys))
+        accepted = dict.fromkeys(keys)
+        return (
+            f"unknown key {prefix}{key}; expected one of {', '.join(accepted)}"
+            f"{did_you_mean(key, accepted)}"
+        )
+
+    def _missing(self, destinations: list[str]) -> str:
+        actions = {action.dest: action for action in self._actions}
+        named = [
+            f"{self._shown(name)} ({str(actions[name].help).rstrip('.')})"
+            if name in actions
+            else name
+            for name in destinations
+        ]
+        return f"got no {self._shown(destinations[0])}; expected {', '.join(named)}"
+
+    def _shown(self, key: str) -> str:
+        """What the user knows an argument by: its option, or the name of a positional argument in usage."""
+        for action in self._actions:
+            if action.dest == key:
+                positional = str(action.metavar or key)
+                return action.option_strings[-1] if action.option_strings else positional
+        return key
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error: the nearest of the known words, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _refuse_what_is_no_text(values: Iterable[Any], key: str | None = None) -> None:
+    """Bytes of an argument that are not UTF-8, or a zero in a text of a recipe, reach no library."""
+    for value in values:
+        text = str(value) if isinstance(value, str | Path) else ""
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            where = "" if key is None else f"{key}: "
+            fail(f"{where}got {text!a}; expected text in UTF-8")
+
+
+def _plain(value: Any) -> Any:
+    """A number of a type of this module as its base type, which every writer of files knows."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    for base in (int, float):
+        if isinstance(value, base) and type(value).__name__ in _ACCEPTED:
+            return base(value)
+    return value
 
 
 def _in_words(kinds: str) -> str:
     """The types in a message of jsonargparse as errors name them: `<class 'int'>` is a whole number."""
+    if kinds in _ACCEPTED:
+        return _ACCEPTED[kinds]
     for kind, name in TYPE_NAMES.items():
         kinds = kinds.replace(f"{kind}, ", f"{name} or ").replace(str(kind), name)
     return re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", kinds)
@@ -88,7 +213,12 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionH
         return argparse.RawDescriptionHelpFormatter._fill_text(self, text, width, indent)
 
     def _expand_help(self, action: argparse.Action) -> str:
-        return super()._expand_help(action).replace("<class 'Path'>", "path")
+        text = super()._expand_help(action).replace("<class 'Path'>", "path")
+        return re.sub(rf"\(type: ({'|'.join(_ACCEPTED)})\b", self._base_type, text)
+
+    @staticmethod
+    def _base_type(found: re.Match[str]) -> str:
+        return f"(type: {_BASES.get(found[1], found[1])}"
 
 
 def add_json_flag(parser: Any) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.parsing import Parser, add_json_flag
+from lpa.cli.parsing import Count, Parser, add_json_flag
 
 
 def build_parser() -> Parser:
@@ -25,11 +25,16 @@ def build_parser() -> Parser:
         help="a preset, a config.json, or a run or Hugging Face directory",
     )
     parser.add_argument("--placement", type=str, help="none, attention, ffn or all")
-    parser.add_argument("--rank", type=int, help="of the low-rank projections")
-    parser.add_argument("--context", type=int, help="tokens per sequence; by default the positions")
-    parser.add_argument("--batch", type=int, default=1, help="sequences per device")
+    parser.add_argument("--rank", type=Count, help="of the low-rank projections")
     parser.add_argument(
-        "--devices", type=int, default=1, help="that share weights, gradients and optimizer states"
+        "--context", type=Count, help="tokens per sequence; by default the positions"
+    )
+    parser.add_argument("--batch", type=Count, default=1, help="sequences per device")
+    parser.add_argument(
+        "--devices",
+        type=Count,
+        default=1,
+        help="that share weights, gradients and optimizer states",
     )
     parser.add_argument(
         "--dtype",

@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import asdict
 
-from lpa.cli.parsing import Parser, add_output_arguments
+from lpa.cli.parsing import Count, NumberFromZero, Parser, Workers, add_output_arguments
 
 
 def build_parser() -> Parser:
@@ -24,7 +24,7 @@ def build_parser() -> Parser:
         help="files, directories or globs of .txt, .jsonl, .csv, .parquet or .arrow, also with .gz or "
         ".zst, or hf:NAME; #key=value,… sets boundary, column, weight, errors, name or split of one",
     )
-    parser.add_argument("--vocab-size", type=int, help="train a byte-level BPE of this size")
+    parser.add_argument("--vocab-size", type=Count, help="train a byte-level BPE of this size")
     parser.add_argument(
         "--tokenizer",
         type=str,
@@ -36,13 +36,13 @@ def build_parser() -> Parser:
     parser.add_argument("--test", nargs="+", type=str, default=[], help="sources of held-out text")
     parser.add_argument(
         "--validation-fraction",
-        type=float,
+        type=NumberFromZero,
         default=0.01,
         help="share of SOURCE to hold out where --validation names no file",
     )
     parser.add_argument(
         "--test-fraction",
-        type=float,
+        type=NumberFromZero,
         default=0.0,
         help="share of SOURCE to hold out where --test names no file",
     )
@@ -70,7 +70,7 @@ def build_parser() -> Parser:
         help="leave out training documents equal to an earlier one",
     )
     parser.add_argument(
-        "--workers", type=int, help="processes that encode; by default one per core"
+        "--workers", type=Workers, help="processes that encode; by default one per core"
     )
     add_output_arguments(parser)
     return parser

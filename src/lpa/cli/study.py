@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpa.cli.parsing import Parser, fail
+from lpa.cli.parsing import Count, Parser, Seeds, Workers, fail
 
 if TYPE_CHECKING:
     from lpa.study.grid import Study
@@ -38,15 +38,15 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--scale", type=str, default="nano", help="tiny, pico, nano, micro, 130m, 370m or 3b"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--seeds", type=Seeds, default=3, help="runs of each variant")
+    parser.add_argument("--jobs", type=Workers, default=1, help="runs at a time")
     parser.add_argument(
         "--out", type=Path, help="where runs go; studies that share it share equal runs"
     )
     parser.add_argument(
         "--data", type=Path, help="prepared by `lpa prepare`; by default the bundled corpus"
     )
-    parser.add_argument("--steps", type=int, help="of training, in place of the scale's")
+    parser.add_argument("--steps", type=Count, help="of training, in place of the scale's")
     parser.add_argument("--tuned", type=Path, help="settings by placement, found by `tuning`")
     parser.add_argument(
         "--executor", choices=["local", "slurm"], default="local", help="who runs the jobs"
@@ -66,9 +66,6 @@ def build_parser() -> Parser:
 
 def main(rest: list[str]) -> None:
     arguments = build_parser().parse_args(rest)
-    for name in ("seeds", "jobs"):
-        if getattr(arguments, name) < 1:
-            fail(f"--{name}: got {getattr(arguments, name)}; expected at least 1")
     if arguments.out is None and not arguments.dry_run:
         fail("--out: got nothing; expected the directory for the runs")
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():

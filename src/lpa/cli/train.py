@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lpa.cli.parsing import Parser, add_json_flag, add_overwrite_flag, fail
+from lpa.cli.parsing import Count, Parser, add_json_flag, add_overwrite_flag, fail
 
 if TYPE_CHECKING:
     from lpa.train.config import RunConfig
@@ -65,7 +65,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=Count,
         help="with --dry-run: how many to plan for; by default what the parallel section says",
     )
     add_json_flag(parser)
@@ -90,6 +90,11 @@ _LATEST = "latest"
 
 
 def main(rest: list[str]) -> None:
+    if not rest:
+        fail(
+            "RECIPE: got nothing; expected a YAML file such as recipes/nano.yaml, or options in its place, "
+            "at least --data.path DIR and --out RUN"
+        )
     # A recipe is a file of defaults, so it must be read before the options that change it.
     if rest and not rest[0].startswith("-"):
         _check_recipe(Path(rest[0]))

@@ -1,0 +1,139 @@
+"""What no option accepts, whichever command it belongs to: walked over the parsers themselves."""
+
+import importlib
+from functools import cache
+from typing import Any
+
+import pytest
+
+from lpa.cli import COMMANDS
+from lpa.cli.parsing import Parser
+
+
+@cache
+def parser_of(command: str) -> Parser:
+    return importlib.import_module(COMMANDS[command][0]).build_parser()
+
+
+def minimal(parser: Parser, leave_out: Any) -> list[str]:
+    """What the parser requires, except one action."""
+    line: list[str] = []
+    for action in parser._actions:
+        if action is leave_out:
+            continue
+        value = str(next(iter(action.choices or ["1"])))
+        if not action.option_strings and action.nargs != 0:
+            line.append(value)
+        elif action.required and action.option_strings:
+            line += [action.option_strings[-1], value]
+    return line
+
+
+def numbers(command: str) -> list[Any]:
+    """The options of a command that take numbers; what a recipe holds is the configuration's to check."""
+    return [
+        action
+        for action in parser_of(command)._actions
+        if isinstance(getattr(action, "_typehint", None), type)
+        and issubclass(action._typehint, int | float)
+        and action._typehint is not bool
+        and "." not in action.dest
+    ]
+
+
+ALL_NUMBERS = [
+    pytest.param(command, action.option_strings[-1], id=f"{command} {action.option_strings[-1]}")
+    for command in COMMANDS
+    for action in numbers(command)
+]
+
+
+def refusal(command: str, option: str, value: str, capsys) -> str:
+    parser = parser_of(command)
+    action = parser._option_string_actions[option]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args([*minimal(parser, action), f"{option}={value}"])
+    assert exit_.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+def test_options_with_numbers_are_found():
+    assert len(ALL_NUMBERS) > 45
+
+
+@pytest.mark.parametrize(("command", "option"), ALL_NUMBERS)
+def test_no_number_is_beyond_what_can_be_counted(command, option, capsys):
+    for value in ("-1", "9223372036854775808", "1e308", "-1e308", "nan", "inf", "1e400", "", "x"):
+        error = refusal(command, option, value, capsys)
+        assert error.startswith(f"lpa: error: {option}: got {value or 'nothing'}; expected a ")
+        assert "number from 0 to" in error or "number from 1 to" in error or "above 0" in error
+
+
+def test_numbers_are_plain_ones():
+    arguments = parser_of("generate").parse_args(["run", "--seed", "3", "--temperature", "1"])
+    assert type(arguments.seed) is int
+    assert type(arguments.temperature) is float
+    arguments = parser_of("analyze").parse_args(["run", "--out", "x", "--ranks", "3", "4"])
+    assert [type(rank) for rank in arguments.ranks] == [int, int]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_path_is_not_empty_and_text_is_unicode(command, capsys):
+    for action in parser_of(command)._actions:
+        if not action.option_strings or action.nargs == 0 or action.dest in ("help", "config"):
+            continue
+        option = action.option_strings[-1]
+        assert "UTF-8" in refusal(command, option, "caf\udce9", capsys)
+        if "Path" in str(getattr(action, "_typehint", "")):
+            assert f"{action.dest.replace('_', '-')}: got nothing; expected a path" in refusal(
+                command, option, "", capsys
+            )
+
+
+def test_text_of_a_recipe_is_unicode(lpa, tmp_path):
+    (tmp_path / "recipe.yaml").write_text('data:\n  path: "a\\0b"\n')
+    finished = lpa("train", "recipe.yaml", "--dry-run", cwd=tmp_path)
+    assert finished.code == 2
+    assert finished.stderr == "lpa: error: data.path: got 'a\\x00b'; expected text in UTF-8\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "did you mean lpa train?"),
+        (["perplexity"], "did you mean lpa eval perplexity?"),
+        (["eval", "perplexty"], "did you mean lpa eval perplexity?"),
+        (["generate", "run", "--sed", "3"], "did you mean --seed?"),
+        (["train", "--model.rnk", "3"], "did you mean --model.rank?"),
+        (["convert", "factorize", "m", "--out", "o", "--cut", "svg"], "did you mean svd?"),
+        (["generate"], "got no MODEL; expected MODEL (a run directory or"),
+        (["train"], "RECIPE: got nothing; expected a YAML file such as recipes/nano.yaml"),
+        (["train", "--out", "run"], "expected --data.path (a prepared data directory)"),
+        (["generate", "run", "more"], "unexpected argument more"),
+    ],
+)
+def test_an_error_names_what_was_meant(arguments, words, lpa):
+    finished = lpa(*arguments)
+    assert finished.code == 2
+    assert finished.stderr.count("\n") == 1
+    assert words in finished.stderr
+
+
+@pytest.mark.parametrize(("key", "meant"), [("rnak", "rank"), ("hidden", "hidden_size")])
+def test_a_wrong_key_of_a_recipe_names_the_one_meant(key, meant, lpa, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"model:\n  {key}: 8\n")
+    finished = lpa("train", "recipe.yaml", cwd=tmp_path)
+    assert finished.code == 2
+    assert finished.stderr.endswith(f"did you mean {meant}?\n")
+
+
+def test_bare_lpa_and_bare_groups_print_help(lpa):
+    assert lpa().code == 0
+    assert lpa().stdout == lpa("--help").stdout
+    for group in {command.split()[0] for command in COMMANDS if " " in command}:
+        assert lpa(group).code == 0
+        assert lpa(group).stdout == lpa(group, "--help").stdout
