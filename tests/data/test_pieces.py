@@ -8,7 +8,7 @@ from tokenizer_kinds import tokenizer_kind
 from lpa.data import bundled_corpus, load_tokenizer, read_documents
 from lpa.data import pieces as pieces_module
 from lpa.data.pieces import Cutter
-from lpa.data.sources import Fragment
+from lpa.data.readers import Fragment
 
 
 def ids(backend, pieces):

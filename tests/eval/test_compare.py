@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lpa.data import prepare
-from lpa.data.sources import bundled_corpus, read_documents
+from lpa.data import bundled_corpus, prepare, read_documents
 from lpa.errors import UserError
 from lpa.eval.compare import compare, verdict
 

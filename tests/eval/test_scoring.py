@@ -13,8 +13,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from lpa.data import split_tokens
-from lpa.data.sources import bundled_corpus, read_documents
+from lpa.data import bundled_corpus, read_documents, split_tokens
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity, summarize
 from lpa.eval.scoring import score, windows

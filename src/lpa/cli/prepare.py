@@ -81,6 +81,7 @@ def main(rest: list[str]) -> None:
 
     from lpa import console
     from lpa.data import prepare
+    from lpa.data.listing import left_out_in_words
 
     with console.progress() as display:
         # What is being done -> its bar, and when it began.
@@ -119,3 +120,7 @@ def main(rest: list[str]) -> None:
     print(f"{arguments.out}: vocabulary of {manifest.vocab_size:,}")
     for name, split in manifest.splits.items():
         print(f"  {name:<11}{split.tokens:>14,} tokens  {split.documents:>10,} documents")
+    for sources in manifest.source["sources"].values():
+        for source in sources:
+            if left_out := left_out_in_words(source["left_out"]):
+                print(f"  left out: {left_out}")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpa.data.sources import Source, read_documents
+from lpa.data.readers import read_documents
+from lpa.data.sources import Source
 from lpa.errors import UserError
 
 _BATCH = 4  # windows at once; a layer's activations of them are all that is held beside the streams

@@ -13,7 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "dataset": ["TokenDataset", "eval_windows", "split_tokens"],
         "manifest": ["Manifest"],
         "preparation": ["prepare"],
-        "sources": ["Source", "bundled_corpus", "read_documents"],
+        "readers": ["read_documents"],
+        "sources": ["Source", "bundled_corpus"],
         "tokenizer": ["load_tokenizer"],
     },
 )
@@ -22,5 +23,6 @@ if TYPE_CHECKING:
     from lpa.data.dataset import TokenDataset, eval_windows, split_tokens
     from lpa.data.manifest import Manifest
     from lpa.data.preparation import prepare
-    from lpa.data.sources import Source, bundled_corpus, read_documents
+    from lpa.data.readers import read_documents
+    from lpa.data.sources import Source, bundled_corpus
     from lpa.data.tokenizer import load_tokenizer

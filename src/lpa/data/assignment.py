@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
+from lpa.data.listing import LeftOut, SourceFiles
 from lpa.data.pieces import Cutter
-from lpa.data.sources import Fragment, Source, read_fragments
+from lpa.data.readers import Fragment, read_fragments
 
 # How much of a document decides its split, so that a long one need not be read to its end first.
 _HEAD = 2**16
@@ -43,7 +44,7 @@ class Survey:
 
 
 def survey(
-    sources: Sequence[Source], fractions: dict[str, float], *, deduplicate: bool = False
+    sources: Sequence[SourceFiles], fractions: dict[str, float], *, deduplicate: bool = False
 ) -> Survey:
     """Count documents as far as needed, and find exact duplicates if asked to.
 
@@ -85,7 +86,7 @@ class Assignment:
     """
 
     def __init__(
-        self, sources: Sequence[Source], fractions: dict[str, float], found: Survey
+        self, sources: Sequence[SourceFiles], fractions: dict[str, float], found: Survey
     ) -> None:
         self._sources = sources
         self._fractions = fractions
@@ -97,6 +98,7 @@ class Assignment:
         advance: Callable[[int], None] = lambda size: None,
         *,
         limit: int | None = None,
+        left_out: Sequence[LeftOut] | None = None,
     ) -> Iterator[Assigned]:
         """All pieces in order; a source of weight above 1 is gone through more than once.
 
@@ -104,11 +106,17 @@ class Assignment:
             cutter: cuts the documents.
             advance: called with the bytes read on disk since the last call.
             limit: go on to the next source after about so many characters.
+            left_out: counts, for each source, the documents and files without text.
         """
-        for position, source in enumerate(self._sources):
+        for position, listed in enumerate(self._sources):
+            counts = LeftOut() if left_out is None else left_out[position]
             turns = (
-                _by_bounds(cutter.cut(self._documents(position, turn, advance)))
-                for turn in range(math.ceil(source.weight))
+                _by_bounds(
+                    cutter.cut(
+                        self._documents(position, turn, advance, LeftOut() if turn else counts)
+                    )
+                )
+                for turn in range(math.ceil(listed.source.weight))
             )
             taken = 0
             for piece in chain.from_iterable(turns):
@@ -118,16 +126,16 @@ class Assignment:
                     break
 
     def _documents(
-        self, position: int, turn: int, advance: Callable[[int], None]
+        self, position: int, turn: int, advance: Callable[[int], None], left_out: LeftOut
     ) -> Iterator[tuple[Bounds, Fragment]]:
-        source = self._sources[position]
+        listed = self._sources[position]
         # Where the survey did not come so far, no number of a document is asked for.
         number = self._found.first[position] if position < len(self._found.first) else 0
         bounds: Bounds = []
         begun = False
-        for fragment in read_fragments(source, advance):
+        for fragment in read_fragments(listed, advance, left_out):
             if not begun:
-                bounds = self._bounds(number, fragment.text, source.weight, turn)
+                bounds = self._bounds(number, fragment.text, listed.source.weight, turn)
             if len(bounds) > 1 and fragment.last and not begun:
                 yield from _cut_whole(fragment.text, bounds)
             elif bounds:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from lpa.data.sources import Fragment
+from lpa.data.readers import Fragment
 from lpa.data.words import encodes_by_words
 
 # A tokenizer is several times faster on a few thousand characters than on a million.

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lpa.data.assignment import Assigned, Assignment, Survey, survey
+from lpa.data.listing import LeftOut, SourceFiles, list_files
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split, shard_name
 from lpa.data.pieces import Cutter
 from lpa.data.sources import Source
@@ -51,36 +52,41 @@ class Job:
     """What to prepare, and from what.
 
     Attributes:
-        given: split -> its sources; a split without any is held out of the training sources.
+        given: split -> its sources with their files; a split without any is held out of the training
+            sources.
         fractions: held-out split -> share of the training sources.
         deduplicate: leave out training documents equal to an earlier one.
         workers: processes that encode.
     """
 
-    given: dict[str, list[Source]]
+    given: dict[str, list[SourceFiles]]
     fractions: dict[str, float]
     deduplicate: bool
     workers: int
 
     def size(self) -> int:
         """Bytes on disk of all files."""
-        files = (f for sources in self.given.values() for s in sources for f in s.files())
-        return sum(file.stat().st_size for file in files)
+        return sum(
+            file.stat().st_size
+            for sources in self.given.values()
+            for listed in sources
+            for file in listed.files
+        )
 
     def describe(self, *, paths: bool) -> dict[str, Any]:
         """What decides the output; with `paths`, where and when the files were written too."""
         described: dict[str, Any] = {}
         for split, sources in self.given.items():
             described[split] = []
-            for source in sources:
-                fields = asdict(source)
+            for listed in sources:
+                fields = asdict(listed.source)
                 fields["files"] = [
                     [str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns]
                     if paths
                     else [f.name, f.stat().st_size]
-                    for f in source.files()
+                    for f in listed.files
                 ]
-                if not paths and not source.on_hub:
+                if not paths and not listed.source.on_hub:
                     del fields["place"]
                 described[split].append(fields)
         return {"sources": described, "fractions": self.fractions, "deduplicate": self.deduplicate}
@@ -133,7 +139,10 @@ def prepare(
     defaults = {"boundary": boundary, "column": column, "errors": errors}
     job = Job(
         given={
-            split: [s if isinstance(s, Source) else Source.parse(s, **defaults) for s in places]
+            split: [
+                list_files(s if isinstance(s, Source) else Source.parse(s, **defaults), output=out)
+                for s in places
+            ]
             for split, places in (("train", sources), ("validation", validation), ("test", test))
         },
         fractions={
@@ -144,16 +153,15 @@ def prepare(
         workers=workers or _cores(),
     )
     _check_fractions(job.fractions)
-    job.size()  # looks at every file
     with _partial_directory(out, job, vocab_size, tokenizer) as partial:
         found = survey(job.given["train"], job.fractions, deduplicate=deduplicate)
         if found.documents == 0:
             raise UserError(f"{', '.join(map(str, sources))}: no text")
         encoder = _tokenizer(partial, job, found, vocab_size, tokenizer, report)
         dtype = "uint16" if len(encoder) <= 2**16 else "uint32"
-        count = _encode(partial, job, found, encoder, dtype, report)
+        count, left_out = _encode(partial, job, found, encoder, dtype, report)
         report("writing shards", 0, 0)
-        return _finish(partial, out, job, encoder, dtype, count)
+        return _finish(partial, out, job, encoder, dtype, count, left_out)
 
 
 def _cores() -> int:
@@ -264,23 +272,37 @@ def _sample(job: Job, found: Survey) -> Iterator[str]:
             yield piece.text
 
 
+# Split -> what is left out of each of its sources.
+AllLeftOut = dict[str, list[LeftOut]]
+
+
 def _pieces(
-    job: Job, found: Survey, cutter: Cutter, advance: Callable[[int], None]
+    job: Job,
+    found: Survey,
+    cutter: Cutter,
+    advance: Callable[[int], None],
+    left_out: AllLeftOut,
 ) -> Iterator[Assigned]:
     """The text of all splits, in an order that is always the same."""
-    yield from Assignment(job.given["train"], job.fractions, found).pieces(cutter, advance)
+    training = Assignment(job.given["train"], job.fractions, found)
+    yield from training.pieces(cutter, advance, left_out=left_out["train"])
     for split in ("validation", "test"):
         none = {"validation": 0.0, "test": 0.0}
-        for piece in Assignment(job.given[split], none, Survey()).pieces(cutter, advance):
+        held_out = Assignment(job.given[split], none, Survey())
+        for piece in held_out.pieces(cutter, advance, left_out=left_out[split]):
             yield piece._replace(split=split)
 
 
 def _encode(
     partial: Path, job: Job, found: Survey, encoder: Any, dtype: str, report: Report
-) -> int:
-    """Encode all units that are not finished; returns how many units there are."""
+) -> tuple[int, AllLeftOut]:
+    """Encode all units that are not finished; returns how many units there are, and what is left out."""
     total, done = job.size(), 0
-    repeated = any(source.weight > 1 for source in job.given["train"])
+    repeated = any(listed.source.weight > 1 for listed in job.given["train"])
+    left_out: AllLeftOut = {
+        split: [LeftOut(listed.left_out) for listed in sources]
+        for split, sources in job.given.items()
+    }
 
     def advance(size: int) -> None:
         nonlocal done
@@ -288,7 +310,7 @@ def _encode(
         report("encoding", done, 0 if repeated else total)
 
     folder = partial / "units"
-    pieces = _pieces(job, found, Cutter(encoder.backend_tokenizer), advance)
+    pieces = _pieces(job, found, Cutter(encoder.backend_tokenizer), advance, left_out)
     count = 0
 
     def unfinished() -> Iterator[Item]:
@@ -307,7 +329,7 @@ def _encode(
             alone.encode(*item)
     else:
         _encode_in_processes(unfinished(), job.workers, arguments)
-    return count
+    return count, left_out
 
 
 # The number of a unit, one of its splits, and the pieces of that split.
@@ -342,7 +364,15 @@ def _by_split(group: list[Assigned]) -> list[tuple[str, list[Assigned]]]:
     return [(split, of_split) for split, of_split in pieces.items() if of_split]
 
 
-def _finish(partial: Path, out: Path, job: Job, encoder: Any, dtype: str, count: int) -> Manifest:
+def _finish(
+    partial: Path,
+    out: Path,
+    job: Job,
+    encoder: Any,
+    dtype: str,
+    count: int,
+    left_out: AllLeftOut,
+) -> Manifest:
     """Put the units together, write the manifest, and move the result to its place."""
     result = partial / "result"
     shutil.rmtree(result, ignore_errors=True)
@@ -358,7 +388,7 @@ def _finish(partial: Path, out: Path, job: Job, encoder: Any, dtype: str, count:
             for split in SPLITS
             if split == "train" or job.given[split] or job.fractions[split]
         },
-        source=job.describe(paths=False),
+        source=_with_left_out(job.describe(paths=False), left_out),
     )
     for split, contents in manifest.splits.items():
         if contents.tokens == 0:
@@ -373,6 +403,14 @@ def _finish(partial: Path, out: Path, job: Job, encoder: Any, dtype: str, count:
     os.replace(result, out)
     fsync_directory(out.parent)
     return manifest
+
+
+def _with_left_out(described: dict[str, Any], left_out: AllLeftOut) -> dict[str, Any]:
+    """The description of the sources, where each says what was left out of it."""
+    for split, sources in described["sources"].items():
+        for source, counts in zip(sources, left_out[split], strict=True):
+            source["left_out"] = counts.describe()
+    return described
 
 
 def _assemble(folder: Path, result: Path, split: str, count: int, dtype: str) -> Split:

@@ -8,7 +8,8 @@ import numpy as np
 
 from lpa.data.dataset import split_tokens
 from lpa.data.manifest import FILE_NAME, SPLITS, Manifest
-from lpa.data.sources import Source, read_documents
+from lpa.data.readers import read_documents
+from lpa.data.sources import Source
 from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
 
