@@ -59,18 +59,20 @@ def test_rows_of_whole_and_broken_runs(runs, lpa):
     assert rows["begun"]["loss"] is None
     problems = {name: row["problem"] for name, row in rows.items() if row["problem"]}
     assert problems == {
-        "bad-config[red]": "config.yaml: damaged",
-        "bad-metrics": "metrics.jsonl: damaged",
-        "bad-result": "result.json: damaged",
+        "bad-config[red]": "config.yaml: is not YAML (line 1: expected ',' or ']', but got '<stream end>')",
+        "bad-metrics": "metrics.jsonl: line 1: is not JSON (not UTF-8: invalid start byte at byte 0)",
+        "bad-result": "result.json: is not JSON (Unterminated string starting at: "
+        "line 1 column 14 (char 13))",
+        "odd": "result.json: steps: got 'many'; expected a whole number from 0",
     }
     assert rows["bad-config[red]"]["loss"] == done["loss"]
-    assert rows["odd"]["steps"] is None
+    assert rows["odd"]["steps"] == 8  # as its records say
 
 
 def test_the_table(runs, lpa):
     finished = lpa("runs", ".", cwd=runs)  # short names, which no column folds
     assert finished.code == 0, finished.stderr
-    for text in ("stopped at step 5 of 8", "bad-config[red]", "result.json: damaged", "1,024"):
+    for text in ("stopped at step 5 of 8", "bad-config[red]", "result.json: is not JSON", "1,024"):
         assert text in " ".join(finished.stdout.split())
 
 

@@ -63,21 +63,21 @@ def test_other_tokens_are_refused_field_by_field():
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        "!!python/object/apply:os.system ['touch PWNED']",
-        "train: !!python/object/apply:os.system ['touch PWNED']",
-        "train: {steps: 1",
-        "- a list",
-        "train: 3",
+        ("!!python/object/apply:os.system ['touch PWNED']", "is not YAML"),
+        ("train: !!python/object/apply:os.system ['touch PWNED']", "is not YAML"),
+        ("train: {steps: 1", "is not YAML"),
+        ("- a list", "got .'a list'.; expected a mapping"),
+        ("train: 3", "train: got 3; expected a mapping"),
     ],
 )
 def test_a_configuration_that_is_no_plain_yaml_is_refused_and_runs_nothing(
-    text, tmp_path, monkeypatch
+    text, message, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"config\.yaml: is no"):
+    with pytest.raises(UserError, match=rf"config\.yaml: {message}"):
         read_saved_config(path)
     assert not (tmp_path / "PWNED").exists()

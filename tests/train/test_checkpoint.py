@@ -128,7 +128,7 @@ def test_an_asynchronous_save_holds_the_step_it_names(prepared, tmp_path):
     with safe_open(shard, "pt") as file:
         for name, weight in expected.items():
             assert torch.equal(file.get_tensor(f"weights/{name}"), weight), name
-    assert store.read_seal(path)["progress"]["step"] == 3
+    assert store.read_seal(path).progress.step == 3
     changed = weights(trainer)
     assert any(not torch.equal(changed[name], expected[name]) for name in expected)
 

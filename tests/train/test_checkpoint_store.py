@@ -12,7 +12,8 @@ def write_checkpoint(run, step, text="weights"):
     store.start_partial(partial)
     (partial / "shard.safetensors").write_text(text)
     files = {"shard.safetensors": store.describe_file(partial / "shard.safetensors")}
-    return store.seal(run, partial, {"progress": {"step": step}}, files)
+    content = {"progress": {"step": step}, "identity": {}, "torch": "2.13.0"}
+    return store.seal(run, partial, content, files)
 
 
 def names(paths):
@@ -23,9 +24,9 @@ def test_a_sealed_checkpoint_says_what_it_holds(tmp_path):
     path = write_checkpoint(tmp_path, 10)
     assert path == store.checkpoint_path(tmp_path, 10)
     content = store.read_seal(path)
-    assert content["progress"] == {"step": 10}
-    store.check_names(path, content["files"])
-    store.check_file(path / "shard.safetensors", content["files"]["shard.safetensors"])
+    assert content.progress.step == 10
+    store.check_names(path, content.files)
+    store.check_file(path / "shard.safetensors", content.files["shard.safetensors"])
     assert store.checkpoints(tmp_path) == store.resumable(tmp_path) == [path]
     assert store.unfinished(tmp_path) == []
 
@@ -107,7 +108,7 @@ def test_a_damaged_file_is_named(tmp_path, damage, message):
     path = write_checkpoint(tmp_path, 10)
     file = path / "shard.safetensors"
     damage(file)
-    expected = store.read_seal(path)["files"][file.name]
+    expected = store.read_seal(path).files[file.name]
     with pytest.raises(store.DamagedCheckpointError, match=message):
         store.check_file(file, expected)
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.model import LPAConfig, LPAForCausalLM
-from lpa.train.evaluate import Perplexity, total_loss
+from lpa.train.evaluate import total_loss
+from lpa.train.perplexity import Perplexity
 
 SIZES = {
     "vocab_size": 50,

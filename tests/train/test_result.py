@@ -1,7 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lpa.train.evaluate import Perplexity
+from lpa.train.perplexity import Perplexity
 from lpa.train.result import RunResult, summary
 
 RESULT = RunResult(

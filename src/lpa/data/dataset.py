@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lpa.data.manifest import Manifest
+from lpa.data.npy import open_npy
 from lpa.errors import UserError
 
 IGNORE = -100  # the target that a loss leaves out
@@ -60,15 +61,14 @@ def _release(shard: np.memmap, start: int, stop: int) -> None:
 
 
 def _open_shard(path: Path, tokens: int, dtype: str) -> np.memmap:
-    try:
-        shard = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such shard, though the manifest names it") from error
-    except (ValueError, EOFError, OSError) as error:
+    if not path.exists():
+        raise UserError(f"{path}: no such shard, though the manifest names it")
+    shard = open_npy(path)
+    if shard is None:
         raise UserError(
             f"{path}: shard is truncated or not .npy; expected {tokens} tokens of {dtype}; "
             "prepare the data again"
-        ) from error
+        )
     if shard.shape != (tokens,) or shard.dtype != dtype:
         raise UserError(
             f"{path}: shard holds {shard.dtype} of shape {shard.shape}; "

@@ -7,6 +7,7 @@ from typing import Any
 
 from lpa.errors import UserError
 from lpa.files import write_text
+from lpa.records import Count, read_json, typed
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -24,7 +25,7 @@ class Shard:
     """A flat `.npy` file of token ids."""
 
     name: str
-    tokens: int
+    tokens: Count
     sha256: str
 
 
@@ -37,10 +38,10 @@ class Split:
     """
 
     shards: list[Shard]
-    tokens: int
-    documents: int
-    bytes: int
-    words: int
+    tokens: Count
+    documents: Count
+    bytes: Count
+    words: Count
 
 
 @dataclass
@@ -48,9 +49,9 @@ class Manifest:
     """Describes a prepared data directory; written as `manifest.json` in it."""
 
     tokenizer_sha256: str
-    vocab_size: int
+    vocab_size: Count
     dtype: str
-    eos_token_id: int
+    eos_token_id: Count
     splits: dict[str, Split]
     source: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
@@ -69,28 +70,22 @@ class Manifest:
         if not path.is_file():
             what = f"has no {FILE_NAME}" if directory.is_dir() else "no such directory"
             raise UserError(f"data {directory}: {what}; expected the output of `lpa prepare`")
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            version = fields["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise UserError(
-                    f"{path}: schema_version {version}; this version reads {SCHEMA_VERSION}"
-                )
-            fields["splits"] = {
-                name: Split(**(split | {"shards": [Shard(**shard) for shard in split["shards"]]}))
-                for name, split in fields["splits"].items()
-            }
-            manifest = cls(**fields)
-            manifest.check(path)
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: is not a manifest of this package ({error})") from error
+        fields = read_json(path, dict[str, Any])
+        version = fields.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{path}: schema_version {version}; this version reads {SCHEMA_VERSION}"
+            )
+        manifest = typed(fields, cls, where=path)
+        manifest.check(path)
         return manifest
 
     def check(self, path: Path) -> None:
         """Refuse what cannot be of `lpa prepare`.
 
         Raises:
-            UserError: a dtype too small for the vocabulary, or shards out of their order.
+            UserError: a dtype too small for the vocabulary, another split, shards out of their order, or
+                counts that contradict each other.
         """
         widest = {"uint16": 2**16, "uint32": 2**32}
         if self.vocab_size > widest.get(self.dtype, 0):
@@ -98,7 +93,22 @@ class Manifest:
                 f"{path}: dtype {self.dtype!r} cannot hold a vocabulary of {self.vocab_size}; expected "
                 f"{'uint16' if self.vocab_size <= 2**16 else 'uint32'}"
             )
+        if self.eos_token_id >= self.vocab_size:
+            raise UserError(
+                f"{path}: eos_token_id: got {self.eos_token_id}; expected one below vocab_size "
+                f"({self.vocab_size})"
+            )
         for name, split in self.splits.items():
+            if name not in SPLITS:
+                raise UserError(
+                    f"{path}: splits: got {name!r}; expected some of {', '.join(SPLITS)}"
+                )
+            in_shards = sum(shard.tokens for shard in split.shards)
+            if split.tokens != in_shards:
+                raise UserError(
+                    f"{path}: splits.{name}.tokens: got {split.tokens}; expected {in_shards}, those of its "
+                    "shards"
+                )
             for number, shard in enumerate(split.shards):
                 if shard.name != shard_name(name, number):
                     raise UserError(

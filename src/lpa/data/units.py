@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from lpa.data.assignment import Assigned
+from lpa.data.npy import open_npy
 from lpa.data.words import WordEncoder, encodes_by_words
+from lpa.errors import UserError
 from lpa.files import write_text
+from lpa.records import Count, read_json
 
 UNIT_CHARACTERS = 2**21
 
@@ -23,10 +26,10 @@ UNIT_CHARACTERS = 2**21
 class UnitSplit:
     """What a unit holds of one split."""
 
-    tokens: int = 0
-    documents: int = 0
-    bytes: int = 0
-    words: int = 0
+    tokens: Count = 0
+    documents: Count = 0
+    bytes: Count = 0
+    words: Count = 0
 
 
 def units(pieces: Iterable[Assigned]) -> Iterator[list[Assigned]]:
@@ -48,9 +51,14 @@ def unit_name(folder: Path, split: str, number: int) -> Path:
 
 
 def load_unit(folder: Path, split: str, number: int) -> UnitSplit | None:
-    """What a finished unit holds of a split, or None where it is not finished."""
-    path = unit_name(folder, split, number).with_suffix(".json")
-    return UnitSplit(**json.loads(path.read_text())) if path.exists() else None
+    """What a finished unit holds of a split, or None where it is not finished or damaged."""
+    path = unit_name(folder, split, number)
+    try:
+        unit = read_json(path.with_suffix(".json"), UnitSplit)
+    except UserError:  # not there yet, or damaged
+        return None
+    tokens = open_npy(path.with_suffix(".npy"))
+    return unit if tokens is not None and tokens.shape == (unit.tokens,) else None
 
 
 class Encoder:

@@ -14,8 +14,8 @@ from lpa.eval.bootstrap import interval, resampled_sums
 from lpa.eval.scoring import Scores, score
 from lpa.eval.texts import TokenizedText, load_text
 from lpa.eval.windowing import Windowing, positions_of
-from lpa.train.evaluate import Perplexity
 from lpa.train.loading import load_model
+from lpa.train.perplexity import Perplexity
 
 Report = Callable[[int, int], None]
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from lpa.errors import UserError
+from lpa.records import YamlLoader, read_yaml
 from lpa.train.config import RunConfig
 
 # These change where a run stops, what is kept and who computes it, never the weights beyond rounding.
@@ -40,18 +41,9 @@ def read_saved_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, no YAML of plain values, or has no sections.
     """
-    try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"--resume: {path.parent} is not a run directory (no {path.name})"
-        ) from error
-    # The safe loader refuses every tag that would make an object.
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not a plain YAML file ({error})") from error
-    if not isinstance(saved, dict) or not all(isinstance(part, dict) for part in saved.values()):
-        raise UserError(f"{path}: is not the configuration of a run; expected sections of fields")
-    return saved
+    if not path.exists():
+        raise UserError(f"--resume: {path.parent} is not a run directory (no {path.name})")
+    return read_yaml(path, dict[str, dict[str, Any]])
 
 
 def check_same(saved: dict[str, Any], current: RunConfig, *, allow: Collection[str] = ()) -> None:
@@ -65,7 +57,7 @@ def check_same(saved: dict[str, Any], current: RunConfig, *, allow: Collection[s
     Raises:
         UserError: naming the fields that differ, or a field in `allow` that there is not.
     """
-    before, after = _flat(saved), _flat(yaml.safe_load(current.to_yaml()))
+    before, after = _flat(saved), _flat(yaml.load(current.to_yaml(), YamlLoader))
     for name in allow:
         if name not in after and name not in HASHED_FIELDS:
             raise UserError(

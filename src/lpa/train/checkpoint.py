@@ -147,7 +147,7 @@ class Checkpointer:
             DamagedCheckpointError: a file of it is not what was written, by name.
         """
         seal = store.read_seal(path)
-        files = seal["files"]
+        files = seal.files
         together(lambda: store.check_names(path, files))
         own_share = sorted(files)[self._world.rank :: self._world.size]
         together(lambda: store.check_files(path, {name: files[name] for name in own_share}))
@@ -168,7 +168,7 @@ class Checkpointer:
         )
         if not absent:
             _restore_random_states({name.rsplit("/", 1)[1]: tensors[name] for name in random})
-        return Progress(**seal["progress"]), seal["identity"]
+        return seal.progress, seal.identity
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that is saved, by name; a tied weight under its first."""

@@ -12,12 +12,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
 from lpa.files import fsync_directory, write_text
+from lpa.records import Count, read_json, typed
+from lpa.train.progress import Progress
 
 SEAL = "state.json"
 _LATEST = "latest.json"
@@ -28,6 +31,39 @@ _UNFINISHED = re.compile(r"\.step-\d{8}\.(partial|deleting)")
 
 class DamagedCheckpointError(UserError):
     """A checkpoint whose files are not what was written."""
+
+
+@dataclass
+class StoredFile:
+    """What the seal says of a file."""
+
+    bytes: Count
+    sha256: str
+
+
+@dataclass
+class Seal:
+    """What the seal of a checkpoint says.
+
+    Attributes:
+        identity: field -> hash of what was trained on.
+        torch: the version that wrote it.
+        files: by name.
+    """
+
+    format: int
+    progress: Progress
+    identity: dict[str, str]
+    torch: str
+    files: dict[str, StoredFile]
+
+
+@dataclass
+class _Sealed:
+    """The file of a seal: its content, and the checksum of that."""
+
+    sha256: str
+    content: dict[str, Any]
 
 
 def folder(run: Path) -> Path:
@@ -70,8 +106,8 @@ def resumable(run: Path) -> list[Path]:
     """The complete checkpoints to go on from, best first: the one written last, then lower steps."""
     found = checkpoints(run)
     try:
-        latest = int(json.loads((folder(run) / _LATEST).read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError):  # none was written, or it was lost
+        latest = read_json(folder(run) / _LATEST, dict[str, int])["step"]
+    except (UserError, KeyError):  # none was written, or it was lost
         latest = step_of(found[-1]) if found else 0
     return [path for path in reversed(found) if step_of(path) <= latest]
 
@@ -112,7 +148,9 @@ def start_partial(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def seal(run: Path, partial: Path, content: dict[str, Any], files: dict[str, Any]) -> Path:
+def seal(
+    run: Path, partial: Path, content: dict[str, Any], files: Mapping[str, StoredFile]
+) -> Path:
     """Complete a checkpoint: write the seal, rename, and remember it as the latest.
 
     Args:
@@ -120,7 +158,8 @@ def seal(run: Path, partial: Path, content: dict[str, Any], files: dict[str, Any
         content: what the seal says beside the files; JSON.
         files: name -> what `describe_file` says of it.
     """
-    sealed = {"format": _FORMAT, **content, "files": files}
+    described = {name: asdict(file) for name, file in files.items()}
+    sealed = {"format": _FORMAT, **content, "files": described}
     write_text(
         partial / SEAL,
         json.dumps({"sha256": _digest(sealed), "content": sealed}, indent=1) + "\n",
@@ -153,36 +192,38 @@ def _delete(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> StoredFile:
     """Size and SHA-256 of a file, which is on the disk from then on."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return StoredFile(path.stat().st_size, digest)
 
 
-def read_seal(path: Path) -> dict[str, Any]:
+def read_seal(path: Path) -> Seal:
     """What the seal of a checkpoint says.
 
     Raises:
         DamagedCheckpointError: it is missing, altered, or of another format.
     """
     file = path / SEAL
+    if path.is_dir() and not file.exists():
+        raise DamagedCheckpointError(f"{path}: is no complete checkpoint (no {SEAL})")
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        content = document["content"]
-        intact = document["sha256"] == _digest(content)
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(f"{path}: is no complete checkpoint (no {SEAL})") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"{file}: is damaged ({error})") from error
-    if not intact:
-        raise DamagedCheckpointError(f"{file}: is damaged (its checksum is not its own)")
-    if content.get("format") != _FORMAT:
-        raise DamagedCheckpointError(
-            f"{file}: has format {content.get('format')}; this version reads {_FORMAT}"
-        )
-    return content
+        document = read_json(file, _Sealed)
+        if document.sha256 != _digest(document.content):
+            raise UserError("its checksum is not its own")
+        found = document.content.get("format")
+        if found != _FORMAT:
+            raise DamagedCheckpointError(
+                f"{file}: has format {found}; this version reads {_FORMAT}"
+            )
+        return typed(document.content, Seal, where=file, field="content")
+    except DamagedCheckpointError:
+        raise
+    except UserError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise DamagedCheckpointError(f"{file}: is damaged ({reason})") from error
 
 
 def check_names(path: Path, names: Iterable[str]) -> None:
@@ -204,7 +245,7 @@ def check_names(path: Path, names: Iterable[str]) -> None:
             raise DamagedCheckpointError(f"{entry}: does not belong to the checkpoint; remove it")
 
 
-def check_file(path: Path, expected: dict[str, Any]) -> None:
+def check_file(path: Path, expected: StoredFile) -> None:
     """Compare a file with what its checkpoint's seal says.
 
     Raises:
@@ -212,18 +253,18 @@ def check_file(path: Path, expected: dict[str, Any]) -> None:
     """
     if not path.is_file():
         raise DamagedCheckpointError(f"{path}: is missing; the checkpoint is damaged")
-    if path.stat().st_size != expected["bytes"]:
+    if path.stat().st_size != expected.bytes:
         raise DamagedCheckpointError(
-            f"{path}: has {path.stat().st_size:,} bytes of {expected['bytes']:,}; "
+            f"{path}: has {path.stat().st_size:,} bytes of {expected.bytes:,}; "
             "the checkpoint is damaged"
         )
-    if describe_file(path)["sha256"] != expected["sha256"]:
+    if describe_file(path).sha256 != expected.sha256:
         raise DamagedCheckpointError(
             f"{path}: its content is not what was written (SHA-256); the checkpoint is damaged"
         )
 
 
-def check_files(path: Path, expected: dict[str, Any]) -> None:
+def check_files(path: Path, expected: Mapping[str, StoredFile]) -> None:
     """`check_file` for several files of a checkpoint."""
     for name, described in expected.items():
         check_file(path / name, described)

@@ -1,9 +1,7 @@
 """The loss of a model on held-out tokens, and what follows from it."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,42 +12,7 @@ from lpa.data.dataset import IGNORE, eval_windows
 from lpa.data.manifest import Split
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.distributed import sum_over_ranks
-
-
-@dataclass
-class Perplexity:
-    """How well a model predicts a text.
-
-    Attributes:
-        tokens: tokens scored: all but the first.
-        loss: mean negative log-likelihood per token, in nats.
-        perplexity: exp(loss).
-        word_perplexity: exp(total / words), words being runs without white space.
-        bits_per_byte: total in bits / bytes of UTF-8. This and word_perplexity do not depend on
-            the tokenizer; nan where the amount of text is unknown.
-    """
-
-    tokens: int
-    loss: float
-    perplexity: float
-    word_perplexity: float
-    bits_per_byte: float
-
-    @classmethod
-    def from_total(cls, total: float, *, tokens: int, words: int, bytes: int) -> "Perplexity":
-        """From the total negative log-likelihood in nats."""
-        return cls(
-            tokens=tokens,
-            loss=total / tokens,
-            perplexity=_exp(total / tokens),
-            word_perplexity=_exp(total / words) if words else math.nan,
-            bits_per_byte=total / math.log(2) / bytes if bytes else math.nan,
-        )
-
-
-def _exp(value: float) -> float:
-    """exp without an overflow error: the word perplexity of a bad model can exceed a float."""
-    return math.exp(value) if value < 700 else math.inf
+from lpa.train.perplexity import Perplexity
 
 
 @torch.no_grad()

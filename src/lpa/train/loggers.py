@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from lpa.errors import LPAWarning, UserError
 from lpa.files import write_text
+from lpa.records import read_json
 
 LOGGERS = ("tensorboard", "wandb", "trackio")
 
@@ -80,7 +81,7 @@ def open_logger(
 def _id(run: Path, name: str) -> str:
     """By which a service knows this run again, kept in the run directory."""
     path = run / _IDS_FILE
-    ids = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    ids = read_json(path, dict[str, str]) if path.exists() else {}
     if name not in ids:
         ids[name] = secrets.token_hex(4)
         write_text(path, json.dumps(ids) + "\n")

@@ -11,23 +11,8 @@ from lpa.files import write_text
 from lpa.model.checkpointing import compile_seconds
 from lpa.train.loggers import check_loggers, open_logger
 from lpa.train.machine import peak_flops, peak_memory_bytes
+from lpa.train.metrics_file import FILE_NAME, read_metrics
 from lpa.train.progress import Progress
-
-FILE_NAME = "metrics.jsonl"
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The records of a run in order; a last line that a killed process left unfinished is dropped."""
-    path = run / FILE_NAME
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 def training_record(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lpa.records import Count, Finite
+
 
 @dataclass
 class Progress:
@@ -22,18 +24,18 @@ class Progress:
             was never stopped.
     """
 
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    train_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    step: Count = 0
+    samples: Count = 0
+    tokens: Count = 0
+    skipped: Count = 0
+    train_seconds: Finite = 0.0
+    wall_seconds: Finite = 0.0
+    peak_memory_bytes: Count = 0
     best_loss: float | None = None
-    best_step: int | None = None
+    best_step: Count | None = None
     evaluation_due: bool = False
     pending_loss: float = 0.0
     pending_distill_loss: float = 0.0
-    pending_steps: int = 0
-    pending_tokens: int = 0
-    pending_seconds: float = 0.0
+    pending_steps: Count = 0
+    pending_tokens: Count = 0
+    pending_seconds: Finite = 0.0

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lpa.console import duration
 from lpa.files import write_text
-from lpa.train.evaluate import Perplexity
+from lpa.records import Count, Finite, read_json
+from lpa.train.perplexity import Perplexity
 from lpa.train.progress import Progress
 
 RESULT_FILE = "result.json"
@@ -31,19 +32,19 @@ class RunResult:
             None where that is unknown.
     """
 
-    steps: int
-    tokens: int
-    parameters: int
-    train_flops_per_token: int
-    tokens_per_second: float
-    train_seconds: float
-    wall_seconds: float
-    peak_memory_bytes: int
+    steps: Count
+    tokens: Count
+    parameters: Count
+    train_flops_per_token: Count
+    tokens_per_second: Finite
+    train_seconds: Finite
+    wall_seconds: Finite
+    peak_memory_bytes: Count
     validation: Perplexity | None
-    processes: int = 1
-    skipped_steps: int = 0
-    best_step: int | None = None
-    peak_flops: float | None = None
+    processes: Count = 1
+    skipped_steps: Count = 0
+    best_step: Count | None = None
+    peak_flops: Finite | None = None
 
     @classmethod
     def of(
@@ -82,9 +83,12 @@ class RunResult:
 
     @classmethod
     def load(cls, run: Path) -> "RunResult":
-        fields = json.loads((run / RESULT_FILE).read_text())
-        validation = fields.pop("validation")
-        return cls(**fields, validation=Perplexity(**validation) if validation else None)
+        """The result of a finished run.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        return read_json(run / RESULT_FILE, cls)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _resume(
             _checkpoints_to_try(out, start)
         saved = read_saved_config(out / CONFIG_FILE)
         check_same(saved, config, allow=allow_change)
-        if finished and saved["train"].get("steps") == config.train.steps:
+        if finished and saved.get("train", {}).get("steps") == config.train.steps:
             return RunResult.load(out)
         return None
 
@@ -192,7 +192,7 @@ def _sign(out: Path) -> None:
 def _began_here(out: Path) -> bool:
     """Whether the launch that this process belongs to has worked on `out` before."""
     file = out / _LAUNCH_FILE
-    return file.is_file() and file.read_text(encoding="utf-8").strip() == launch_id()
+    return file.is_file() and file.read_text(errors="replace").strip() == launch_id()
 
 
 def _warn(message: str) -> None:

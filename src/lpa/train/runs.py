@@ -1,18 +1,18 @@
 """What the runs below a directory came to, or how far they are."""
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lpa.errors import UserError
+from lpa.records import read_yaml, typed
+from lpa.train.metrics_file import read_metrics
+from lpa.train.result import RESULT_FILE, RunResult
 
-_CONFIG, _RESULT, _METRICS = "config.yaml", "result.json", "metrics.jsonl"
+_CONFIG = "config.yaml"
 _CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
@@ -98,69 +98,50 @@ def read_run(run: Path, name: str) -> RunRow:
     for read in (_read_metrics, _read_config, _read_result):
         try:
             read(run, row)
-        except _UnreadableError as problem:
-            problems.append(str(problem))
+        except UserError as problem:
+            problems.append(str(problem).removeprefix(f"{run}/"))
     row.problem = "; ".join(problems)
     return row
 
 
-class _UnreadableError(Exception):
-    """What is wrong with a file, in one line."""
+@dataclass
+class _ShownModel:
+    placement: str = "attention"
+    rank: int | None = None
+    ffn_rank: int | None = None
 
 
-def _parsed(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    try:
-        value = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "damaged"
-        raise _UnreadableError(f"{path.name}: {reason}") from error
-    if not isinstance(value, dict):
-        raise _UnreadableError(f"{path.name}: damaged")
-    return value
+@dataclass
+class _ShownTraining:
+    steps: int | None = None
 
 
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    section = config.get(name)
-    if not isinstance(section, dict):
-        raise _UnreadableError(f"{_CONFIG}: no section {name}")
-    return section
+@dataclass
+class _Shown:
+    """What the table shows of a run's `config.yaml`, in which other versions may have other fields."""
+
+    model: _ShownModel
+    train: _ShownTraining
 
 
-def _number(value: Any) -> Any:
-    """A number as it is, anything else as None."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+_SHOWN = {"model": ("placement", "rank", "ffn_rank"), "train": ("steps",)}
 
 
 def _read_metrics(run: Path, row: RunRow) -> None:
-    """The last record of each kind; a line that a kill left unfinished may only be the last."""
-    path = run / _METRICS
-    if not path.exists():
-        return
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise _UnreadableError(f"{_METRICS}: damaged") from error
-    for index, line in enumerate(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            if index == len(lines) - 1:
-                break
-            raise _UnreadableError(f"{_METRICS}: line {index + 1} damaged")
+    """The last record of each kind."""
+    for record in read_metrics(run):
         if "loss" in record:
-            row.steps = _whole(record.get("step"))
+            row.steps = int(record["step"])
             row.tokens = _whole(record.get("tokens"))
-            row.loss = _number(record["loss"])
-            row.tokens_per_second = _number(record.get("tokens_per_second"))
-            row.seconds = _number(record.get("train_seconds"))
+            row.loss = record["loss"]
+            row.tokens_per_second = record.get("tokens_per_second")
+            row.seconds = record.get("train_seconds")
         if "validation_perplexity" in record:
-            row.perplexity = _number(record["validation_perplexity"])
+            row.perplexity = record["validation_perplexity"]
+
+
+def _whole(value: float | None) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _read_config(run: Path, row: RunRow) -> None:
@@ -171,27 +152,31 @@ def _read_config(run: Path, row: RunRow) -> None:
         if (found := _CHECKPOINT.fullmatch(path.name))
     ]
     row.state = f"stopped at step {max(steps):,}" if steps else "no checkpoint yet"
-    config = _parsed(run / _CONFIG, yaml.safe_load)
-    model, train = _section(config, "model"), _section(config, "train")
-    row.placement = str(model.get("placement", "attention"))
+    config = read_yaml(run / _CONFIG, dict[str, dict[str, Any]])
+    given = {
+        section: {name: value for name, value in config[section].items() if name in shown}
+        for section, shown in _SHOWN.items()
+        if section in config
+    }
+    shown = typed(given, _Shown, where=run / _CONFIG)
+    row.placement = shown.model.placement
     if row.placement != "none":
-        ranks = [model.get("rank"), model.get("ffn_rank")]
-        given = [str(rank) for rank in ranks if rank is not None]
-        row.rank = " / ".join(given) or "preset"
-    if steps and (total := _whole(train.get("steps"))):
-        row.state += f" of {total:,}"
+        ranks = [str(r) for r in (shown.model.rank, shown.model.ffn_rank) if r is not None]
+        row.rank = " / ".join(ranks) or "preset"
+    if steps and shown.train.steps:
+        row.state += f" of {shown.train.steps:,}"
 
 
 def _read_result(run: Path, row: RunRow) -> None:
-    """What a finished run came to goes over what its records say."""
-    if not (run / _RESULT).exists():
+    """The result of a finished run replaces what its records say."""
+    if not (run / RESULT_FILE).exists():
         return
-    result = _parsed(run / _RESULT, json.loads)
+    result = RunResult.load(run)
     row.state = "finished"
-    row.parameters = _whole(result.get("parameters"))
-    row.steps = _whole(result.get("steps"))
-    row.tokens = _whole(result.get("tokens"))
-    row.tokens_per_second = _number(result.get("tokens_per_second"))
-    row.seconds = _number(result.get("wall_seconds"))
-    if isinstance(validation := result.get("validation"), dict):
-        row.perplexity = _number(validation.get("perplexity"))
+    row.parameters = result.parameters
+    row.steps = result.steps
+    row.tokens = result.tokens
+    row.tokens_per_second = result.tokens_per_second
+    row.seconds = result.wall_seconds
+    if result.validation is not None:
+        row.perplexity = result.validation.perplexity

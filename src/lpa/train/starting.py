@@ -18,6 +18,7 @@ from lpa.lowrank import LowRankLinear
 from lpa.model.checkpointing import compile_layers, set_activation_checkpointing
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.records import read_json
 from lpa.train.config import RunConfig
 from lpa.train.distributed import World
 from lpa.train.materialise import compute_buffers, materialise, meta_model
@@ -57,11 +58,7 @@ class Start:
         """Raises:
         UserError: the run has none that can be read.
         """
-        path = run / START_FILE
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: is missing or damaged ({error})") from error
+        return read_json(run / START_FILE, cls)
 
 
 def find_start(config: RunConfig, resumed: Path | None) -> Start | None:

@@ -16,7 +16,7 @@ from lpa.train.checkpoint import Checkpointer
 from lpa.train.config import RunConfig
 from lpa.train.distill import Distiller, plain_loss
 from lpa.train.distributed import OtherRankFailedError, World, gather_objects, sum_over_ranks
-from lpa.train.evaluate import Perplexity, validate
+from lpa.train.evaluate import validate
 from lpa.train.export import export_model
 from lpa.train.gradients import clip, total_norm
 from lpa.train.inputs import MicroBatch, RunData, StepReader
@@ -26,6 +26,7 @@ from lpa.train.metrics import MetricsLog, training_record
 from lpa.train.nonfinite import bad_samples
 from lpa.train.optim import build_optimizers
 from lpa.train.parallel import plan_layout, split_loss, synchronize_gradients, without_training
+from lpa.train.perplexity import Perplexity
 from lpa.train.phases import PhaseClock
 from lpa.train.progress import Progress
 from lpa.train.result import RunInterruptedError, RunResult, RunStopped
