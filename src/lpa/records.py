@@ -203,7 +203,12 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class YamlLoader(yaml.SafeLoader):
-    """Plain values alone, without a key given twice; `1e-3` is a number, as in YAML 1.2."""
+    """Plain values alone, no key twice; as in YAML 1.2, `1e-3` is a number and a date is text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012, PyYAML's own attribute
+        first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -230,7 +235,9 @@ def _reason(error: Exception) -> str:
         return f"not UTF-8: {error.reason} at byte {error.start:,}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, ValueError | yaml.YAMLError):
+        return "a value that its tag does not fit"
+    return " ".join(str(error).split())
 
 
 def _not_plain(value: Any, field: str) -> str | None:
@@ -242,8 +249,10 @@ def _not_plain(value: Any, field: str) -> str | None:
         item, name, depth = rest.pop()
         budget -= 1
         said = f"{name}: " if name else ""
-        if depth > _DEEPEST or budget < 0:
-            return f"{said}{'nested too deeply' if budget >= 0 else 'holds too much'}"
+        if depth > _DEEPEST:
+            return f"nested too deeply; expected at most {_DEEPEST} levels"
+        if budget < 0:
+            return f"holds too much; expected at most {_MOST_VALUES:,} values"
         if isinstance(item, Mapping):
             for key, below in item.items():
                 if not isinstance(key, str):

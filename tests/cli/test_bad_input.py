@@ -59,7 +59,7 @@ def test_a_value_of_another_type_in_plain_words(refused):
     )
     refused(
         *("train", "--out", "run", "--optim.name", "sgd"),
-        naming=["optim.name: got sgd; expected one of 'adamw', 'muon'"],
+        naming=["optim.name: got sgd; expected one of adamw, muon"],
     )
 
 

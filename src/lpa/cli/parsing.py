@@ -14,7 +14,7 @@ import jsonargparse
 from jsonargparse.typing import extend_base_type, register_type
 
 from lpa.cli.process import fail, one_line
-from lpa.train.field_types import TYPE_NAMES
+from lpa.records import in_words
 
 # What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
 _MOST = 2**31 - 1
@@ -72,12 +72,10 @@ for _kind in (Path, PosixPath):
 
 # How jsonargparse says that a value is not of the declared type, or of none of several.
 _MISTYPED = (
+    re.compile(r'Parser key "(?P<key>\S+?)"(?: \w+ \S+)?: Not of type \w+: ?(?P<value>.*)'),
+    re.compile(r'Parser key "(?P<key>\S+)": Expected a .*?\. Got value: ?(?P<value>.*)'),
     re.compile(
-        r'Parser key "(?P<key>\S+?)"(?: \w+ \S+)?: Not of type (?P<kinds>\w+): ?(?P<value>.*)'
-    ),
-    re.compile(r'Parser key "(?P<key>\S+)": Expected a (?P<kinds>.*?)\. Got value: ?(?P<value>.*)'),
-    re.compile(
-        r'Parser key "(?P<key>\S+)": .* Subtypes: \[(?P<kinds>.*)\] Errors: .* Given value: ?(?P<value>.*)'
+        r'Parser key "(?P<key>\S+)": .* Subtypes: \[.*\] Errors: .* Given value: ?(?P<value>.*)'
     ),
 )
 
@@ -130,8 +128,15 @@ class Parser(jsonargparse.ArgumentParser):
             if found := mistyped.search(message):
                 key = found["key"]  # one of a recipe, with a dot, may stand in the file
                 name = key if "." in key else self._shown(key)
-                return f"{name}: got {found['value'] or 'nothing'}; expected {_in_words(found['kinds'])}"
+                return f"{name}: got {found['value'] or 'nothing'}; expected {self._accepted(key)}"
         return message
+
+    def _accepted(self, key: str) -> str:
+        """What an argument accepts, by its declared type."""
+        [action] = [action for action in self._actions if action.dest == key]
+        kind = getattr(action, "_typehint", None) or action.type
+        named = _ACCEPTED.get(getattr(kind, "__name__", ""))
+        return named or in_words(kind)
 
     def _unknown_option(self, given: str) -> str:
         option = given.split("=")[0].split()[0]
@@ -195,15 +200,6 @@ def _plain(value: Any) -> Any:
         if isinstance(value, base) and type(value).__name__ in _ACCEPTED:
             return base(value)
     return value
-
-
-def _in_words(kinds: str) -> str:
-    """The types in a message of jsonargparse as errors name them: `<class 'int'>` is a whole number."""
-    if kinds in _ACCEPTED:
-        return _ACCEPTED[kinds]
-    for kind, name in TYPE_NAMES.items():
-        kinds = kinds.replace(f"{kind}, ", f"{name} or ").replace(str(kind), name)
-    return re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", kinds)
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lpa.cli.parsing import Count, Parser, add_json_flag, add_overwrite_flag, fail
 
 if TYPE_CHECKING:
@@ -96,9 +94,13 @@ def main(rest: list[str]) -> None:
             "at least --data.path DIR and --out RUN"
         )
     # A recipe is a file of defaults, so it must be read before the options that change it.
-    if rest and not rest[0].startswith("-"):
-        _check_recipe(Path(rest[0]))
+    if not rest[0].startswith("-"):
         rest = ["--config", *rest]
+    for option, value in zip(rest, [*rest[1:], ""], strict=True):
+        if option == "--config":
+            _check_recipe(Path(value))
+        elif option.startswith("--config="):
+            _check_recipe(Path(option.removeprefix("--config=")))
     parser = build_parser()
     arguments = parser.parse_args(rest)
     config = run_config(parser, arguments)
@@ -191,11 +193,13 @@ def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
 
 def _check_recipe(path: Path) -> None:
     """Say which file is at fault: the parser's own message would not."""
+    from lpa.errors import UserError
+    from lpa.records import read_yaml
+    from lpa.train.config import check_types
+
     if not path.is_file():
         fail(f"RECIPE {path}: no such file; expected a YAML file such as recipes/nano.yaml")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        fail(f"RECIPE {path}: is not YAML: {error}")
-    if not isinstance(recipe, dict):
-        fail(f"RECIPE {path}: got {type(recipe).__name__}; expected sections such as `train:`")
+        check_types(read_yaml(path, dict[str, Any]), where=path)
+    except UserError as error:
+        fail(f"RECIPE {error}")

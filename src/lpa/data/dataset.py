@@ -75,7 +75,7 @@ def _open_shard(path: Path, tokens: int, dtype: str) -> np.memmap:
             f"the manifest says {tokens} tokens of {dtype}"
         )
     # Read at random, what lies around a sample is not wanted.
-    shard._mmap.madvise(mmap.MADV_RANDOM)
+    shard._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     return shard
 
 

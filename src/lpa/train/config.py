@@ -10,7 +10,7 @@ import yaml
 from lpa.errors import UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.presets import preset_config
-from lpa.train.field_types import typed_values
+from lpa.records import read_yaml, typed
 
 
 def _require(condition: bool, name: str, value: object, accepted: str) -> None:
@@ -55,7 +55,8 @@ class ModelConfig:
         placement: which projections are low-rank: none, attention, ffn or all.
         rank: the rank of the low-rank projections (by default the preset's).
         ffn_rank: the rank of those in the FFN where it differs.
-        ranks: projection name to rank, over what placement and rank say; null keeps one dense.
+        ranks: projection name to rank, or a rank for each layer, over what placement and rank say; null
+            keeps one dense.
         hidden_size: where it differs from the preset's, as all that follow.
         intermediate_size: width of the FFN.
         num_hidden_layers: decoder layers.
@@ -81,7 +82,7 @@ class ModelConfig:
     placement: str = "attention"
     rank: int | None = None
     ffn_rank: int | None = None
-    ranks: dict[str, int | None] | None = None
+    ranks: dict[str, int | list[int | None] | None] | None = None
     hidden_size: int | None = None
     intermediate_size: int | None = None
     num_hidden_layers: int | None = None
@@ -421,13 +422,47 @@ class RunConfig:
         """
         kinds = get_type_hints(cls)
         built = {}
-        for name, section in sections.items():
+        for name, section in {"data": {}, **sections}.items():
             _require(name in kinds, "section", name, f"one of {', '.join(kinds)}")
-            values = dict(section)
-            if name == "model" and "from" in values:
-                values["from_"] = values.pop("from")
-            built[name] = kinds[name](**typed_values(name, kinds[name], values))
+            values = section
+            if name == "model" and isinstance(section, dict):
+                # No field of a class can have the name of the key.
+                values = {"from_" if key == "from" else key: section[key] for key in section}
+            built[name] = typed(values, kinds[name], field=name)
         return cls(**built)
+
+    @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        """The configuration in a YAML file.
+
+        Raises:
+            UserError: the file is damaged, or as `from_dict`.
+        """
+        sections = read_yaml(path, dict[str, dict[str, Any]])
+        try:
+            return cls.from_dict(sections)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def check_types(recipe: dict[str, Any], *, where: Path) -> None:
+    """Whether what a recipe says is of the declared types; what it leaves to options, they may add.
+
+    Sections and fields that there are not are left to the caller.
+
+    Args:
+        where: the file that errors name.
+
+    Raises:
+        UserError: naming a field.
+    """
+    for section, kind in get_type_hints(RunConfig).items():
+        values = typed(recipe.get(section, {}), dict[str, Any], where=where, field=section)
+        declared = get_type_hints(kind, include_extras=True)
+        for name, value in values.items():
+            own = "from_" if (section, name) == ("model", "from") else name
+            if own in declared:
+                typed(value, declared[own], where=where, field=f"{section}.{name}")
