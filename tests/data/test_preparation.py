@@ -409,3 +409,72 @@ def test_documents_of_no_and_of_a_million_tokens(tmp_path, tokenizer):
     prepare([path], tmp_path / "out", tokenizer=tokenizer, validation_fraction=0)
     assert decode(tmp_path / "out", "train") == [long, "end"]
     assert Manifest.load(tmp_path / "out").splits["train"].tokens > 1_000_000
+
+
+BAD_ROWS = {
+    "a row that is no text": ('{"text": 1}', "line 401: column 'text' is a number"),
+    "a row that is no JSON": ('{"text": "a', "line 401: Invalid control character"),
+    "a byte that is not UTF-8": ('{"text": "caf\udce9"}', "line 401: byte 0xe9 is not UTF-8"),
+    "a row without the column": ('{"body": "a"}', "line 401: no text in column 'text'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"), [*((kind, 1) for kind in BAD_ROWS), ("a row that is no text", 2)]
+)
+def test_a_bad_row_late_in_the_text_keeps_what_is_finished(
+    tmp_path, tokenizer, monkeypatch, kind, workers
+):
+    from lpa.data import units as units_module
+
+    monkeypatch.setattr(units_module, "UNIT_CHARACTERS", 2000)
+    monkeypatch.setattr(preparation_module, "_ALONE_BYTES", 0)
+    row, message = BAD_ROWS[kind]
+    rows = [json.dumps({"text": f"document {n} has number {n * n}"}) for n in range(500)]
+    path = tmp_path / "a.jsonl"
+
+    def write(*rows):
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8", errors="surrogateescape")
+
+    options = {"tokenizer": tokenizer, "validation_fraction": 0.1, "workers": workers}
+    units = tmp_path / ".out.partial" / "units"
+
+    def written():
+        return {file.name: file.stat().st_mtime_ns for file in units.glob("*.npy")}
+
+    write(*rows[:400], row, *rows[400:])
+    with pytest.raises(UserError) as error:
+        prepare([path], tmp_path / "out", **options)
+    assert message in str(error.value)
+    first = written()
+    assert len(first) > 5
+    assert f"the {len(first)} units that are finished are kept in {units.parent}" in str(
+        error.value
+    )
+    assert not (tmp_path / "out").exists()
+
+    write(*rows[:490], "oops")
+    with pytest.raises(UserError, match="line 491"):
+        prepare([path], tmp_path / "out", **options)
+    assert len(written()) > len(first)
+    assert first.items() <= written().items()  # not encoded again
+
+    write(*rows[:300], *rows[310:])  # which changes all units from there on
+    prepare([path], tmp_path / "out", **options)
+    assert not units.parent.exists()
+    prepare([path], tmp_path / "fresh", **options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{}", "", '{"tokens": 1}', "\0"])
+def test_a_damaged_unit_is_encoded_again(tmp_path, tokenizer, content):
+    path = tmp_path / "a.txt"
+    path.write_text("some words " * 100)
+    options = {"tokenizer": tokenizer, "validation_fraction": 0}
+    prepare([path], tmp_path / "fresh", **options)
+    units = tmp_path / ".out.partial" / "units"
+    units.mkdir(parents=True)
+    (units / "train-0000000.json").write_text(content)
+    (units / "train-0000001.json").write_text(content)
+    prepare([path], tmp_path / "out", **options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")

@@ -1,8 +1,8 @@
 """Documents to a prepared data directory: tokenizer, token shards, manifest.
 
 Work is kept beside the output in `.<name>.partial/` until it is complete: units of some megabytes, each
-finished or not. A process that was killed leaves them, and the same command goes on from there to
-the same bytes.
+finished or not. A process that was killed or met a bad row leaves them, and the same command goes on from
+there to the same bytes, even where the text has been corrected in between.
 """
 
 import errno
@@ -29,8 +29,9 @@ from lpa.data.sources import Source
 from lpa.data.tokenizer import load_tokenizer, plain_tokenizer, tokenizer_hash, train_tokenizer
 from lpa.data.units import (
     Encoder,
-    UnitSplit,
+    Encoding,
     encode_in_worker,
+    finished_units,
     load_unit,
     start_worker,
     unit_name,
@@ -127,7 +128,8 @@ def prepare(
         report: called as the work goes on.
 
     Raises:
-        UserError: bad input, named; nothing is left behind. Or no space left; what is finished stays.
+        UserError: bad input, named; nothing is left behind but units that were finished before a bad
+            row was met. Or no space left; what is finished stays.
     """
     if (vocab_size is None) == (tokenizer is None):
         raise UserError("expected one of --vocab-size and --tokenizer")
@@ -154,14 +156,15 @@ def prepare(
     )
     _check_fractions(job.fractions)
     with _partial_directory(out, job, vocab_size, tokenizer) as partial:
-        found = survey(job.given["train"], job.fractions, deduplicate=deduplicate)
-        if found.documents == 0:
-            raise UserError(f"{', '.join(map(str, sources))}: no text")
-        encoder = _tokenizer(partial, job, found, vocab_size, tokenizer, report)
-        dtype = "uint16" if len(encoder) <= 2**16 else "uint32"
-        count, left_out = _encode(partial, job, found, encoder, dtype, report)
+        with _keep_finished_units(partial):
+            found = survey(job.given["train"], job.fractions, deduplicate=deduplicate)
+            if found.documents == 0:
+                raise UserError(f"{', '.join(map(str, sources))}: no text")
+            encoder = _tokenizer(partial, job, found, vocab_size, tokenizer, report)
+            dtype = "uint16" if len(encoder) <= 2**16 else "uint32"
+            finished, left_out = _encode(partial, job, found, encoder, dtype, report)
         report("writing shards", 0, 0)
-        return _finish(partial, out, job, encoder, dtype, count, left_out)
+        return _finish(partial, out, job, encoder, dtype, finished, left_out)
 
 
 def _cores() -> int:
@@ -183,9 +186,10 @@ def _check_fractions(fractions: dict[str, float]) -> None:
 def _partial_directory(
     out: Path, job: Job, vocab_size: int | None, tokenizer: str | Path | None
 ) -> Iterator[Path]:
-    """The folder of unfinished work: that of an earlier process with the same job, or an empty one.
+    """The folder of unfinished work: that of an earlier process, or an empty one.
 
-    It goes when the work is complete or the input is bad; it stays when the process is stopped.
+    It goes when the work is complete or the input is bad; it stays when the process is stopped, or has
+    finished units before it meets bad input. Of another job only units are kept: each says what it is of.
     """
     import fcntl
 
@@ -207,13 +211,15 @@ def _partial_directory(
     text = json.dumps(request, indent=2)
     if not plan.exists() or plan.read_text() != text:
         for path in partial.iterdir():
-            if path.name != "lock":
+            if path.name not in ("lock", "units"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (partial / "units").mkdir()
+        (partial / "units").mkdir(exist_ok=True)
         write_text(plan, text)
     try:
         yield partial
         shutil.rmtree(partial)
+    except _UnfinishedError:
+        raise
     except UserError:
         shutil.rmtree(partial)
         raise
@@ -226,6 +232,23 @@ def _partial_directory(
         raise
     finally:
         lock.close()
+
+
+class _UnfinishedError(UserError):
+    """Bad input that was met when units were finished, which are kept."""
+
+
+@contextmanager
+def _keep_finished_units(partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if finished := finished_units(partial / "units"):
+            raise _UnfinishedError(
+                f"{error}; the {finished:,} units that are finished are kept in {partial}: correct this and "
+                "give the same command again, or remove that directory"
+            ) from error
+        raise
 
 
 def _tokenizer(
@@ -274,6 +297,8 @@ def _sample(job: Job, found: Survey) -> Iterator[str]:
 
 # Split -> what is left out of each of its sources.
 AllLeftOut = dict[str, list[LeftOut]]
+# Split -> the numbers of its units, in order.
+Finished = dict[str, list[int]]
 
 
 def _pieces(
@@ -295,8 +320,8 @@ def _pieces(
 
 def _encode(
     partial: Path, job: Job, found: Survey, encoder: Any, dtype: str, report: Report
-) -> tuple[int, AllLeftOut]:
-    """Encode all units that are not finished; returns how many units there are, and what is left out."""
+) -> tuple[Finished, AllLeftOut]:
+    """Encode all units that are not finished; returns the numbers of all, and what is left out."""
     total, done = job.size(), 0
     repeated = any(listed.source.weight > 1 for listed in job.given["train"])
     left_out: AllLeftOut = {
@@ -311,25 +336,27 @@ def _encode(
 
     folder = partial / "units"
     pieces = _pieces(job, found, Cutter(encoder.backend_tokenizer), advance, left_out)
-    count = 0
+    encoding = Encoding(
+        partial / TOKENIZER_DIRECTORY / "tokenizer.json", encoder.eos_token_id, dtype
+    )
+    finished: Finished = {split: [] for split in SPLITS}
 
     def unfinished() -> Iterator[Item]:
-        nonlocal count
         for number, group in enumerate(units(pieces)):
-            count = number + 1
             for split, of_split in _by_split(group):
-                if load_unit(folder, split, number) is None:
+                finished[split].append(number)
+                unit = load_unit(folder, split, number)
+                if unit is None or unit.digest != encoding.digest(of_split):
                     yield number, split, of_split
 
-    tokenizer = partial / TOKENIZER_DIRECTORY / "tokenizer.json"
-    arguments = (tokenizer, encoder.eos_token_id, dtype, folder)
+    arguments = (encoding, folder)
     if total < _ALONE_BYTES or job.workers == 1:
         alone = Encoder(*arguments)
         for item in unfinished():
             alone.encode(*item)
     else:
         _encode_in_processes(unfinished(), job.workers, arguments)
-    return count, left_out
+    return finished, left_out
 
 
 # The number of a unit, one of its splits, and the pieces of that split.
@@ -370,7 +397,7 @@ def _finish(
     job: Job,
     encoder: Any,
     dtype: str,
-    count: int,
+    finished: Finished,
     left_out: AllLeftOut,
 ) -> Manifest:
     """Put the units together, write the manifest, and move the result to its place."""
@@ -384,7 +411,7 @@ def _finish(
         dtype=dtype,
         eos_token_id=encoder.eos_token_id,
         splits={
-            split: _assemble(partial / "units", result, split, count, dtype)
+            split: _assemble(partial / "units", result, split, finished[split], dtype)
             for split in SPLITS
             if split == "train" or job.given[split] or job.fractions[split]
         },
@@ -413,21 +440,17 @@ def _with_left_out(described: dict[str, Any], left_out: AllLeftOut) -> dict[str,
     return described
 
 
-def _assemble(folder: Path, result: Path, split: str, count: int, dtype: str) -> Split:
+def _assemble(folder: Path, result: Path, split: str, numbers: list[int], dtype: str) -> Split:
     """The units of a split, one after another, as shards; one unit at a time in memory."""
-    finished: list[tuple[int, UnitSplit]] = []
-    for number in range(count):
+    total = Split(shards=[], tokens=0, documents=0, bytes=0, words=0)
+    for number in numbers:
         unit = load_unit(folder, split, number)
-        if unit is not None:
-            finished.append((number, unit))
-    total = Split(
-        shards=[],
-        tokens=sum(unit.tokens for _, unit in finished),
-        documents=sum(unit.documents for _, unit in finished),
-        bytes=sum(unit.bytes for _, unit in finished),
-        words=sum(unit.words for _, unit in finished),
-    )
-    tokens = (np.load(unit_name(folder, split, n).with_suffix(".npy")) for n, _ in finished)
+        assert unit is not None
+        total.tokens += unit.tokens
+        total.documents += unit.documents
+        total.bytes += unit.bytes
+        total.words += unit.words
+    tokens = (np.load(unit_name(folder, split, n).with_suffix(".npy")) for n in numbers)
     rest = np.empty(0, dtype=dtype)
     for start in range(0, total.tokens, SHARD_TOKENS):
         length = min(SHARD_TOKENS, total.tokens - start)

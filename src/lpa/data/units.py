@@ -1,5 +1,10 @@
-"""Units of work: some megabytes of pieces, encoded to files that outlive the process."""
+"""Units of work: some megabytes of pieces, encoded to files that outlive the process.
 
+A finished unit says of which text and by which encoding it was made, so that another process may use it
+again, whatever has changed around that text.
+"""
+
+import hashlib
 import json
 import os
 import signal
@@ -24,8 +29,9 @@ UNIT_CHARACTERS = 2**21
 
 @dataclass
 class UnitSplit:
-    """What a unit holds of one split."""
+    """What a unit holds of one split; `digest` identifies what it was made of (see `Encoding.digest`)."""
 
+    digest: str
     tokens: Count = 0
     documents: Count = 0
     bytes: Count = 0
@@ -61,31 +67,63 @@ def load_unit(folder: Path, split: str, number: int) -> UnitSplit | None:
     return unit if tokens is not None and tokens.shape == (unit.tokens,) else None
 
 
-class Encoder:
-    """Encodes units with one thread; made once per process.
+def finished_units(folder: Path) -> int:
+    """How many units of all splits a folder holds."""
+    return sum(1 for _ in folder.glob("*.json"))
+
+
+class Encoding:
+    """How text becomes tokens.
 
     Args:
         tokenizer: the path of a `tokenizer.json`.
         eos_token_id: set after each document.
         dtype: of the token ids.
+    """
+
+    def __init__(self, tokenizer: Path, eos_token_id: int, dtype: str) -> None:
+        self.tokenizer = tokenizer
+        self.eos_token_id = eos_token_id
+        self.dtype = dtype
+        self._key = hashlib.blake2b(
+            b"%d %s " % (eos_token_id, dtype.encode()) + tokenizer.read_bytes()
+        ).digest()
+
+    def digest(self, pieces: list[Assigned]) -> str:
+        """Identifies what the tokens of some pieces depend on: their text, where documents end, and this."""
+        digest = hashlib.blake2b(key=self._key, digest_size=16)
+        for piece in pieces:
+            text = piece.text.encode()
+            digest.update(b"%d %d " % (len(text), piece.last))
+            digest.update(text)
+        return digest.hexdigest()
+
+
+class Encoder:
+    """Encodes units with one thread; made once per process.
+
+    Args:
+        encoding: how.
         folder: where units are written.
     """
 
-    def __init__(self, tokenizer: Path, eos_token_id: int, dtype: str, folder: Path) -> None:
+    def __init__(self, encoding: Encoding, folder: Path) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core does better
         from tokenizers import Tokenizer
 
-        self._backend = Tokenizer.from_file(str(tokenizer))
+        self._encoding = encoding
+        self._backend = Tokenizer.from_file(str(encoding.tokenizer))
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._words = WordEncoder(self._backend, dtype) if encodes_by_words(self._backend) else None
-        self._eos = np.array([eos_token_id], dtype=dtype)
-        self._dtype = dtype
+        by_words = encodes_by_words(self._backend)
+        self._words = WordEncoder(self._backend, encoding.dtype) if by_words else None
+        self._eos = np.array([encoding.eos_token_id], dtype=encoding.dtype)
+        self._dtype = encoding.dtype
         self._folder = folder
 
     def encode(self, number: int, split: str, pieces: list[Assigned]) -> UnitSplit:
         """Write the tokens of a split's pieces, then, as a mark that they are complete, their figures."""
-        result = UnitSplit()
+        result = UnitSplit(self._encoding.digest(pieces))
         parts: list[np.ndarray] = []
         encoded = self._encode_texts([piece.text for piece in pieces])
         for piece, (ids, words) in zip(pieces, encoded, strict=True):
