@@ -1,15 +1,12 @@
 """Fixtures that every test may use."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import CommandServer, Finished
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -31,67 +28,10 @@ def shared() -> Path:
     return SHARED
 
 
-@dataclass
-class Finished:
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.stdout)
-
-
-class _CommandServer:
-    """See command_server.py."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("command_server.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        )
-
-    def __call__(
-        self,
-        *arguments: object,
-        script: Path | None = None,
-        processes: int = 0,
-        cwd: Path | None = None,
-    ) -> Finished:
-        """Run a command, or a script as so many ranks."""
-        files = self._folder / "stdout", self._folder / "stderr"
-        for file in files:
-            file.write_bytes(b"")
-        request = {
-            "script": script and str(script),
-            "processes": processes,
-            "arguments": [str(argument) for argument in arguments],
-            "cwd": str(cwd or Path.cwd()),
-            "stdout": str(files[0]),
-            "stderr": str(files[1]),
-        }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        code = int(self._process.stdout.readline())
-        return Finished(code, *(file.read_text(encoding="utf-8") for file in files))
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
 @pytest.fixture(scope="session")
 def lpa(tmp_path_factory) -> Iterator[Callable[..., Finished]]:
     """Run the real command line in a process of its own: `lpa("train", …) -> Finished`."""
-    server = _CommandServer(tmp_path_factory.mktemp("commands"))
+    server = CommandServer(tmp_path_factory.mktemp("commands"))
     yield server
     server.close()
 

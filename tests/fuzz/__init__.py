@@ -1,0 +1,1 @@
+"""Command lines and files that nobody should give, tried by the thousand: see scripts/fuzz."""
