@@ -92,3 +92,13 @@ def tiny_study(tmp_path_factory, prepared) -> Path:
     out = tmp_path_factory.mktemp("study") / "out"
     assert start_study(out, prepared).wait(timeout=300) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def fuzzer(tmp_path_factory) -> Iterator[Any]:
+    """One of everything that commands read, and a server of commands that no home directory helps."""
+    from fuzz.harness import Fuzzer
+
+    fuzzer = Fuzzer(tmp_path_factory.mktemp("fuzz"))
+    yield fuzzer
+    fuzzer.close()

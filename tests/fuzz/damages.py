@@ -85,15 +85,15 @@ def _damages_of_values(path: Path, value: Any, dump: Callable[[Any], str]) -> di
     for keys in _keys(value):
         where = ".".join(map(str, keys))
         for other in _INSTEAD:
-            damages[f"{where}={other!r}"] = _writes(_replaced(value, keys, other), dump)
-        damages[f"{where} missing"] = _writes(_replaced(value, keys, ...), dump)
+            damages[f"{where}={other!r}"] = _writes(value, keys, other, dump)
+        damages[f"{where} missing"] = _writes(value, keys, ..., dump)
     if isinstance(value, dict):
-        damages["one key more"] = _writes({**value, "surplus": 1}, dump)
+        damages["one key more"] = lambda path, _: path.write_text(dump({**value, "surplus": 1}))
     return damages
 
 
-def _writes(value: Any, dump: Callable[[Any], str]) -> Damage:
-    return lambda path, _: path.write_text(dump(value))
+def _writes(value: Any, keys: tuple[Any, ...], other: Any, dump: Callable[[Any], str]) -> Damage:
+    return lambda path, _: path.write_text(dump(_replaced(value, keys, other)))
 
 
 def _keys(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

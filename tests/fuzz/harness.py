@@ -6,11 +6,12 @@ was written.
 
 import random
 import re
+import shlex
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -102,12 +103,12 @@ class Fuzzer:
             "HF_HUB_OFFLINE": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        self._lpa = CommandServer(folder, preload=PRELOAD, environment=environment)
+        self.lpa = CommandServer(folder, preload=PRELOAD, environment=environment)
         self.material = folder / "material"
-        build(self.material, self._lpa)
+        build(self.material, self.lpa)
 
     def close(self) -> None:
-        self._lpa.close()
+        self.lpa.close()
 
     def cases(self, seed: int) -> list[Case]:
         """All of them, in an order that the seed decides.
@@ -124,19 +125,20 @@ class Fuzzer:
         """How a case ended, and how that breaks the rule."""
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="case-") as name:
             place = Path(name) / "place"
-            self._copy(place)
+            self.copy(place)
             if case.damage is not None and case.file is not None:
                 path = place / case.file
                 case.damage(path, path.read_bytes())
             before = _contents(place)
-            finished = self._lpa(*case.arguments, cwd=place, deadline=deadline, memory=MEMORY)
+            finished = self.lpa(*case.arguments, cwd=place, deadline=deadline, memory=MEMORY)
             kind = _broken_rule(case, finished, before, _contents(place))
         # Other work may slow the machine; what takes much longer still does not hang for that reason.
         if kind == "hang" and deadline == SECONDS:
             return self.attempt(case, 4 * SECONDS)
         return finished, kind
 
-    def _copy(self, place: Path) -> None:
+    def copy(self, place: Path) -> None:
+        """The material, and links and a file that are of no use."""
         shutil.copytree(self.material, place)
         (place / "loop").symlink_to("loop")
         (place / "dangling").symlink_to("nowhere")
@@ -209,7 +211,7 @@ def fuzz(
         yield case, finished, kind
 
 
-def summary(tried: Counter[str], failures: list[Failure]) -> str:
+def summary(tried: Mapping[str, int], failures: list[Failure]) -> str:
     """Counts, and of each cause the number, an example and how to see it again."""
     lines = [
         f"{sum(tried.values()):,} cases: {', '.join(f'{n:,} {kind}' for kind, n in tried.items())}"
@@ -223,11 +225,5 @@ def summary(tried: Counter[str], failures: list[Failure]) -> str:
         causes.setdefault(failure.signature, []).append(failure)
     for signature, of_cause in sorted(causes.items(), key=lambda item: -len(item[1])):
         lines.append(f"\n{len(of_cause):>4} x {signature}")
-        lines.append(f"       scripts/fuzz --only {shell_word(of_cause[0].case.name)}")
+        lines.append(f"       scripts/fuzz --only {shlex.quote(of_cause[0].case.name)}")
     return "\n".join(lines)
-
-
-def shell_word(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)

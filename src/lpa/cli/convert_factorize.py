@@ -1,10 +1,9 @@
 """`lpa convert factorize`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.parsing import Count, Parser, PositiveNumber, add_output_arguments
+from lpa.cli.parsing import Count, Parser, PositiveNumber, add_output_arguments, json_text
 
 
 def build_parser() -> Parser:
@@ -103,7 +102,7 @@ def main(rest: list[str]) -> None:
             report=console.bar_of_each(display),
         )
     if arguments.json:
-        print(json.dumps(as_json(figures)))
+        print(json_text(as_json(figures)))
         return
     _print(arguments.out, figures)
 

@@ -1,9 +1,8 @@
 """`lpa convert gguf`."""
 
-import json
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_output_arguments
+from lpa.cli.parsing import Parser, add_output_arguments, json_text
 
 
 def build_parser() -> Parser:
@@ -37,6 +36,6 @@ def main(rest: list[str]) -> None:
             arguments.model, arguments.out, dtype=arguments.dtype, overwrite=arguments.overwrite
         )
     if arguments.json:
-        print(json.dumps({"bytes": size}))
+        print(json_text({"bytes": size}))
     else:
         print(f"{arguments.out}: {size:,} bytes")

@@ -1,9 +1,8 @@
 """`lpa convert import-published`."""
 
-import json
 from pathlib import Path
 
-from lpa.cli.parsing import Count, Parser, add_output_arguments
+from lpa.cli.parsing import Count, Parser, add_output_arguments, json_text
 
 
 def build_parser() -> Parser:
@@ -53,7 +52,7 @@ def main(rest: list[str]) -> None:
         model.save_pretrained(directory)
     figures = {"parameters": model.num_parameters(), "placement": model.config.placement}
     if arguments.json:
-        print(json.dumps(figures))
+        print(json_text(figures))
     else:
         print(
             f"{arguments.out}: {figures['parameters']:,} parameters, placement {figures['placement']}"

@@ -1,10 +1,9 @@
 """`lpa convert merge`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_output_arguments
+from lpa.cli.parsing import Parser, add_output_arguments, json_text
 
 
 def build_parser() -> Parser:
@@ -36,7 +35,7 @@ def main(rest: list[str]) -> None:
             model_directory(arguments.model), arguments.out, overwrite=arguments.overwrite
         )
     if arguments.json:
-        print(json.dumps(asdict(merged)))
+        print(json_text(asdict(merged)))
         return
     more = merged.parameters_merged - merged.parameters_low_rank
     print(

@@ -1,8 +1,6 @@
 """`lpa data show`."""
 
-import json
-
-from lpa.cli.parsing import Count, Parser, Seed, add_data_argument, add_json_flag
+from lpa.cli.parsing import Count, Parser, Seed, add_data_argument, add_json_flag, json_text
 
 
 def build_parser() -> Parser:
@@ -35,6 +33,6 @@ def main(rest: list[str]) -> None:
         max_tokens=arguments.max_tokens,
     )
     if arguments.json:
-        print(json.dumps({"documents": texts}))
+        print(json_text({"documents": texts}))
     else:
         print("\n\n---\n\n".join(texts))

@@ -1,9 +1,8 @@
 """`lpa data stats`."""
 
-import json
 from dataclasses import asdict
 
-from lpa.cli.parsing import Parser, add_data_argument, add_json_flag
+from lpa.cli.parsing import Parser, add_data_argument, add_json_flag, json_text
 
 
 def build_parser() -> Parser:
@@ -33,7 +32,7 @@ def main(rest: list[str]) -> None:
             split: asdict(split_statistics(arguments.data, split)) for split in manifest.splits
         }
     if arguments.json:
-        print(json.dumps({"vocab_size": manifest.vocab_size, "splits": statistics}))
+        print(json_text({"vocab_size": manifest.vocab_size, "splits": statistics}))
         return
     for split, figures in statistics.items():
         print(f"{split}")

@@ -1,8 +1,6 @@
 """`lpa data verify`."""
 
-import json
-
-from lpa.cli.parsing import Parser, add_data_argument, add_json_flag
+from lpa.cli.parsing import Parser, add_data_argument, add_json_flag, json_text
 
 
 def build_parser() -> Parser:
@@ -28,7 +26,7 @@ def main(rest: list[str]) -> None:
     with console.stderr.status("reading"):
         problems = verify(arguments.data)
     if arguments.json:
-        print(json.dumps({"problems": problems}))
+        print(json_text({"problems": problems}))
         raise SystemExit(2 if problems else 0)
     if problems:
         raise UserError(f"data {arguments.data}: {'; '.join(problems)}")

@@ -1,11 +1,10 @@
 """`lpa demo`."""
 
 import itertools
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lpa.cli.parsing import Count, Parser, Seed, add_json_flag, add_overwrite_flag
+from lpa.cli.parsing import Count, Parser, Seed, add_json_flag, add_overwrite_flag, json_text
 
 
 def build_parser() -> Parser:
@@ -44,7 +43,7 @@ def main(rest: list[str]) -> None:
     )
     figures = {name: asdict(value) for name, value in result.figures.items()}
     if arguments.json:
-        print(json.dumps(figures))
+        print(json_text(figures))
         return
 
     from rich.console import Console

@@ -1,8 +1,14 @@
 """`lpa generate`."""
 
-import json
-
-from lpa.cli.parsing import Count, NumberFromZero, Parser, Seed, add_json_flag, add_model_arguments
+from lpa.cli.parsing import (
+    Count,
+    NumberFromZero,
+    Parser,
+    Seed,
+    add_json_flag,
+    add_model_arguments,
+    json_text,
+)
 
 
 def build_parser() -> Parser:
@@ -53,6 +59,6 @@ def main(rest: list[str]) -> None:
             device=arguments.device,
         )
     if arguments.json:
-        print(json.dumps({"texts": texts}))
+        print(json_text({"texts": texts}))
     else:
         print("\n\n---\n\n".join(texts))

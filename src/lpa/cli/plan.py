@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.parsing import Count, Parser, add_json_flag
+from lpa.cli.parsing import Count, Parser, add_json_flag, json_text
 
 
 def build_parser() -> Parser:
@@ -76,7 +76,7 @@ def main(rest: list[str]) -> None:
                 {**asdict(match), "within_one_percent": match.within_one_percent}
                 for match in matches
             ]
-        print(json.dumps(output))
+        print(json_text(output))
         return
     _print_table(plan, dense)
     for match in matches:

@@ -1,10 +1,9 @@
 """`lpa prepare`."""
 
-import json
 import time
 from dataclasses import asdict
 
-from lpa.cli.parsing import Count, NumberFromZero, Parser, Workers, add_output_arguments
+from lpa.cli.parsing import Count, NumberFromZero, Parser, Workers, add_output_arguments, json_text
 
 
 def build_parser() -> Parser:
@@ -115,7 +114,7 @@ def main(rest: list[str]) -> None:
             report=report,
         )
     if arguments.json:
-        print(json.dumps(asdict(manifest)))
+        print(json_text(asdict(manifest)))
         return
     print(f"{arguments.out}: vocabulary of {manifest.vocab_size:,}")
     for name, split in manifest.splits.items():

@@ -1,8 +1,6 @@
 """`lpa presets`."""
 
-import json
-
-from lpa.cli.parsing import Parser, add_json_flag
+from lpa.cli.parsing import Parser, add_json_flag, json_text
 
 
 def build_parser() -> Parser:
@@ -39,7 +37,7 @@ def main(rest: list[str]) -> None:
     }
     if arguments.json:
         print(
-            json.dumps(
+            json_text(
                 {n: {"origin": PRESETS[n].origin, "parameters": c} for n, c in counts.items()}
             )
         )

@@ -1,10 +1,11 @@
 """`lpa study`."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpa.cli.parsing import Count, Parser, Seeds, Workers, fail
+from lpa.cli.parsing import Count, Parser, Seeds, Workers, add_json_flag, fail, json_text
 
 if TYPE_CHECKING:
     from lpa.study.grid import Study
@@ -61,6 +62,7 @@ def build_parser() -> Parser:
         "slurm_partition=gpu or gpus_per_node=1; timeout_min is needed",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the grid and what it costs")
+    add_json_flag(parser)
     return parser
 
 
@@ -95,9 +97,13 @@ def main(rest: list[str]) -> None:
     if data is None and not arguments.dry_run:
         data = prepare_bundled(arguments.out, arguments.scale)
         study = grid()
-    _print_grid(study, arguments.seeds)
-    if not arguments.dry_run:
-        _run(study, arguments, data.resolve())
+    if not arguments.json:
+        _print_grid(study, arguments.seeds)
+    outcome = {} if arguments.dry_run else _run(study, arguments, data.resolve())
+    if arguments.json:
+        print(json_text(_grid_figures(study, arguments.seeds) | outcome))
+    if outcome.get("failed"):
+        raise SystemExit(1)
 
 
 def _slurm_parameters(given: list[str], executor: str) -> dict[str, int | str]:
@@ -113,6 +119,21 @@ def _slurm_parameters(given: list[str], executor: str) -> dict[str, int | str]:
     if executor == "slurm" and "timeout_min" not in parameters:
         fail("--executor slurm: got no time limit of a run; expected --slurm timeout_min=MINUTES")
     return parameters
+
+
+def _grid_figures(study: "Study", seeds: int) -> dict[str, Any]:
+    """What a study runs and what that costs, as `--json` prints it."""
+    return {
+        "study": study.name,
+        "scale": study.scale,
+        "seeds": seeds,
+        "variants": [asdict(variant) for variant in study.variants],
+        "runs": len(study.variants) * seeds,
+        "tokens": seeds * sum(variant.tokens for variant in study.variants),
+        "flops": seeds * study.flops,
+        "hours": seeds * study.flops / study.flops_per_second / 3600,
+        "device": study.device,
+    }
 
 
 def _print_grid(study: "Study", seeds: int) -> None:
@@ -136,16 +157,17 @@ def _print_grid(study: "Study", seeds: int) -> None:
         )
     stdout = Console()
     stdout.print(table)
-    total = seeds * study.flops
+    figures = _grid_figures(study, seeds)
     unit = "GPU-hours" if "NVIDIA" in study.device else "core-hours"
     print(
-        f"{len(study.variants)} variants x {seeds} seeds = {len(study.variants) * seeds} runs, "
-        f"{seeds * sum(v.tokens for v in study.variants):,} tokens, {total:.3g} FLOPs, "
-        f"about {total / study.flops_per_second / 3600:,.1f} {unit}, assuming {study.device}"
+        f"{len(study.variants)} variants x {seeds} seeds = {figures['runs']} runs, "
+        f"{figures['tokens']:,} tokens, {figures['flops']:.3g} FLOPs, "
+        f"about {figures['hours']:,.1f} {unit}, assuming {study.device}"
     )
 
 
-def _run(study: "Study", arguments: Any, data: Path) -> None:
+def _run(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
+    """Run what is not finished; which runs failed and what was tuned, as `--json` prints it."""
     from lpa.study.runner import plan_jobs, run_jobs
 
     out = arguments.out.resolve()
@@ -167,22 +189,31 @@ def _run(study: "Study", arguments: Any, data: Path) -> None:
         failed = run_jobs(jobs, arguments.jobs, report)
     for job in failed:
         print(f"lpa: failed: {job.variant}, seed {job.seed}: {job.log}", file=sys.stderr)
+    outcome: dict[str, Any] = {
+        "failed": [
+            {"variant": job.variant, "seed": job.seed, "log": str(job.log)} for job in failed
+        ]
+    }
     if study.tunes:
-        _print_tuned(study, arguments.seeds, out)
-    if failed:
-        raise SystemExit(1)
+        outcome["tuned"] = _tune(study, arguments, out)
+    return outcome
 
 
-def _print_tuned(study: "Study", seeds: int, out: Path) -> None:
+def _tune(study: "Study", arguments: Any, out: Path) -> dict[str, dict[str, Any]] | None:
     """What the seeds asked for chose; an earlier start of the study may have asked for more."""
     from lpa.errors import UserError
     from lpa.study.results import read_study, short_axes, write_tuned
 
-    result = read_study(out / f"{study.name}-{study.scale}.json", seeds)
+    result = read_study(out / f"{study.name}-{study.scale}.json", arguments.seeds)
     tuned_file = out / f"tuned-{study.scale}.yaml"
+    tuned = None
     try:
-        print(f"tuned: {write_tuned(result, tuned_file)} in {tuned_file}")
+        tuned = write_tuned(result, tuned_file)
     except UserError as error:  # runs failed, which the exit code tells
         print(f"lpa: nothing tuned: {error}", file=sys.stderr)
-    for placement, name, value in short_axes(result):
-        print(f"{placement}: {name} {value:g} lies at the end of what was tried")
+    if not arguments.json:
+        if tuned is not None:
+            print(f"tuned: {tuned} in {tuned_file}")
+        for placement, name, value in short_axes(result):
+            print(f"{placement}: {name} {value:g} lies at the end of what was tried")
+    return tuned

@@ -1,13 +1,12 @@
 """`lpa train`."""
 
-import json
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpa.cli.parsing import Count, Parser, add_json_flag, add_overwrite_flag, fail
+from lpa.cli.parsing import Count, Parser, add_json_flag, add_overwrite_flag, fail, json_text
 
 if TYPE_CHECKING:
     from lpa.train.config import RunConfig
@@ -162,10 +161,11 @@ def _train(config: "RunConfig", arguments: Any) -> None:
         os._exit(1)
     if not _is_main_process():
         return
-    if isinstance(result, RunStopped):
-        print(f"{out}: stopped at step {result.step}; --resume goes on from there")
-    elif arguments.json:
-        print(json.dumps(asdict(result)))
+    if arguments.json:
+        stopped = isinstance(result, RunStopped)
+        print(json_text({"stopped": asdict(result)} if stopped else asdict(result)))
+    elif isinstance(result, RunStopped):
+        print(f"{out}: stopped at step {result.step}; --resume continues from there")
     else:
         print(summary(result, out))
 
@@ -183,7 +183,7 @@ def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
 
     plan = plan_run(config, processes)
     if as_json:
-        print(json.dumps(asdict(plan)))
+        print(json_text(asdict(plan)))
         return
     table = Table(title="what the run would take", show_header=False)
     for name, value in plan.rows():

@@ -36,6 +36,11 @@ def export_gguf(
         raise UserError(f"--out {out}: already exists; choose a new file or pass --overwrite")
     if dtype not in ("float16", "float32"):
         raise UserError(f"--dtype: got {dtype!r}; expected float16 or float32")
+    if (directory / "final").is_dir():
+        raise UserError(
+            f"model {directory}: is a run, whose model is not a stock Llama yet; merge it first: "
+            f"lpa convert merge {directory} --out merged"
+        )
     tokenizer = _read_tokenizer(directory)
     model = _read_model(directory)
 
