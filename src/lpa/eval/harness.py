@@ -2,7 +2,10 @@
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +66,46 @@ def run_harness(
         device=str(model.device),
     )
     try:
-        results = simple_evaluate(
-            harness,
-            tasks=list(names),
-            num_fewshot=num_fewshot,
-            limit=limit,
-            task_manager=manager,
-            bootstrap_iters=1000,
-        )
+        with _cache_that_can_be_written():
+            results = simple_evaluate(
+                harness,
+                tasks=list(names),
+                num_fewshot=num_fewshot,
+                limit=limit,
+                task_manager=manager,
+                bootstrap_iters=1000,
+            )
     # A task is code and data of others: whatever it raises, the hub's errors among it.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"--tasks {' '.join(tasks)}: lm-eval failed: {reason[0]}") from error
     assert results is not None, "only other ranks get none"
     return results
+
+
+@contextmanager
+def _cache_that_can_be_written() -> Iterator[None]:
+    """A temporary cache of data sets where the usual one, below the home directory, cannot be made."""
+    from datasets import config
+
+    try:
+        Path(config.HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
+        usual = os.access(config.HF_DATASETS_CACHE, os.W_OK)
+    except OSError:
+        usual = False
+    if usual:
+        yield
+        return
+    places = ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH")
+    before = {name: getattr(config, name) for name in places}
+    with tempfile.TemporaryDirectory(prefix="lpa-datasets-") as folder:
+        try:
+            for name in places:
+                setattr(config, name, Path(folder, name.lower()))
+            yield
+        finally:
+            for name, place in before.items():
+                setattr(config, name, place)
 
 
 def _named(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
