@@ -18,7 +18,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "errors": ["LPAWarning", "UserError"],
         "lowrank": ["LowRankLinear", "break_even_rank"],
         "model": ["LPAConfig", "LPAForCausalLM", "LPAForSequenceClassification", "LPAModel"],
-        "model.surgery": ["apply", "load"],
+        "model.loading": ["load"],
+        "model.surgery": ["apply"],
     },
 )
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from lpa.errors import LPAWarning, UserError
     from lpa.lowrank import LowRankLinear, break_even_rank
     from lpa.model import LPAConfig, LPAForCausalLM, LPAForSequenceClassification, LPAModel
-    from lpa.model.surgery import apply, load
+    from lpa.model.loading import load
+    from lpa.model.surgery import apply
 
 
 # These modules of transformers hold the Auto classes. They learn of this package as soon as they exist,

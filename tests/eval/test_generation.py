@@ -3,14 +3,14 @@ import torch
 
 from lpa.errors import UserError
 from lpa.eval.generation import generate_text
-from lpa.train.loading import load_model
+from lpa.train.loading import load_with_tokenizer
 
 PROMPT = "My fellow"
 
 
 def test_greedy_text_is_the_likeliest_token_each_time(run):
     [text] = generate_text(run, PROMPT, temperature=0, max_new_tokens=10, device="cpu")
-    model, tokenizer = load_model(run, "cpu")
+    model, tokenizer = load_with_tokenizer(run, "cpu")
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     for _ in range(10):
         ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)

@@ -6,7 +6,7 @@ import torch
 from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
 from lpa.eval.harness import run_harness
-from lpa.train.loading import load_model
+from lpa.train.loading import load_with_tokenizer
 
 TASK = """\
 task: continuation
@@ -55,7 +55,7 @@ def of_lpa(run, task):
 
 
 def test_a_task_file_of_ones_own_scores_as_by_hand(of_lpa, run):
-    model, tokenizer = load_model(run, "cpu")
+    model, tokenizer = load_with_tokenizer(run, "cpu")
     found = log_likelihoods(of_lpa)
     right = 0
     for row, values in zip(QUESTIONS, found, strict=True):

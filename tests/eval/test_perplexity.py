@@ -11,7 +11,7 @@ from lpa.data.sources import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
 from lpa.eval.windowing import Windowing
-from lpa.train.loading import load_model
+from lpa.train.loading import load_with_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def by_hand(model, tokens, context=32) -> float:
 
 def test_prepared_data_token_by_token(run, prepared):
     result = evaluate_perplexity(run, prepared, device="cpu")
-    model, _ = load_model(run, "cpu")
+    model, _ = load_with_tokenizer(run, "cpu")
     tokens = split_tokens(prepared, "test")  # the default where there is one
     total = by_hand(model, tokens)
     split = Manifest.load(prepared).split("test")
@@ -47,7 +47,7 @@ def test_prepared_data_token_by_token(run, prepared):
 
 def test_a_text_file_is_tokenized_with_the_models_tokenizer(run, held_out):
     result = evaluate_perplexity(run, held_out, device="cpu")
-    model, tokenizer = load_model(run, "cpu")
+    model, tokenizer = load_with_tokenizer(run, "cpu")
     text = held_out.read_text()
     tokens = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     total = by_hand(model, tokens)

@@ -19,7 +19,7 @@ from lpa.eval.perplexity import evaluate_perplexity, summarize
 from lpa.eval.scoring import score, windows
 from lpa.eval.texts import TokenizedText
 from lpa.eval.windowing import Windowing, positions_of
-from lpa.train.loading import load_model
+from lpa.train.loading import load_with_tokenizer
 
 
 def text_of(lengths, bos=None, seed=0):
@@ -172,7 +172,7 @@ def test_a_text_of_few_documents_is_resampled_in_blocks(run, prepared):
 
 
 def test_documents_are_told_apart_in_prepared_data(run, prepared):
-    _, tokenizer = load_model(run, "cpu")
+    _, tokenizer = load_with_tokenizer(run, "cpu")
     tokens = split_tokens(prepared, "train")
     result = evaluate_perplexity(
         run, prepared, split="train", windowing=Windowing(mode="documents"), device="cpu"

@@ -27,7 +27,7 @@ def main(rest: list[str]) -> None:
 
     from lpa import console
     from lpa.convert.merge import merge_directory
-    from lpa.train.loading import model_directory
+    from lpa.model.loading import model_directory
 
     console.hide_other_progress()
     with console.stderr.status("merging"):

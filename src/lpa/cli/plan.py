@@ -93,9 +93,8 @@ def _configuration(source: str, **overrides: Any) -> Any:
         UserError: it is none of them, or a field is not accepted.
     """
     from lpa.errors import UserError
-    from lpa.model.configuration_lpa import LPAConfig
+    from lpa.model.loading import config_fields, lpa_config, model_directory
     from lpa.model.presets import PRESETS, preset_config
-    from lpa.train.loading import model_directory
 
     changes = {name: value for name, value in overrides.items() if value is not None}
     if source in PRESETS:
@@ -107,15 +106,7 @@ def _configuration(source: str, **overrides: Any) -> Any:
             f"{', '.join(PRESETS)}"
         )
     file = path if path.is_file() else model_directory(path) / "config.json"
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"model {file}: is not JSON ({error})") from error
-    if not isinstance(fields, dict) or fields.get("model_type") != LPAConfig.model_type:
-        raise UserError(
-            f"model {file}: is not a configuration of model_type {LPAConfig.model_type}"
-        )
-    return LPAConfig.from_dict(fields | changes)
+    return lpa_config(config_fields(file) | changes, f"model {file}")
 
 
 def _print_table(plan: dict[str, Any], dense: dict[str, Any]) -> None:

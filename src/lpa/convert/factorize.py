@@ -26,14 +26,14 @@ from lpa.errors import LPAWarning, UserError
 from lpa.files import check_output, new_directory
 from lpa.lowrank import best_factors, squared_error, updated_up, whitened_factors
 from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS, LPAConfig
+from lpa.model.loading import load_model, model_directory, open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.model.pairs import dense_weight, fill_pair, pair_like
 from lpa.model.surgery import (
     check_cuttable,
     check_finite,
-    dense_weight,
-    fill_pair,
+    check_quantization,
     find_projections,
-    pair_like,
     record_pairs,
     resolve_ranks,
 )
@@ -370,26 +370,14 @@ def load_dense(source: Path) -> tuple[Any, Any]:
         from lpa.convert.gguf_import import load_gguf
 
         return load_gguf(source)
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from lpa.data.tokenizer import load_tokenizer
-    from lpa.train.loading import model_directory
 
     directory = model_directory(source)
-    try:
-        config = AutoConfig.from_pretrained(directory)
-    except Exception as error:
-        raise UserError(f"model {directory}: cannot be loaded ({error})") from error
-    holder = nn.Module()
-    holder.config = config
-    check_cuttable(holder)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
-    # Damaged files raise whatever their reader raises, SafetensorError among it.
-    except Exception as error:
-        raise UserError(f"model {directory}: cannot be loaded ({error})") from error
+    config = open_config(directory)
+    check_quantization(config)
+    model = load_model(directory, config=config)
     check_cuttable(model)
-    return model.eval(), load_tokenizer(directory)
+    return model, load_tokenizer(directory)
 
 
 def as_json(figures: Factorized) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lpa.errors import UserError
 from lpa.files import check_output, new_directory
 from lpa.lowrank import LowRankLinear
+from lpa.model.loading import load_model
 from lpa.model.modeling_lpa import LPAForCausalLM
 
 # What a Hugging Face directory holds beside the weights and their configuration.
@@ -98,7 +99,12 @@ def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> M
         UserError: `out` holds something, or the model is not one that merges.
     """
     check_output(out, overwrite=overwrite)
-    model = LPAForCausalLM.from_pretrained(directory, dtype="auto")
+    model = load_model(directory)
+    if not isinstance(model, LPAForCausalLM):
+        raise UserError(
+            f"model {directory}: is a {type(model).__name__}; expected an LPAForCausalLM, which has pairs to "
+            "merge"
+        )
     merged = merge_to_llama(model)
     with new_directory(out, overwrite=overwrite) as temporary:
         merged.save_pretrained(temporary)

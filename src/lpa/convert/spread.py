@@ -11,7 +11,7 @@ from lpa.convert.budget import spread_ranks
 from lpa.convert.calibration import input_moments, layers_of, open_stream
 from lpa.errors import UserError
 from lpa.lowrank import best_factors, break_even_rank, tail_energies, whitened_factors
-from lpa.model.surgery import dense_weight, fill_pair, pair_like
+from lpa.model.pairs import dense_weight, fill_pair, pair_like
 
 QUANTITIES = ("parameters", "flops", "kv")
 SPREADS = ("spectra", "loss")

@@ -14,7 +14,7 @@ from lpa.eval.perplexity import Evaluation, check_scorable, summarize
 from lpa.eval.scoring import score
 from lpa.eval.texts import load_text
 from lpa.eval.windowing import Windowing, positions_of
-from lpa.train.loading import load_model
+from lpa.train.loading import load_with_tokenizer
 
 _FEWEST_PARTS = 10
 
@@ -68,7 +68,7 @@ def compare(
     Raises:
         UserError: as `evaluate_perplexity`; or the text has too few parts to draw from.
     """
-    models, tokenizers = zip(*(load_model(path, device) for path in (a, b)), strict=True)
+    models, tokenizers = zip(*(load_with_tokenizer(path, device) for path in (a, b)), strict=True)
     windowing = windowing or Windowing()
     if windowing.context is None:
         windowing = replace(windowing, context=min(map(positions_of, models)))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lpa.errors import UserError
-from lpa.train.loading import load_model
+from lpa.train.loading import load_with_tokenizer
 
 
 def generate_text(
@@ -41,7 +41,7 @@ def generate_text(
     ):
         if not good:
             raise UserError(f"{name}: got {value}; expected {accepted}")
-    model, tokenizer = load_model(model_path, device)
+    model, tokenizer = load_with_tokenizer(model_path, device)
     ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
     # A document begins after the end of the one before.
     ids = ids or [tokenizer.eos_token_id]

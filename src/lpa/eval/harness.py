@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lpa.errors import UserError
-from lpa.train.loading import load_model
+from lpa.train.loading import load_with_tokenizer
 
 
 def run_harness(
@@ -57,7 +57,7 @@ def run_harness(
             raise UserError(
                 f"--tasks: got {name!r}; expected a task that `lm-eval ls tasks` lists, or a task file"
             )
-    model, tokenizer = load_model(model_path, device)
+    model, tokenizer = load_with_tokenizer(model_path, device)
     harness = HFLM(
         pretrained=model,
         backend="causal",

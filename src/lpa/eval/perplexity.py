@@ -14,7 +14,7 @@ from lpa.eval.bootstrap import interval, resampled_sums
 from lpa.eval.scoring import Scores, score
 from lpa.eval.texts import TokenizedText, load_text
 from lpa.eval.windowing import Windowing, positions_of
-from lpa.train.loading import load_model
+from lpa.train.loading import load_with_tokenizer
 from lpa.train.perplexity import Perplexity
 
 Report = Callable[[int, int], None]
@@ -68,7 +68,7 @@ def evaluate_perplexity(
     """
     if threads:
         torch.set_num_threads(threads)
-    model, tokenizer = load_model(model_path, device)
+    model, tokenizer = load_with_tokenizer(model_path, device)
     cut = (windowing or Windowing()).resolved(positions_of(model))
     text = load_text(data, split, tokenizer)
     check_scorable(data, text)

@@ -9,6 +9,9 @@ from typing import Any
 
 import wrapt
 
+# The `quant_method` of models of other classes that have low-rank pairs inside.
+METHOD = "low_rank"
+
 _MODELS = {
     "AutoModel": "LPAModel",
     "AutoModelForCausalLM": "LPAForCausalLM",
@@ -34,21 +37,22 @@ def register_models() -> None:
     for auto_class, name in _MODELS.items():
         # `AutoModel.register` would look into the class at once; the mapping below it does not.
         mapping = getattr(modeling_auto, auto_class)._model_mapping
-        mapping.register(LPAConfig, _model_on_first_use(name), exist_ok=True)
+        mapping.register(LPAConfig, _on_first_use("lpa.model.modeling_lpa", name), exist_ok=True)
 
 
 def register_quantizer() -> None:
     """Let models of other classes be loaded with low-rank pairs inside."""
     from transformers.quantizers import auto
 
-    from lpa.model.quantizer import METHOD, LowRankConfig, LowRankQuantizer
+    for mapping, name in (
+        (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "LowRankConfig"),
+        (auto.AUTO_QUANTIZER_MAPPING, "LowRankQuantizer"),
+    ):
+        mapping[METHOD] = _on_first_use("lpa.model.quantizer", name)
 
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = LowRankConfig
-    auto.AUTO_QUANTIZER_MAPPING[METHOD] = LowRankQuantizer
 
-
-def _model_on_first_use(name: str) -> Any:
+def _on_first_use(module: str, name: str) -> Any:
     def load() -> Any:
-        return getattr(importlib.import_module("lpa.model.modeling_lpa"), name)
+        return getattr(importlib.import_module(module), name)
 
-    return wrapt.LazyObjectProxy(load)
+    return wrapt.LazyObjectProxy(load, interface=type)

@@ -21,6 +21,18 @@ FFN_PROJECTIONS = {
 # Which projections are low-rank (Lv et al. 2024, section 3): none, those of one kind, or all.
 PLACEMENTS = ("none", "attention", "ffn", "all")
 
+# Sizes that no machine could hold; products of two of them still have 64 bits.
+_MOST = {
+    "vocab_size": 2**31 - 1,
+    "hidden_size": 2**24,
+    "intermediate_size": 2**24,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**16,
+    "max_position_embeddings": 2**31 - 1,
+}
+
 _DEFAULT_ACTIVATION = {"llama": "silu", "paper": "relu"}
 
 
@@ -85,6 +97,7 @@ class LPAConfig(PreTrainedConfig):
     lm_head_bias: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._check_sizes()
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -146,19 +159,20 @@ class LPAConfig(PreTrainedConfig):
             return self.ffn_rank, "ffn_rank"
         return self.rank, "rank"
 
+    def _check_sizes(self) -> None:
+        """Before others are made of them."""
+        for field, most in _MOST.items():
+            size = getattr(self, field)
+            if size is None and field in ("num_key_value_heads", "head_dim"):
+                continue
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise UserError(f"{field}: got {size!r}; expected a whole number")
+            if size < 1:
+                raise UserError(f"{field}: got {size}; expected at least 1")
+            if size > most:
+                raise UserError(f"{field}: got {size}; expected at most {most}")
+
     def _check_shape(self) -> None:
-        for field in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        ):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}: got {getattr(self, field)}; expected at least 1")
         assert self.num_key_value_heads is not None
         assert self.head_dim is not None
         if self.num_attention_heads % self.num_key_value_heads:

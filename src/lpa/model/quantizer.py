@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from lpa.model.auto import METHOD
+from lpa.model.pairs import insert_pairs
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-METHOD = "low_rank"
 
 
 class LowRankConfig(QuantizationConfigMixin):
@@ -23,17 +24,17 @@ class LowRankConfig(QuantizationConfigMixin):
         ranks: full name of the module in the model -> rank.
     """
 
-    def __init__(self, ranks: dict[str, int], quant_method: str = METHOD, **_: Any) -> None:
+    def __init__(
+        self, ranks: dict[str, int] | None = None, quant_method: str = METHOD, **_: Any
+    ) -> None:
         self.quant_method = quant_method
-        self.ranks = dict(ranks)
+        self.ranks = ranks  # what a file says; `insert_pairs` checks it
 
 
 class LowRankQuantizer(HfQuantizer):
     """Puts empty pairs where the checkpoint has pairs."""
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **_: Any) -> None:
-        from lpa.model.surgery import insert_pairs
-
         insert_pairs(model, self.quantization_config.ranks)
 
     def is_serializable(self) -> bool:
@@ -54,7 +55,7 @@ class LowRankQuantizer(HfQuantizer):
 
 def mark(model: "PreTrainedModel", ranks: dict[str, int]) -> None:
     """Let `save_pretrained` record the pairs of a live model, as if it had been loaded with them."""
-    config = LowRankConfig(ranks)
+    config = LowRankConfig(dict(ranks))
     model.config.quantization_config = config
     model.hf_quantizer = LowRankQuantizer(config)
     model.is_quantized = True

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear, best_factors, break_even_rank, check_rank, draw_factors
-from lpa.model.quantizer import METHOD, mark
+from lpa.model.auto import METHOD
+from lpa.model.pairs import dense_weight, fill_pair, pair_like
+from lpa.model.quantizer import mark
 
 # Projections by where they lie, under the names that decoders of transformers give them. A fused query,
 # key and value matrix is one projection.
@@ -58,55 +59,6 @@ def find_projections(
             f"them with --projections REGEX; its linear maps: {', '.join(there) or 'none'}"
         )
     return found
-
-
-def dense_weight(module: nn.Module) -> Tensor:
-    """The matrix of a projection as (out_features, in_features); Conv1D keeps it the other way round."""
-    weight: Any = module.weight
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
-def pair_like(module: nn.Module, rank: int) -> LowRankLinear:
-    """An empty pair of a projection's shape, bias, device and dtype."""
-    out_features, in_features = dense_weight(module).shape
-    weight: Any = module.weight
-    return LowRankLinear(
-        in_features,
-        out_features,
-        rank,
-        bias=module.bias is not None,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
-
-
-@torch.no_grad()
-def fill_pair(pair: LowRankLinear, module: nn.Module, down: Tensor, up: Tensor) -> LowRankLinear:
-    """Write factors into a pair, and the bias of the projection whose place it takes."""
-    pair.down.weight.copy_(down)
-    pair.up.weight.copy_(up)
-    if pair.up.bias is not None:
-        pair.up.bias.copy_(module.bias)
-    return pair
-
-
-def insert_pairs(model: nn.Module, ranks: Mapping[str, int]) -> None:
-    """Put empty pairs of the given ranks in the place of modules, before weights are loaded.
-
-    Names are those of the whole model; a model without its head has them without the first part.
-
-    Raises:
-        UserError: the model has no such module.
-    """
-    modules = dict(model.named_modules())
-    for name, rank in ranks.items():
-        own = name if name in modules else name.partition(".")[2]
-        if own not in modules:
-            raise UserError(f"quantization_config.ranks: {type(model).__name__} has no {name}")
-        model.set_submodule(own, pair_like(modules[own], rank))
-        # GPT-2 starts c_proj.weight by way of the block around it, which finds none now; the pair's own
-        # weights come from the file.
-        modules[own.rpartition(".")[0]]._is_hf_initialized = True
 
 
 def resolve_ranks(
@@ -231,7 +183,22 @@ def check_cuttable(model: nn.Module) -> None:
     Raises:
         UserError: the model was quantised, or a matrix is not of floating point.
     """
-    quantized = getattr(getattr(model, "config", None), "quantization_config", None)
+    check_quantization(getattr(model, "config", None))
+    for name, tensor in model.named_parameters():
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise UserError(
+                f"model: {name} is {tensor.dtype}; quantised weights cannot be cut; give the checkpoint from "
+                "before quantisation"
+            )
+
+
+def check_quantization(config: Any) -> None:
+    """Refuse the configuration of a model with quantised weights.
+
+    Raises:
+        UserError: naming the method.
+    """
+    quantized = getattr(config, "quantization_config", None)
     method = (
         quantized.get("quant_method")
         if isinstance(quantized, dict)
@@ -242,12 +209,6 @@ def check_cuttable(model: nn.Module) -> None:
             f"model: its weights are quantised ({getattr(method, 'value', method)}) and cannot be cut; "
             "give the checkpoint from before quantisation"
         )
-    for name, tensor in model.named_parameters():
-        if not tensor.is_floating_point() or tensor.element_size() < 2:
-            raise UserError(
-                f"model: {name} is {tensor.dtype}; quantised weights cannot be cut; give the checkpoint from "
-                "before quantisation"
-            )
 
 
 def check_finite(name: str, weight: Tensor) -> None:
@@ -259,25 +220,3 @@ def check_finite(name: str, weight: Tensor) -> None:
     if not torch.isfinite(weight).all():
         bad = int((~torch.isfinite(weight)).sum())
         raise UserError(f"model: {name}.weight has {bad:,} entries that are no finite numbers")
-
-
-def load(path: str | Path, **options: Any) -> PreTrainedModel:
-    """A causal language model from a directory that this package or transformers wrote.
-
-    Args:
-        path: a Hugging Face directory, or a run.
-        options: for `from_pretrained`; the dtype is that of the file unless given.
-
-    Raises:
-        UserError: there is no model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    directory = Path(path)
-    if (directory / "final" / "config.json").is_file():
-        directory = directory / "final"
-    if not (directory / "config.json").is_file():
-        raise UserError(
-            f"model {path}: has no config.json; expected a run or a Hugging Face directory"
-        )
-    return AutoModelForCausalLM.from_pretrained(directory, **({"dtype": "auto"} | options)).eval()

@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lpa.data.dataset import IGNORE
 from lpa.data.manifest import Manifest
 from lpa.errors import UserError
+from lpa.model.loading import load_model, open_causal_config
+from lpa.model.weights import open_weights
 from lpa.train.config import DistillConfig, RunConfig
 from lpa.train.parallel import Layout
-from lpa.train.starting import check_same_tokens, weights_hash
+from lpa.train.starting import check_same_tokens
 
 # Tokens whose logits, the student's and the teacher's, are held at a time.
 _CHUNK = 256
@@ -52,9 +53,11 @@ class Distiller:
             )
         self.weight = config.weight
         self.temperature = config.temperature
-        self.identity = {"distill.weights": weights_hash(config.teacher, "distill.teacher")}
-        check_same_tokens("distill.teacher", config.teacher, data)
-        self.teacher = _load(config.teacher, dtype).to(device)
+        directory = _existing(config.teacher)
+        check_same_tokens("distill.teacher", directory, data)
+        self.teacher: Any = load_model(directory, field="distill.teacher", dtype=dtype)
+        self.teacher.requires_grad_(False).to(device)
+        self.identity = {"distill.weights": open_weights(directory, "distill.teacher").sha256()}
         self._vocabulary = Manifest.load(data).vocab_size
         rows = self.teacher.get_output_embeddings().weight.shape[0]
         if rows < self._vocabulary:
@@ -153,36 +156,15 @@ def teacher_bytes(directory: Path, dtype: torch.dtype) -> int:
     Raises:
         UserError: it is no directory of a causal language model.
     """
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(_existing(directory))
-            )
-    except (OSError, ValueError) as error:
-        raise _unreadable(directory, error) from error
-    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
-
-
-def _load(directory: Path, dtype: torch.dtype) -> Any:
-    try:
-        model = AutoModelForCausalLM.from_pretrained(_existing(directory), dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise _unreadable(directory, error) from error
-    return model.eval().requires_grad_(False)
+    field = "distill.teacher"
+    open_causal_config(_existing(directory), field)
+    return open_weights(directory, field).elements * dtype.itemsize
 
 
 def _existing(directory: Path) -> Path:
-    """A name that is no directory would be looked for on the hub."""
     if not directory.is_dir():
         raise UserError(
             f"distill.teacher {directory}: no such directory; expected a causal language model of "
             "transformers, written by save_pretrained"
         )
     return directory
-
-
-def _unreadable(directory: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())
-    return UserError(
-        f"distill.teacher {directory}: cannot be loaded as a causal language model ({reason})"
-    )

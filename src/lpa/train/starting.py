@@ -1,15 +1,11 @@
 """The model that a run begins with: drawn from its seed, or taken from a Hugging Face directory."""
 
-import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
 from lpa.errors import UserError
@@ -17,7 +13,9 @@ from lpa.files import write_text
 from lpa.lowrank import LowRankLinear
 from lpa.model.checkpointing import compile_layers, set_activation_checkpointing
 from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.loading import open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.model.weights import Weights, open_weights
 from lpa.records import read_json
 from lpa.train.config import RunConfig
 from lpa.train.distributed import World
@@ -26,8 +24,6 @@ from lpa.train.parallel import Layout, parallelize
 from lpa.train.shards import laid_out_like
 
 START_FILE = "start.json"
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Start:
         UserError: it is not the directory of a model that `lpa train` can start from.
         """
         config = source_config(directory)
-        return cls(weights_hash(directory, "model.from"), config.to_dict())
+        return cls(open_weights(directory, "model.from").sha256(), config.to_dict())
 
     def save(self, run: Path) -> None:
         write_text(run / START_FILE, json.dumps(asdict(self), indent=2) + "\n")
@@ -82,24 +78,21 @@ def source_config(directory: Path) -> LPAConfig:
     Raises:
         UserError: it holds none.
     """
-    path = directory / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        kind = (fields.get("architectures") or [fields.get("model_type")])[0]
-    except FileNotFoundError as error:
-        what = f"has no {path.name}" if directory.is_dir() else "no such directory"
+    if not (directory / "config.json").is_file():
+        what = "has no config.json" if directory.is_dir() else "no such directory"
         raise UserError(
             f"model.from {directory}: {what}; expected what `lpa convert factorize` or a run's final/ is"
-        ) from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"model.from {directory}: its config.json is damaged ({error})") from error
-    if fields.get("model_type") != LPAConfig.model_type or kind != "LPAForCausalLM":
+        )
+    config = open_config(directory, "model.from")
+    kinds = config.architectures
+    kind = kinds[0] if isinstance(kinds, list) and kinds else config.model_type
+    if not isinstance(config, LPAConfig) or kind != "LPAForCausalLM":
         raise UserError(
             f"model.from {directory}: is a {kind}; expected an LPAForCausalLM, which `lpa convert "
             "factorize` makes of Llama-like models; load any other with lpa.load and train it in a loop "
             "of your own"
         )
-    return LPAConfig.from_dict(fields)
+    return config
 
 
 def model_config(config: RunConfig, manifest: Manifest, start: Start | None) -> LPAConfig:
@@ -203,55 +196,29 @@ def load_weights(
     Raises:
         UserError: weights are missing, too many, of another shape, or unreadable.
     """
+    weights = open_weights(directory, "model.from")
+    _check_fit(model, config, weights)
     model.to_empty(device=device)
     model.tie_weights()
     compute_buffers(model, config, device)
     targets = dict(model.named_parameters())
-    absent = set(targets)
-    for name, value in _stored_tensors(directory, "model.from"):
+    for name, value in weights.read():
+        if name in targets:
+            target = targets[name]
+            target.copy_(laid_out_like(value.to(device, torch.float32), target))
+
+
+def _check_fit(model: LPAForCausalLM, config: LPAConfig, weights: Weights) -> None:
+    """Before memory is taken: every parameter has a tensor of its shape, and every tensor a parameter."""
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name, tensor in weights.tensors.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        target = targets.get(name)
-        if target is None or target.shape != value.shape:
-            raise UserError(
-                f"model.from {directory}: weights {name} of shape {tuple(value.shape)} are not those that "
-                "its config.json describes"
+        if expected.get(name) != tensor.shape:
+            raise weights.error(
+                weights.name,
+                f"has {name} of shape {tensor.shape}, which the model of config.json has not",
             )
-        target.copy_(laid_out_like(value.to(device, torch.float32), target))
-        absent.discard(name)
+    absent = expected.keys() - weights.tensors.keys()
     if absent:
-        raise UserError(f"model.from {directory}: has no weights {min(absent)}")
-
-
-def weights_hash(directory: Path, field: str) -> str:
-    """SHA-256 of a directory's files of weights, one after another.
-
-    Raises:
-        UserError: it has none.
-    """
-    digest = hashlib.sha256()
-    for path in _weight_files(directory, field):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _stored_tensors(directory: Path, field: str) -> Iterator[tuple[str, Tensor]]:
-    for path in _weight_files(directory, field):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118, it is no dict
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{field} {directory}: {path.name} is damaged ({error})") from error
-
-
-def _weight_files(directory: Path, field: str) -> list[Path]:
-    index = directory / _INDEX
-    names = [_SINGLE]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    absent = [name for name in names if not (directory / name).is_file()]
-    if absent:
-        raise UserError(f"{field} {directory}: has no {absent[0]}")
-    return [directory / name for name in names]
+        raise weights.error(weights.name, f"has no {min(absent)}")

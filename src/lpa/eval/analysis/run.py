@@ -16,7 +16,7 @@ from lpa.eval.texts import TokenizedText, load_text
 from lpa.eval.windowing import Windowing, positions_of
 from lpa.files import new_directory, write_text
 from lpa.lowrank import LowRankLinear, entropy_rank, singular_values, stable_rank
-from lpa.train.loading import load_model
+from lpa.train.loading import load_with_tokenizer
 
 # (what is being done, steps done, steps in all)
 Report = Callable[[str, int, int], None]
@@ -110,7 +110,7 @@ def analyze(
     Raises:
         UserError: bad input, named, before anything is written.
     """
-    model, tokenizer = load_model(model_path, device, attention="eager")
+    model, tokenizer = load_with_tokenizer(model_path, device, attention="eager")
     positions = positions_of(model)
     cut = Windowing(
         context=min(512, positions) if context is None else context, batch_size=batch_size

@@ -16,6 +16,7 @@ from lpa.eval.glue.metrics import score_predictions
 from lpa.eval.glue.reading import Examples
 from lpa.eval.glue.tasks import Task, prefix_of
 from lpa.eval.windowing import positions_of
+from lpa.model.loading import load_model, new_model, open_config
 
 Report = Callable[[int, int], None]
 
@@ -87,10 +88,16 @@ def fine_tune(
 
     from lpa.data.tokenizer import load_tokenizer
 
+    config = _config(directory, task)
     tokenizer = load_tokenizer(directory)
     padding_token(tokenizer)
+    config.pad_token_id = tokenizer.pad_token_id
     set_seed(seed)
-    model = _classifier(directory, task, tokenizer.pad_token_id, from_scratch)
+    model: Any = (
+        new_model(directory, config, classify=True)
+        if from_scratch
+        else load_model(directory, config=config, classify=True, dtype="float32")
+    )
     encoder = PairEncoder(tokenizer, min(settings.max_length, positions_of(model)))
     encoded = {split: encoder.encode(of_split) for split, of_split in examples.items()}
     if encoder.shortened:
@@ -139,26 +146,13 @@ def fine_tune(
     return scores
 
 
-def _classifier(directory: Path, task: Task, pad_token_id: int, from_scratch: bool) -> Any:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    # Without a cache, which would come back with the logits of every batch.
-    fields = {
-        "num_labels": len(task.labels) or 1,
-        "problem_type": "single_label_classification" if task.labels else "regression",
-        "pad_token_id": pad_token_id,
-        "use_cache": False,
-    }
-    try:
-        config = AutoConfig.from_pretrained(directory, **fields)
-        if from_scratch:
-            return AutoModelForSequenceClassification.from_config(config, dtype="float32")
-        return AutoModelForSequenceClassification.from_pretrained(
-            directory, config=config, dtype="float32"
-        )
-    # Damaged files raise whatever their reader raises; an unknown architecture a ValueError.
-    except Exception as error:
-        raise UserError(f"model {directory}: cannot be loaded to classify ({error})") from error
+def _config(directory: Path, task: Task) -> Any:
+    return open_config(
+        directory,
+        num_labels=len(task.labels) or 1,
+        problem_type="single_label_classification" if task.labels else "regression",
+        use_cache=False,  # it would come back with the logits of every batch
+    )
 
 
 def _predict(

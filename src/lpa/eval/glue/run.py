@@ -12,7 +12,7 @@ from lpa.eval.glue.metrics import majority_predictions, score_predictions
 from lpa.eval.glue.reading import Examples, read_task
 from lpa.eval.glue.results import Store, request_of
 from lpa.eval.glue.tasks import TASKS, prefix_of
-from lpa.train.loading import model_directory
+from lpa.model.loading import model_directory
 
 # (what is being done, steps done, steps in all)
 Report = Callable[[str, int, int], None]

@@ -1,0 +1,440 @@
+"""The one way in for models: a Hugging Face directory becomes a configuration or a model, or is refused.
+
+transformers warns of much that makes a result wrong (weights that are missing start at random), follows
+what a directory says of other files, and asks whether to run a directory's code. Here such a directory is
+refused, in one line that names the file. Nothing of it is executed or unpickled, and nothing is fetched.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lpa.errors import LPAWarning, UserError
+from lpa.model.weights import ADAPTER, ADAPTER_REFUSED, Weights, open_weights
+from lpa.records import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_CONFIG = "config.json"
+_GENERATION = "generation_config.json"
+
+# No model has so many layers, heads or experts; lists of them are made before their weights are known.
+_MOST_PARTS = 2**16
+_PARTS = re.compile(r"(layers?|blocks?|heads?|experts?)$")
+# Keys of config.json by which transformers would read other files than those that are checked here, or
+# fetch code.
+_REDIRECTIONS = ("configuration_files", "transformers_weights")
+_IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+
+
+def model_directory(path: str | Path, field: str = "model") -> Path:
+    """The Hugging Face directory that a path means: `final/` of a run, or the path itself.
+
+    Args:
+        field: what to call the path in messages.
+
+    Raises:
+        UserError: there is no model at `path`.
+    """
+    path = Path(path)
+    for directory in (path / "final", path):
+        if (directory / _CONFIG).is_file():
+            return directory
+    if not path.is_dir():
+        raise UserError(
+            f"{field} {path}: no such directory; expected a run or a Hugging Face directory"
+        )
+    if (path / "config.yaml").is_file():
+        raise UserError(
+            f"{field} {path}: a run that has not finished (no final/); go on with it: lpa train … --resume"
+        )
+    if (path / ADAPTER).is_file():
+        raise UserError(f"{field} {path}: {ADAPTER_REFUSED}")
+    raise UserError(
+        f"{field} {path}: has no config.json; expected a run or a Hugging Face directory"
+    )
+
+
+def config_fields(path: Path, field: str = "model") -> dict[str, Any]:
+    """What a config.json says, as long as it is an object and names no other files.
+
+    Args:
+        path: the file, or the directory that it lies in.
+
+    Raises:
+        UserError: it is damaged, or no machine could hold the model.
+    """
+    file = path / _CONFIG if path.is_dir() else path
+    fields = _read(file, field)
+    for name in _REDIRECTIONS:
+        if fields.get(name) is not None:
+            raise UserError(
+                f"{_where(path, field)}: {name}: got {fields[name]!r}; expected none, as other files than "
+                "the usual ones are not opened"
+            )
+    _check_values(fields, _where(path, field))
+    return fields
+
+
+def open_config(path: Path, field: str = "model", **changes: Any) -> "PreTrainedConfig":
+    """The configuration of a directory, of a class of this package or of transformers.
+
+    Args:
+        path: the directory, or the config.json in it.
+        field: what to call it in messages.
+        changes: fields to set.
+
+    Raises:
+        UserError: it is damaged, not accepted by its class, or needs code that transformers has not.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    fields, where = config_fields(path, field), _where(path, field)
+    kind = fields.get("model_type")
+    if not isinstance(kind, str):
+        raise UserError(f"{where}: model_type: got {kind!r}; expected a name such as llama")
+    if kind not in CONFIG_MAPPING:
+        if "auto_map" in fields:
+            raise UserError(
+                f"{where}: model_type {kind} needs Python code from the directory (auto_map), which is never "
+                "run; expected a model type of transformers"
+            )
+        raise UserError(f"{where}: model_type: got {kind!r}; this transformers knows none such")
+    with _refusals(where), _quiet():
+        return AutoConfig.from_pretrained(
+            path, trust_remote_code=False, local_files_only=True, **changes
+        )
+
+
+def open_causal_config(path: Path, field: str = "model") -> "PreTrainedConfig":
+    """The same of a directory that holds a causal language model.
+
+    Raises:
+        UserError: as `open_config`, or it holds another kind of model.
+    """
+    config = open_config(path, field)
+    _auto_class(config, False, path, field)
+    return config
+
+
+def lpa_config(fields: dict[str, Any], where: str) -> Any:
+    """The `LPAConfig` of fields.
+
+    Args:
+        where: the file that they come from, for messages.
+
+    Raises:
+        UserError: a field is not accepted, or they describe another class of model.
+    """
+    from lpa.model.configuration_lpa import LPAConfig
+
+    if fields.get("model_type") != LPAConfig.model_type:
+        raise UserError(f"{where}: model_type: got {fields.get('model_type')!r}; expected lpa")
+    with _refusals(where), _quiet():
+        return LPAConfig.from_dict(fields)
+
+
+def load(path: str | Path, **options: Any) -> "PreTrainedModel":
+    """A causal language model from a directory that this package or transformers wrote.
+
+    Args:
+        path: a Hugging Face directory, or a run.
+        options: for `from_pretrained`; the dtype is that of the file unless given.
+
+    Raises:
+        UserError: there is no model, it is damaged, or its weights are not those of its configuration.
+    """
+    return load_model(path, **options)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    field: str = "model",
+    config: "PreTrainedConfig | None" = None,
+    classify: bool = False,
+    dtype: Any = "auto",
+    **options: Any,
+) -> "PreTrainedModel":
+    """A model in evaluation mode, with every weight from its files.
+
+    Args:
+        path: a run or a Hugging Face directory.
+        field: what to call it in messages.
+        config: one that `open_config` gave for it.
+        classify: a sequence classifier, whose head starts anew, instead of a causal language model.
+        dtype: of the weights; `auto` is that of the files.
+        options: for `from_pretrained`.
+
+    Raises:
+        UserError: it is damaged; tensors are missing, left over or of another shape, by name; or it holds
+            what is not opened, such as pickles, adapters and code.
+    """
+    directory = model_directory(path, field)
+    config = config or open_config(directory, field)
+    auto = _auto_class(config, classify, directory, field)
+    if not classify:
+        _check_generation(directory, field)
+    weights = open_weights(directory, field)
+    where = f"{field} {directory}: cannot be loaded"
+    with _refusals(where), _quiet(), _size_of(weights, config):
+        model, found = auto.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            # Reported with the rest below.
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    _check_all_loaded(model, found, weights, own_head=classify)
+    return model.eval()
+
+
+def new_model(directory: Path, config: "PreTrainedConfig", *, classify: bool = False) -> Any:
+    """A model of a configuration that `open_config` gave for a directory, its weights drawn anew.
+
+    Raises:
+        UserError: there is no such model, or it does not fit into memory.
+    """
+    auto = _auto_class(config, classify, directory, "model")
+    where = f"{_where(directory, 'model')}: cannot be built"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with (
+        _refusals(where),
+        _quiet(),
+        limited_size(memory // 4, 2**20, "the memory of this machine holds"),
+    ):
+        return auto.from_config(config, dtype="float32", trust_remote_code=False)
+
+
+def _auto_class(config: Any, classify: bool, directory: Path, field: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if classify else AutoModelForCausalLM
+    if type(config) not in auto._model_mapping:
+        what = "sequence classifier" if classify else "causal language model"
+        raise UserError(
+            f"{_where(directory, field)}: model_type {config.model_type}: transformers has no {what} of it"
+        )
+    return auto
+
+
+def _where(path: Path, field: str) -> str:
+    return f"{field} {path / _CONFIG if path.is_dir() else path}"
+
+
+def _read(path: Path, field: str) -> dict[str, Any]:
+    try:
+        return read_json(path, dict[str, Any])
+    except UserError as error:
+        raise UserError(f"{field} {error}") from error
+
+
+def _check_values(value: Any, where: str, key: str = "") -> None:
+    """Refuse numbers that nothing can be made of, and implementations that would be fetched."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_values(item, where, name)
+    elif isinstance(value, list):
+        for item in value:
+            _check_values(item, where, key)
+    elif isinstance(value, int):
+        if _PARTS.search(key) and value > _MOST_PARTS:
+            raise UserError(f"{where}: {key}: got {value}; expected at most {_MOST_PARTS}")
+    elif isinstance(value, str) and key in _IMPLEMENTATIONS and "/" in value:
+        raise UserError(
+            f"{where}: {key}: got {value!r}; code of the hub is never run; expected a name such as sdpa"
+        )
+
+
+def _check_generation(directory: Path, field: str) -> None:
+    """transformers takes other values where the file is damaged, without a word."""
+    from transformers import GenerationConfig
+
+    path = directory / _GENERATION
+    if not path.is_file():
+        return
+    where = f"{field} {path}"
+    fields = _read(path, field)
+    for name, default in GenerationConfig._get_default_generation_params().items():
+        value = fields.get(name)
+        kinds = (bool,) if isinstance(default, bool) else (int, float)
+        if value is not None and isinstance(default, int | float) and not isinstance(value, kinds):
+            raise UserError(f"{where}: {name}: got {value!r}; expected such as {default}")
+    with _refusals(where), _quiet():
+        GenerationConfig.from_dict(fields)
+
+
+def _check_all_loaded(model: Any, found: dict[str, Any], weights: Weights, own_head: bool) -> None:
+    """Refuse a model that has not all of its weights from the files, or not all of the files' weights."""
+    prefix = f"{model.base_model_prefix}."
+    missing = {name for name in found["missing_keys"] if not own_head or name.startswith(prefix)}
+    if missing:
+        raise weights.error(weights.name, f"has no {min(missing)}{_and_others(missing)}")
+    mismatched = {name: shapes for name, *shapes in found["mismatched_keys"]}
+    if mismatched:
+        name = min(mismatched)
+        theirs, ours = (tuple(shape) for shape in mismatched[name])
+        raise weights.error(
+            weights.name,
+            f"has {name} of shape {theirs}; expected {ours} by {_CONFIG}{_and_others(mismatched)}",
+        )
+    _check_left_over(model, set(found["unexpected_keys"]), weights, own_head)
+    if not _is_quantized(model.config):
+        parameters = _with_and_without(prefix, (name for name, _ in model.named_parameters()))
+        for name, tensor in weights.tensors.items():
+            if name in parameters and not tensor.is_floating:
+                raise weights.error(weights.name, f"has {weights.not_floating(name)}")
+
+
+def _check_left_over(model: Any, names: set[str], weights: Weights, own_head: bool) -> None:
+    """A tensor for a module like one that the model has is a layer or a bias that its configuration lacks.
+
+    Others belong to heads and towers that a causal language model does without; these are warned of.
+    """
+    import warnings
+
+    from lpa.model.configuration_lpa import LPAConfig
+
+    holders = (
+        n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None
+    )
+    kinds = {_kind(name) for name in _with_and_without(f"{model.base_model_prefix}.", holders)}
+    strange = {
+        name
+        for name in names
+        if (isinstance(model.config, LPAConfig) and not own_head)
+        or _kind(name.rpartition(".")[0]) in kinds
+    }
+    if strange:
+        raise weights.error(
+            weights.name,
+            f"has {min(strange)}{_and_others(strange)}, which the model of {_CONFIG} has not",
+        )
+    if names and not own_head:
+        warnings.warn(
+            f"{weights.field} {weights.directory}: {weights.name} has {min(names)}{_and_others(names)}, "
+            f"which {type(model).__name__} does without",
+            LPAWarning,
+            stacklevel=4,
+        )
+
+
+def _with_and_without(prefix: str, names: Iterator[str]) -> set[str]:
+    """Names as files may have them: a base model saved alone leaves the first part out."""
+    return {form for name in names for form in (name, name.removeprefix(prefix), prefix + name)}
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "N", name)
+
+
+def _and_others(names: Any) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _is_quantized(config: Any) -> bool:
+    """Whether weights are stored as other numbers than they are; low-rank pairs of ours are not."""
+    from lpa.model.auto import METHOD
+
+    given = getattr(config, "quantization_config", None)
+    method = (
+        given.get("quant_method")
+        if isinstance(given, dict)
+        else getattr(given, "quant_method", None)
+    )
+    return given is not None and method != METHOD
+
+
+@contextmanager
+def _size_of(weights: Weights, config: Any) -> Iterator[None]:
+    """Stop the building of a model that is far larger than its weights.
+
+    transformers builds on the meta device, then allocates what the files have not. A model registers each
+    matrix once, and tied ones twice; a byte of quantised weights holds at most eight numbers.
+    """
+    elements = 16 * weights.bytes if _is_quantized(config) else 2 * weights.elements + 2**20
+    with limited_size(elements, 4 * len(weights.tensors) + 10_000, f"{weights.name} holds"):
+        yield
+
+
+@contextmanager
+def limited_size(elements: int, tensors: int, holder: str) -> Iterator[None]:
+    """Stop modules from being built once their parameters, or their buffers, exceed a size.
+
+    Args:
+        elements: most numbers, of parameters and of buffers, the latter beyond 2³⁰.
+        tensors: most parameters.
+        holder: who has less, for the message.
+
+    Raises:
+        UserError: from within the building.
+    """
+    from torch.nn.modules import module as hooks
+
+    seen: set[tuple[int, str]] = set()
+    totals = {"parameters": 0, "buffers": 0}
+
+    def count(kind: str, most: int) -> Any:
+        def hook(module: Any, name: str, tensor: Any) -> None:
+            # Loading registers each of them again.
+            if tensor is None or (id(module), name) in seen:
+                return
+            seen.add((id(module), name))
+            totals[kind] += tensor.numel()
+            if totals[kind] > most or len(seen) > 2 * tensors:
+                raise UserError(
+                    f"{_CONFIG} describes a model of over {totals['parameters']:,} parameters, far more than "
+                    f"{holder}"
+                )
+
+        return hook
+
+    removable = [
+        hooks.register_module_parameter_registration_hook(count("parameters", elements)),
+        hooks.register_module_buffer_registration_hook(count("buffers", elements + 2**30)),
+    ]
+    try:
+        yield
+    finally:
+        for handle in removable:
+            handle.remove()
+
+
+@contextmanager
+def _refusals(where: str) -> Iterator[None]:
+    """Whatever is raised within means that the files are not what they should be: one line that says so.
+
+    Readers raise what they like: SafetensorError, KeyError, RuntimeError of torch, validation errors.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{where}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return reason if len(reason) <= 300 else f"{reason[:300]}…"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What transformers would log of files that do not fit is said in the error."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

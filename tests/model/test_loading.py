@@ -1,0 +1,212 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from damaged_models import MARK, edit_json, foreign_code
+from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaModel
+
+import lpa
+from lpa.errors import LPAWarning, UserError
+from lpa.model.loading import limited_size, model_directory
+from lpa.train.loading import load_with_tokenizer
+
+sys.path.append(str(Path(__file__).parents[1] / "convert"))
+from architectures import CONFIGS, tiny
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+IDS = torch.arange(12)[None]
+
+
+def same_logits(one, other) -> bool:
+    with torch.no_grad():
+        return torch.equal(one.eval()(IDS).logits, other.eval()(IDS).logits)
+
+
+def change_weights(directory: Path, change) -> None:
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+
+
+def test_a_run_means_its_final_model(run):
+    assert model_directory(run) == run / "final"
+    assert model_directory(run / "final") == run / "final"
+
+
+def test_what_holds_no_model_is_refused(tmp_path, run):
+    with pytest.raises(UserError, match="gone: no such directory"):
+        model_directory(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        model_directory(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapter_config\.json makes it an adapter of peft"):
+        model_directory(tmp_path)
+    shutil.copy(run / "config.yaml", tmp_path)
+    with pytest.raises(UserError, match="a run that has not finished"):
+        model_directory(tmp_path)
+
+
+def test_damaged_weights_are_refused(tmp_path, run):
+    shutil.copytree(run / "final", tmp_path / "final")
+    weights = tmp_path / "final" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"final: model\.safetensors is damaged"):
+        load_with_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_architecture_opens_whole_and_in_shards(name, tmp_path):
+    model = tiny(name)
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    for directory in ("one", "shards"):
+        assert same_logits(lpa.load(tmp_path / directory), model)
+
+
+def test_a_model_saved_without_its_tied_head(tmp_path):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
+    model.model.save_pretrained(tmp_path)
+    assert "embed_tokens.weight" in load_file(tmp_path / "model.safetensors")
+    assert same_logits(lpa.load(tmp_path), model)
+
+
+def test_a_head_that_is_missing_is_not_drawn(llama, tmp_path):
+    LlamaModel.save_pretrained(llama.model, tmp_path)
+    with pytest.raises(UserError, match=r"model\.safetensors has no lm_head\.weight$"):
+        lpa.load(tmp_path)
+
+
+def test_code_beside_a_known_class_is_left_alone(llama, tmp_path):
+    llama.save_pretrained(tmp_path)
+    foreign_code(tmp_path)
+    code = {"AutoConfig": "configuration_evil.A", "AutoModelForCausalLM": "modeling_evil.B"}
+    edit_json(tmp_path / "config.json", {"auto_map": code})
+    model = lpa.load(tmp_path)
+    model.generate(IDS, max_new_tokens=1)
+    assert same_logits(model, llama)
+    assert not (tmp_path / MARK).exists()
+
+
+def test_code_cannot_be_asked_for(llama, tmp_path):
+    llama.save_pretrained(tmp_path)
+    with pytest.raises((UserError, TypeError), match="trust_remote_code"):
+        lpa.load(tmp_path, trust_remote_code=True)
+
+
+def test_tensors_of_another_head_are_warned_of(llama, tmp_path):
+    llama.save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda t: t.update({"v_head.summary.weight": torch.zeros(1, 32)}))
+    with pytest.warns(LPAWarning, match=r"has v_head\.summary\.weight, which Llama.* does without"):
+        model = lpa.load(tmp_path)
+    assert same_logits(model, llama)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.layers.0.self_attn.q_proj.bias", (32,)),
+        ("model.layers.7.mlp.up_proj.weight", (64, 32)),
+        ("layers.0.mlp.up_proj.bias", (64,)),
+    ],
+)
+def test_tensors_that_the_configuration_leaves_out_are_refused(llama, tmp_path, name, shape):
+    llama.save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda t: t.update({name: torch.zeros(shape)}))
+    with pytest.raises(UserError, match=r"has .*(bias|layers\.7).*which the model of config\.json"):
+        lpa.load(tmp_path)
+
+
+def test_masks_that_older_files_have_are_no_weights(tmp_path):
+    model = tiny("gpt2")
+    model.save_pretrained(tmp_path)
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.uint8)
+    change_weights(tmp_path, lambda t: t.update({"transformer.h.0.attn.bias": mask}))
+    assert same_logits(lpa.load(tmp_path), model)
+
+
+@pytest.fixture
+def cut(tmp_path) -> Path:
+    """A model that keeps its own class, with pairs inside."""
+    model = tiny("gpt2")
+    lpa.apply(model, rank=4)
+    model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_pairs_are_never_drawn(cut):
+    """As where nothing puts pairs in the place of the projections before weights are loaded."""
+    edit_json(cut / "config.json", {"quantization_config": ...})
+    with pytest.raises(UserError, match=r"model\.safetensors has no transformer\.h\.0\.attn\.c_"):
+        lpa.load(cut)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        (None, r"quantization_config\.ranks: got None; expected the rank of each projection"),
+        ([], r"quantization_config\.ranks: got \[\]"),
+        ({}, r"quantization_config\.ranks: got {}"),
+        ({"transformer.h.0.attn.c_attn": 0}, r"ranks\.transformer\S+: got 0; expected an integer"),
+        ({"transformer.h.0.attn.c_attn": "4"}, r"ranks\.transformer\S+: got '4'; expected an int"),
+        ({"transformer.h.0.attn.c_attn": 10**12}, r"ranks\.transformer\S+: got 1000000000000"),
+        ({"transformer.h.0.ln_1": 4}, r"GPT2LMHeadModel has no projection transformer\.h\.0\.ln_1"),
+        ({"transformer.h.9.attn.c_attn": 4}, r"has no projection transformer\.h\.9\.attn\.c_attn"),
+        ({"transformer.h.0.attn.c_attn": 4}, r"model\.safetensors has no transformer\.h\.0\.attn"),
+        ({"transformer.h.0.attn.c_attn": 3}, r"model\.safetensors has "),
+    ],
+)
+def test_pairs_that_the_weights_do_not_have(cut, ranks, message):
+    edit_json(
+        cut / "config.json", {"quantization_config": {"quant_method": "low_rank", "ranks": ranks}}
+    )
+    with pytest.raises(UserError, match=message) as error:
+        lpa.load(cut)
+    assert str(cut) in str(error.value)
+
+
+def test_a_limit_of_size_ends_with_its_block(llama):
+    with (
+        pytest.raises(
+            UserError, match=r"describes a model of over 3,072 parameters, far more than"
+        ),
+        limited_size(3000, 100, "the test holds"),
+    ):
+        LlamaForCausalLM(LlamaConfig(**SIZES))
+    LlamaForCausalLM(LlamaConfig(**SIZES))
+    with limited_size(10**6, 100, "the test holds"):
+        GPT2LMHeadModel(CONFIGS["gpt2"]())
+
+
+def test_no_question_is_asked_of_a_directory_with_code(tmp_path):
+    """Not even where there is somebody to answer."""
+    from transformers import AutoModelForCausalLM
+
+    foreign_code(tmp_path)
+    fields = {"model_type": "evil", "auto_map": {"AutoConfig": "configuration_evil.A"}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"needs Python code from the directory \(auto_map\)"):
+        lpa.load(tmp_path)
+    assert not (tmp_path / MARK).exists()
+    # The fixture is what it is taken for: with trust its code runs.
+    with pytest.raises(Exception, match="configuration_evil"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    assert (tmp_path / MARK).exists()
