@@ -159,7 +159,7 @@ def test_the_command_line_runs_no_code_for_a_yes(model, prepared):
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert re.fullmatch(rf"lpa: error: model {model}: config.json: .*auto_map.*\n", done.stderr)
+    assert re.fullmatch(rf"lpa: error: model {model}/config.json: .*auto_map.*\n", done.stderr)
     assert not (model / MARK).exists()
     assert not (model.parent / "out").exists()
 
