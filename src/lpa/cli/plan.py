@@ -1,6 +1,5 @@
 """`lpa plan`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
