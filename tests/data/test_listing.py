@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lpa.data import Source, prepare, read_documents
+from lpa.data import Manifest, Source, prepare, read_documents
 from lpa.data.listing import list_files
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 
 
 def names(place, **options):
@@ -248,6 +248,34 @@ def test_the_output_is_never_a_source(here):
     for place in ("out/b.txt", "other/b.txt", "out", "out/deep", "other"):
         with pytest.raises(UserError, match="--out out"):
             names(place, output=Path("out"))
+
+
+def test_a_data_set_of_the_hub_is_not_taken_for_what_lies_here(here):
+    write("wikitext/a.txt")
+    with pytest.raises(UserError, match="hf:wikitext: wikitext exists here and would be read"):
+        list(read_documents([Source.parse("hf:wikitext")]))
+
+
+def test_reading_without_preparing_warns_of_what_is_left_out(here):
+    write("in/a.txt", "in/b.pdf", "in/c.pdf", "in/.d.txt")
+    with pytest.warns(LPAWarning) as warned:
+        assert list(read_documents([Path("in")])) == ["text"]
+    [warning] = warned
+    assert str(warning.message) == (
+        "in: left out: 2 files with another ending (b.pdf, …), 1 hidden files (.d.txt)"
+    )
+
+
+def test_names_that_are_not_utf_8_are_escaped_in_the_manifest(here):
+    write("in/a\udcff.txt", "in/b\udcff.pdf", text="words and more words " * 50)
+    prepare(["in"], Path("data"), vocab_size=257, validation_fraction=0.1)
+    [source] = Manifest.load(Path("data")).source["sources"]["train"]
+    assert source["files"] == [["a\\udcff.txt", 1050]]
+    assert source["left_out"] == {
+        "files with another ending": {"count": 1, "first": "b\\udcff.pdf"}
+    }
+    with pytest.raises(UserError, match=r"column: got 'a\\udcff', which is not UTF-8"):
+        Source.parse("in#column=a\udcff")
 
 
 def test_hub_names_are_no_files_unless_they_are(here):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpa.data.manifest import FILE_NAME
-from lpa.data.sources import Source
+from lpa.data.sources import Source, printable
 from lpa.errors import UserError
 
 # File name ending -> how such a file is read.
@@ -41,7 +41,7 @@ class LeftOut:
 
     def add(self, reason: str, name: str) -> None:
         self._counts[reason] = self._counts.get(reason, 0) + 1
-        self._first.setdefault(reason, name)
+        self._first.setdefault(reason, printable(name))
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Reason -> its `count` and the name of the `first`, as a manifest holds it."""
@@ -219,8 +219,9 @@ def _walk(top: str, enter: Callable[[str], bool]) -> Iterator[tuple[str, list[st
             if not enter(folder):
                 directories.clear()
                 continue
-            yield folder, directories, files
-            directories[:] = sorted(name for name in directories if not _is_hidden(name))
+            directories.sort()
+            yield folder, directories, sorted(files)
+            directories[:] = [name for name in directories if not _is_hidden(name)]
             paths = [os.path.join(folder, name) for name in directories]
             pending += [path for path in paths if os.path.islink(path)]
 

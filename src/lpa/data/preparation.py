@@ -25,7 +25,7 @@ from lpa.data.assignment import Assigned, Assignment, Survey, survey
 from lpa.data.listing import LeftOut, SourceFiles, list_files
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split, shard_name
 from lpa.data.pieces import Cutter
-from lpa.data.sources import Source
+from lpa.data.sources import Source, printable
 from lpa.data.tokenizer import load_tokenizer, plain_tokenizer, tokenizer_hash, train_tokenizer
 from lpa.data.units import (
     Encoder,
@@ -84,7 +84,7 @@ class Job:
                 fields["files"] = [
                     [str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns]
                     if paths
-                    else [f.name, f.stat().st_size]
+                    else [printable(f.name), f.stat().st_size]
                     for f in listed.files
                 ]
                 if not paths and not listed.source.on_hub:

@@ -45,6 +45,10 @@ class Source:
                 raise UserError(
                     f"{field}: got {getattr(self, field)!r}; expected one of {', '.join(accepted)}"
                 )
+        for field in ("column", "name", "split"):
+            value = getattr(self, field)
+            if value is not None and printable(value) != value:
+                raise UserError(f"{field}: got {value!r}, which is not UTF-8; expected text")
         if not 0 < self.weight < float("inf"):
             raise UserError(f"weight: got {self.weight}; expected a number above 0")
 
@@ -98,6 +102,11 @@ def _split_options(text: str) -> tuple[str, str]:
         return with_options[0]
     named = [split for split in splits if os.path.isfile(split[0])]
     return named[-1] if named else (text, "")
+
+
+def printable(name: str) -> str:
+    """A file name as text: bytes in it that are not UTF-8 become escapes, which JSON can hold."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def bundled_corpus(split: str) -> Path:

@@ -102,15 +102,15 @@ def _check_end_of_stream(path: Path, file: BinaryIO) -> None:
 
 def read_hub(source: Source) -> Iterator[Row]:
     """The text column of a data set of the hub, streamed."""
-    from datasets import load_dataset
-    from datasets.utils import logging
-
-    logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said below, in one line
     if os.path.lexists(source.hub_name):
         raise UserError(
             f"{source.place}: {source.hub_name} exists here and would be read in place of the data set; "
             "run this in another directory"
         )
+    from datasets import load_dataset
+    from datasets.utils import logging
+
+    logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said below, in one line
     number = 0
     try:
         rows = load_dataset(source.hub_name, source.name, split=source.split, streaming=True)
