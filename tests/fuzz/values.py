@@ -18,6 +18,9 @@ VALUES = [
     *("data", "run", "stopped", "merged", "studies", "recipe.yaml", "notes.txt", "model.gguf"),
 ]  # fmt: skip
 
+# What takes minutes, as it should.
+COMPILES = {("bench", "compile"), ("train", "train.compile")}
+
 # For what takes too long where a value is accepted.
 NO_NEW_PATHS = [
     "",
@@ -48,6 +51,8 @@ def option_cases() -> Iterator[tuple[str, list[str]]]:
 
 
 def _values(command: str, action: argparse.Action) -> Sequence[str | None]:
+    if (command, action.dest) in COMPILES:
+        return []
     if action.nargs == 0:
         return [None]
     return NO_NEW_PATHS if (command, action.dest) == ("demo", "out") else VALUES

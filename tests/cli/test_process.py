@@ -1,0 +1,120 @@
+"""How commands end when the machine, the shell or the user interferes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import wait_until
+
+from lpa.cli.process import _OPERATING_SYSTEM, command_process
+from lpa.errors import UserError
+
+REFUSALS = [
+    *(
+        "EACCES",
+        "EBUSY",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "ELOOP",
+        "EMFILE",
+        "ENAMETOOLONG",
+        "ENOENT",
+        "ENOSPC",
+    ),
+    *("ENOTDIR", "EROFS", "ESTALE"),
+]
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_the_operating_system_refuses_is_one_line(name, capsys):
+    number = getattr(errno, name)
+    with pytest.raises(SystemExit) as exit_, command_process():
+        raise OSError(number, os.strerror(number), "some/path")
+    assert exit_.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"lpa: error: some/path: {os.strerror(number)}; expected ")
+    assert line.count("\n") == 1
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    for error in (OSError(errno.EBADF, "Bad file descriptor"), OSError("odd"), KeyError("x")):
+        with pytest.raises(type(error)), command_process():
+            raise error
+    with pytest.raises(RuntimeError, match="shape"), command_process():
+        raise RuntimeError("shape '[2]' is invalid")
+
+
+def test_a_lack_of_memory_is_one_line(capsys):
+    import numpy as np
+    import torch
+
+    for allocate in (lambda: torch.empty(2**45), lambda: np.empty(2**45), lambda: bytearray(2**60)):
+        with pytest.raises(SystemExit) as exit_, command_process():
+            allocate()
+        assert exit_.value.code == 2
+        line = capsys.readouterr().err
+        assert line.startswith("lpa: error: not enough memory (")
+        assert line.count("\n") == 1
+
+
+def test_a_mistake_is_one_line_however_it_is_written(capsys):
+    with pytest.raises(SystemExit) as exit_, command_process():
+        raise UserError("--out x:\n  is\nnothing")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "lpa: error: --out x: is nothing\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["--out loop", "--out loop/x", "--out " + "a" * 300, "--out /proc/x/y"]
+)
+def test_an_output_that_cannot_be(lpa, run, tmp_path, line):
+    (tmp_path / "loop").symlink_to("loop")
+    finished = lpa("convert", "merge", run, *line.split(), cwd=tmp_path)
+    assert finished.code == 2
+    assert finished.stderr.startswith("lpa: error: ")
+    assert finished.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def test_a_full_device(lpa):
+    command = [sys.executable, "-m", "lpa", "presets"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("lpa: error: No space left on device")
+    assert ended.stderr.count("\n") == 1
+
+
+# While modules are imported, while the tokenizer learns, while processes encode.
+@pytest.mark.parametrize("sign", ["yaml", "tokenizers", ".data.partial", ".data.partial/tokenizer"])
+def test_an_interrupt_ends_in_one_line(tmp_path, sign):
+    (tmp_path / "text.txt").write_text("It is a truth universally acknowledged. " * 200_000)
+    line = "prepare text.txt --vocab-size 2000 --workers 2 --boundary line --out data"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lpa", *line.split()],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    loaded = Path(f"/proc/{process.pid}/maps")
+    begun = (tmp_path / sign).exists if sign.startswith(".") else lambda: sign in loaded.read_text()
+    wait_until(begun, process)
+    os.killpg(process.pid, signal.SIGINT)  # all that a terminal's Ctrl-C reaches
+    _, printed = process.communicate(timeout=60)
+    # CPython may end itself by the signal, which a shell tells as 130 too.
+    assert process.returncode in (130, -signal.SIGINT), printed
+    assert printed.splitlines()[-1] == "lpa: interrupted"
+    assert "Traceback" not in printed
+    assert "Exception" not in printed
+    assert not (tmp_path / "data").exists()
+
+
+def test_every_refusal_says_what_is_expected():
+    assert all(_OPERATING_SYSTEM.values())
+    assert {getattr(errno, name) for name in REFUSALS} <= _OPERATING_SYSTEM.keys()
