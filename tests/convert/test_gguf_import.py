@@ -1,9 +1,11 @@
 import json
 import shutil
+import struct
 import sys
 
 import pytest
 import torch
+from damaged_models import MARK, foreign_code
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lpa.convert.gguf_export import export_gguf
@@ -75,5 +77,80 @@ def test_an_architecture_that_transformers_does_not_read(tmp_path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(UserError, match=r"odd.gguf: cannot be read as GGUF \(.*not supported"):
+    with pytest.raises(UserError, match=r"odd.gguf: cannot be read as GGUF: .*not supported"):
         load_gguf(path)
+
+
+def number_after(name: str, kind: str, value: int, skip: int = 4):
+    """Another number in the place of that which follows a name, `skip` bytes later."""
+
+    def damage(content: bytes) -> bytes:
+        start = content.index(name.encode()) + len(name) + skip
+        written = struct.pack(kind, value)
+        return content[:start] + written + content[start + len(written) :]
+
+    return damage
+
+
+def metadata(name: str, value: int):
+    return number_after(f"llama.{name}", "<I", value)
+
+
+Q = "blk.0.attn_q.weight"
+DAMAGES = {
+    **{f"cut to {size} bytes": lambda b, size=size: b[:size] for size in (4, 8, 12, 20, 40, 2000)},
+    "cut by one byte": lambda b: b[:-1],
+    "cut in half": lambda b: b[: len(b) // 2],
+    "endless tensors": lambda b: b[:8] + struct.pack("<Q", 2**60) + b[16:],
+    "endless metadata": lambda b: b[:16] + struct.pack("<Q", 2**60) + b[24:],
+    "endless tokens": number_after("tokenizer.ggml.tokens", "<Q", 2**62, 8),
+    "another version": lambda b: b[:4] + struct.pack("<I", 99) + b[8:],
+    "no architecture": lambda b: b.replace(b"general.architecture", b"general.architectura"),
+    "no layers": metadata("block_count", 0),
+    "fewer layers": metadata("block_count", 1),
+    "endless layers": metadata("block_count", 2**32 - 1),
+    "no width": metadata("embedding_length", 0),
+    "another width": metadata("embedding_length", 64),
+    "endless width": metadata("embedding_length", 2**31),
+    "no heads": metadata("attention.head_count", 0),
+    "another number of heads": metadata("attention.head_count", 1),
+    "no key heads": metadata("attention.head_count_kv", 0),
+    "endless key heads": metadata("attention.head_count_kv", 2**31),
+    "another FFN": metadata("feed_forward_length", 7),
+    "endless FFN": metadata("feed_forward_length", 2**31),
+    "another vocabulary": metadata("vocab_size", 7),
+    "endless vocabulary": metadata("vocab_size", 2**31),
+    "no positions": metadata("context_length", 0),
+    "no rotation": metadata("rope.dimension_count", 0),
+    "many dimensions": number_after(Q, "<I", 2**32 - 1, 0),
+    "a huge shape": number_after(Q, "<Q", 2**40),
+    "another type of tensor": number_after(Q, "<I", 99, 20),
+    "a place beyond the end": number_after(Q, "<Q", 2**40, 24),
+    "another layer": lambda b: b.replace(Q.encode(), b"blk.9.attn_q.weight"),
+    "another name": lambda b: b.replace(b"output_norm.weight", b"outpXt_norm.weight"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused(damage, exported, tmp_path):
+    whole = exported.read_bytes()
+    path = tmp_path / "model.gguf"
+    path.write_bytes(DAMAGES[damage](whole))
+    assert path.read_bytes() != whole
+    with pytest.raises(UserError, match=r"^model .*model\.gguf: cannot be read as GGUF: .+$"):
+        load_gguf(path)
+
+
+def test_what_lies_beside_a_file_is_not_followed(exported, tmp_path):
+    shutil.copy(exported, tmp_path / "model.gguf")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere"}')
+    with pytest.raises(UserError, match=r"model\.gguf: beside it, adapter_config\.json"):
+        load_gguf(tmp_path / "model.gguf")
+    (tmp_path / "adapter_config.json").unlink()
+    foreign_code(tmp_path)
+    code = {"AutoTokenizer": ["modeling_evil.T", None], "AutoConfig": "configuration_evil.C"}
+    for name in ("tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text(json.dumps({"auto_map": code, "model_type": "evil"}))
+    with pytest.raises(UserError, match=r"model\.gguf: cannot be read as GGUF: .*custom code"):
+        load_gguf(tmp_path / "model.gguf")
+    assert not (tmp_path / MARK).exists()

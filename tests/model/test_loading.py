@@ -11,7 +11,8 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaMo
 
 import lpa
 from lpa.errors import LPAWarning, UserError
-from lpa.model.loading import limited_size, model_directory
+from lpa.model.loading import model_directory
+from lpa.model.loading_checks import limited_size
 from lpa.train.loading import load_with_tokenizer
 
 sys.path.append(str(Path(__file__).parents[1] / "convert"))
@@ -186,13 +187,13 @@ def test_pairs_that_the_weights_do_not_have(cut, ranks, message):
 def test_a_limit_of_size_ends_with_its_block(llama):
     with (
         pytest.raises(
-            UserError, match=r"describes a model of over 3,072 parameters, far more than"
+            UserError, match=r"^this describes a model of over 3,072 parameters, far more than"
         ),
-        limited_size(3000, 100, "the test holds"),
+        limited_size(3000, 100, "this", "the test holds"),
     ):
         LlamaForCausalLM(LlamaConfig(**SIZES))
     LlamaForCausalLM(LlamaConfig(**SIZES))
-    with limited_size(10**6, 100, "the test holds"):
+    with limited_size(10**6, 100, "this", "the test holds"):
         GPT2LMHeadModel(CONFIGS["gpt2"]())
 
 

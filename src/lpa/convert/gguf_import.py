@@ -1,5 +1,6 @@
 """A GGUF file as a model of transformers, for what is to be done with it in torch."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers import (
 )
 
 from lpa.errors import UserError
+from lpa.model.loading_checks import check_whole, limited_size, quiet, refusals
+from lpa.model.weights import ADAPTER, ADAPTER_REFUSED
 
 _MAGIC = b"GGUF"
 # The names under which llama.cpp splits every digit off before it splits as GPT-2 does (llama-vocab.cpp).
@@ -38,18 +41,31 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         import gguf
     except ImportError as error:
         raise UserError("gguf: the package is not installed; pip install 'lpa[gguf]'") from error
-    try:
+    # Relative paths would be looked for on the hub too.
+    directory = path.parent.resolve()
+    if (directory / ADAPTER).is_file():
+        raise UserError(f"model {path}: beside it, {ADAPTER_REFUSED}")
+    source = {
+        "pretrained_model_name_or_path": directory,
+        "gguf_file": path.name,
+        "trust_remote_code": False,
+        "local_files_only": True,
+    }
+    # The reader fails in numpy's words on a file that ends early, transformers in its own on what it does
+    # not know. A byte holds at most eight weights, and tied ones are registered twice.
+    with (
+        refusals(f"model {path}: cannot be read as GGUF"),
+        quiet(),
+        limited_size(16 * path.stat().st_size, 2**20, "its metadata", "its tensors hold"),
+    ):
         reader = gguf.GGUFReader(path)
-        splitting = _text(reader, "tokenizer.ggml.pre")
-        # Relative paths would be looked for on the hub too.
-        source = {"pretrained_model_name_or_path": path.parent.resolve(), "gguf_file": path.name}
+        splitting = _content(reader, "tokenizer.ggml.pre")
+        _check_sizes(reader)
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # The reader fails in numpy's words on a file that ends early, transformers in its own on what it
-    # does not know.
-    except (ValueError, KeyError, IndexError, NotImplementedError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"model {path}: cannot be read as GGUF ({reason})") from error
+        model, found = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        check_whole(model, found, UserError)
     if splitting in _SPLITS_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -61,7 +77,19 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.eval(), tokenizer
 
 
-def _text(reader: Any, key: str) -> str | None:
+def _check_sizes(reader: Any) -> None:
+    """transformers reads no tensor of a layer beyond the count, and believes any number of positions."""
+    architecture = _content(reader, "general.architecture")
+    count = _content(reader, f"{architecture}.block_count")
+    numbers = (re.match(r"blk\.(\d+)\.", tensor.name) for tensor in reader.tensors)
+    there = 1 + max((int(number[1]) for number in numbers if number), default=-1)
+    if count is not None and count != there:
+        raise UserError(f"block_count: got {count}; the file has tensors of {there} layers")
+    if _content(reader, f"{architecture}.context_length") == 0:
+        raise UserError("context_length: got 0; expected at least 1")
+
+
+def _content(reader: Any, key: str) -> Any:
     field = reader.get_field(key)
     return None if field is None else field.contents()
 

@@ -7,12 +7,20 @@ refused, in one line that names the file. Nothing of it is executed or unpickled
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpa.errors import LPAWarning, UserError
+from lpa.errors import UserError
+from lpa.model.loading_checks import (
+    check_nothing_over,
+    check_whole,
+    is_quantized,
+    limited_size,
+    quiet,
+    refusals,
+)
 from lpa.model.weights import ADAPTER, ADAPTER_REFUSED, Weights, open_weights
 from lpa.records import read_json
 
@@ -105,7 +113,7 @@ def open_config(path: Path, field: str = "model", **changes: Any) -> "PreTrained
                 "run; expected a model type of transformers"
             )
         raise UserError(f"{where}: model_type: got {kind!r}; this transformers knows none such")
-    with _refusals(where), _quiet():
+    with refusals(where), quiet():
         return AutoConfig.from_pretrained(
             path, trust_remote_code=False, local_files_only=True, **changes
         )
@@ -135,7 +143,7 @@ def lpa_config(fields: dict[str, Any], where: str) -> Any:
 
     if fields.get("model_type") != LPAConfig.model_type:
         raise UserError(f"{where}: model_type: got {fields.get('model_type')!r}; expected lpa")
-    with _refusals(where), _quiet():
+    with refusals(where), quiet():
         return LPAConfig.from_dict(fields)
 
 
@@ -182,7 +190,7 @@ def load_model(
         _check_generation(directory, field)
     weights = open_weights(directory, field)
     where = f"{field} {directory}: cannot be loaded"
-    with _refusals(where), _quiet(), _size_of(weights, config):
+    with refusals(where), quiet(), _size_of(weights, config):
         model, found = auto.from_pretrained(
             directory,
             config=config,
@@ -195,7 +203,8 @@ def load_model(
             ignore_mismatched_sizes=True,
             **options,
         )
-    _check_all_loaded(model, found, weights, own_head=classify)
+    check_whole(model, found, partial(weights.error, weights.name), own_head=classify)
+    check_nothing_over(model, found, weights, own_head=classify)
     return model.eval()
 
 
@@ -209,9 +218,9 @@ def new_model(directory: Path, config: "PreTrainedConfig", *, classify: bool = F
     where = f"{_where(directory, 'model')}: cannot be built"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with (
-        _refusals(where),
-        _quiet(),
-        limited_size(memory // 4, 2**20, "the memory of this machine holds"),
+        refusals(where),
+        quiet(),
+        limited_size(memory // 4, 2**20, _CONFIG, "the memory of this machine holds"),
     ):
         return auto.from_config(config, dtype="float32", trust_remote_code=False)
 
@@ -270,171 +279,17 @@ def _check_generation(directory: Path, field: str) -> None:
         kinds = (bool,) if isinstance(default, bool) else (int, float)
         if value is not None and isinstance(default, int | float) and not isinstance(value, kinds):
             raise UserError(f"{where}: {name}: got {value!r}; expected such as {default}")
-    with _refusals(where), _quiet():
+    with refusals(where), quiet():
         GenerationConfig.from_dict(fields)
 
 
-def _check_all_loaded(model: Any, found: dict[str, Any], weights: Weights, own_head: bool) -> None:
-    """Refuse a model that has not all of its weights from the files, or not all of the files' weights."""
-    prefix = f"{model.base_model_prefix}."
-    missing = {name for name in found["missing_keys"] if not own_head or name.startswith(prefix)}
-    if missing:
-        raise weights.error(weights.name, f"has no {min(missing)}{_and_others(missing)}")
-    mismatched = {name: shapes for name, *shapes in found["mismatched_keys"]}
-    if mismatched:
-        name = min(mismatched)
-        theirs, ours = (tuple(shape) for shape in mismatched[name])
-        raise weights.error(
-            weights.name,
-            f"has {name} of shape {theirs}; expected {ours} by {_CONFIG}{_and_others(mismatched)}",
-        )
-    _check_left_over(model, set(found["unexpected_keys"]), weights, own_head)
-    if not _is_quantized(model.config):
-        parameters = _with_and_without(prefix, (name for name, _ in model.named_parameters()))
-        for name, tensor in weights.tensors.items():
-            if name in parameters and not tensor.is_floating:
-                raise weights.error(weights.name, f"has {weights.not_floating(name)}")
-
-
-def _check_left_over(model: Any, names: set[str], weights: Weights, own_head: bool) -> None:
-    """A tensor for a module like one that the model has is a layer or a bias that its configuration lacks.
-
-    Others belong to heads and towers that a causal language model does without; these are warned of.
-    """
-    import warnings
-
-    from lpa.model.configuration_lpa import LPAConfig
-
-    holders = (
-        n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None
-    )
-    kinds = {_kind(name) for name in _with_and_without(f"{model.base_model_prefix}.", holders)}
-    strange = {
-        name
-        for name in names
-        if (isinstance(model.config, LPAConfig) and not own_head)
-        or _kind(name.rpartition(".")[0]) in kinds
-    }
-    if strange:
-        raise weights.error(
-            weights.name,
-            f"has {min(strange)}{_and_others(strange)}, which the model of {_CONFIG} has not",
-        )
-    if names and not own_head:
-        warnings.warn(
-            f"{weights.field} {weights.directory}: {weights.name} has {min(names)}{_and_others(names)}, "
-            f"which {type(model).__name__} does without",
-            LPAWarning,
-            stacklevel=4,
-        )
-
-
-def _with_and_without(prefix: str, names: Iterator[str]) -> set[str]:
-    """Names as files may have them: a base model saved alone leaves the first part out."""
-    return {form for name in names for form in (name, name.removeprefix(prefix), prefix + name)}
-
-
-def _kind(name: str) -> str:
-    return re.sub(r"\d+", "N", name)
-
-
-def _and_others(names: Any) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _is_quantized(config: Any) -> bool:
-    """Whether weights are stored as other numbers than they are; low-rank pairs of ours are not."""
-    from lpa.model.auto import METHOD
-
-    given = getattr(config, "quantization_config", None)
-    method = (
-        given.get("quant_method")
-        if isinstance(given, dict)
-        else getattr(given, "quant_method", None)
-    )
-    return given is not None and method != METHOD
-
-
-@contextmanager
-def _size_of(weights: Weights, config: Any) -> Iterator[None]:
+def _size_of(weights: Weights, config: Any) -> AbstractContextManager[None]:
     """Stop the building of a model that is far larger than its weights.
 
     transformers builds on the meta device, then allocates what the files have not. A model registers each
     matrix once, and tied ones twice; a byte of quantised weights holds at most eight numbers.
     """
-    elements = 16 * weights.bytes if _is_quantized(config) else 2 * weights.elements + 2**20
-    with limited_size(elements, 4 * len(weights.tensors) + 10_000, f"{weights.name} holds"):
-        yield
-
-
-@contextmanager
-def limited_size(elements: int, tensors: int, holder: str) -> Iterator[None]:
-    """Stop modules from being built once their parameters, or their buffers, exceed a size.
-
-    Args:
-        elements: most numbers, of parameters and of buffers, the latter beyond 2³⁰.
-        tensors: most parameters.
-        holder: who has less, for the message.
-
-    Raises:
-        UserError: from within the building.
-    """
-    from torch.nn.modules import module as hooks
-
-    seen: set[tuple[int, str]] = set()
-    totals = {"parameters": 0, "buffers": 0}
-
-    def count(kind: str, most: int) -> Any:
-        def hook(module: Any, name: str, tensor: Any) -> None:
-            # Loading registers each of them again.
-            if tensor is None or (id(module), name) in seen:
-                return
-            seen.add((id(module), name))
-            totals[kind] += tensor.numel()
-            if totals[kind] > most or len(seen) > 2 * tensors:
-                raise UserError(
-                    f"{_CONFIG} describes a model of over {totals['parameters']:,} parameters, far more than "
-                    f"{holder}"
-                )
-
-        return hook
-
-    removable = [
-        hooks.register_module_parameter_registration_hook(count("parameters", elements)),
-        hooks.register_module_buffer_registration_hook(count("buffers", elements + 2**30)),
-    ]
-    try:
-        yield
-    finally:
-        for handle in removable:
-            handle.remove()
-
-
-@contextmanager
-def _refusals(where: str) -> Iterator[None]:
-    """Whatever is raised within means that the files are not what they should be: one line that says so.
-
-    Readers raise what they like: SafetensorError, KeyError, RuntimeError of torch, validation errors.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"{where}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return reason if len(reason) <= 300 else f"{reason[:300]}…"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What transformers would log of files that do not fit is said in the error."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    elements = 16 * weights.bytes if is_quantized(config) else 2 * weights.elements + 2**20
+    return limited_size(
+        elements, 4 * len(weights.tensors) + 10_000, _CONFIG, f"{weights.name} holds"
+    )

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear, best_factors, break_even_rank, check_rank, draw_factors
-from lpa.model.auto import METHOD
+from lpa.model.loading_checks import is_quantized, quantization_method
 from lpa.model.pairs import dense_weight, fill_pair, pair_like
 from lpa.model.quantizer import mark
 
@@ -198,16 +198,10 @@ def check_quantization(config: Any) -> None:
     Raises:
         UserError: naming the method.
     """
-    quantized = getattr(config, "quantization_config", None)
-    method = (
-        quantized.get("quant_method")
-        if isinstance(quantized, dict)
-        else getattr(quantized, "quant_method", None)
-    )
-    if quantized is not None and method != METHOD:
+    if is_quantized(config):
         raise UserError(
-            f"model: its weights are quantised ({getattr(method, 'value', method)}) and cannot be cut; "
-            "give the checkpoint from before quantisation"
+            f"model: its weights are quantised ({quantization_method(config)}) and cannot be cut; give the "
+            "checkpoint from before quantisation"
         )
 
 
