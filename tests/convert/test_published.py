@@ -1,5 +1,7 @@
 """Checkpoints of the published code: real golden ones, and their shapes in every placement."""
 
+import pickle
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -117,6 +119,41 @@ def test_what_is_missing_left_over_or_misshapen_is_named(tmp_path):
     save_file(weights, path)
     with pytest.raises(UserError, match="--num-attention-heads: got 5; expected a divisor of 32"):
         import_published(path, 2, num_attention_heads=5)
+
+
+EMBEDDING = "lpa.token_embedding.weight"
+UP = "lpa.transformer_blocks.{}.ffn.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.clear() or w.update({"lpa.norm.weight": torch.ones(1)}), "has no .*embed_tok"),
+        (lambda w: w.update({EMBEDDING: w[EMBEDDING][0]}), r"embed_tokens.* 1 dimension"),
+        (lambda w: w.update({EMBEDDING: w[EMBEDDING][:0]}), "vocab_size: got 0"),
+        (lambda w: w.update({UP.format(0): w[UP.format(0)][0]}), r"up_proj.weight is \(32,\)"),
+        (lambda w: w.update({UP.format(0): w[UP.format(0)].int()}), r"up_proj.*torch\.int32"),
+        (lambda w: w.update({UP.format(10**9): torch.zeros(1)}), "layers.*1000000000"),
+        (lambda w: w.update({UP.format(7): torch.zeros(1)}), "layers.*7"),
+        (lambda w: w.update({UP.format(0)[4:]: torch.zeros(1)}), "up_proj.weight.* twice"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(tmp_path, change, message):
+    model = LPAForCausalLM(LPAConfig(**SIZES))
+    weights = {published_name(name, 2): p.detach() for name, p in model.state_dict().items()}
+    change(weights)
+    path = tmp_path / "published.safetensors"
+    save_file(weights, path)
+    with pytest.raises(UserError, match=rf"^checkpoint {path}: .*{message}"):
+        import_published(path, 2, num_attention_heads=4)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, pickle.dumps({"lpa.norm.weight": 1})])
+def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
+    path = tmp_path / "published.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^checkpoint {path}: is not a safetensors file"):
+        import_published(path, 2, num_attention_heads=4)
 
 
 def test_the_constants_of_rope_are_no_weights():

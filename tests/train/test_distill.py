@@ -149,6 +149,11 @@ def test_teachers_that_cannot_be(prepared, tmp_path):
     LlamaForCausalLM(LlamaConfig(**(SIZES | {"vocab_size": 64}))).save_pretrained(tmp_path / "few")
     with pytest.raises(UserError, match=r"distill.teacher .*few: has 64 tokens and the data 300"):
         small_trainer(prepared, distill={"teacher": tmp_path / "few"})
+    broken = tmp_path / "few/tokenizer.json"
+    for content in ("", "null", '{"model": {}}', "\udcff"):
+        broken.write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(UserError, match=r"distill.teacher .*few/tokenizer\.json: .+$"):
+            small_trainer(prepared, distill={"teacher": tmp_path / "few"})
     with pytest.raises(UserError, match=r"distill.temperature: got 0; expected a positive number"):
         DistillConfig(temperature=0)
     with pytest.raises(UserError, match=r"distill.weight: got 1.5; expected from 0 to 1"):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lpa.errors import UserError
@@ -63,7 +64,10 @@ def rename_published(tensors: dict[str, Tensor], setting: int) -> dict[str, Tens
     for name, tensor in tensors.items():
         if name.endswith("rotary_emb.inv_freq"):
             continue  # a constant, not a weight
-        renamed[_our_name(name, setting, low_rank_ffn)] = tensor
+        ours = _our_name(name, setting, low_rank_ffn)
+        if ours in renamed:
+            raise UserError(f"checkpoint: has {ours} twice, {name} among them")
+        renamed[ours] = tensor
     return renamed
 
 
@@ -100,14 +104,18 @@ def published_config(
             raise UserError(
                 f"checkpoint: has no {name}; expected a published model of setting {setting}"
             )
+        if tensors[name].dim() != 2:
+            raise UserError(f"checkpoint: {name} has {tensors[name].dim()} dimensions; expected 2")
         return tuple(tensors[name].shape)
 
     decoder_type = {1: "paper", 2: "llama"}[setting]
     vocab_size, hidden_size = shape("model.embed_tokens.weight")
-    layers = 1 + max(
-        (int(found[1]) for name in tensors if (found := re.match(r"model\.layers\.(\d+)\.", name))),
-        default=-1,
-    )
+    numbers = {
+        int(found[1]) for name in tensors if (found := re.match(r"model\.layers\.(\d+)\.", name))
+    }
+    layers = len(numbers)
+    if numbers != set(range(layers)):
+        raise UserError(f"checkpoint: has {layers} layers, of which the last is {max(numbers)}")
 
     def rank(group: str, projection: str) -> int | None:
         name = f"model.layers.0.{group}.{projection}.down.weight"
@@ -177,12 +185,18 @@ def import_published(
         raise UserError(f"checkpoint {checkpoint}: is not a safetensors file ({error})") from error
     # A file with reference results beside the weights keeps the weights below a name of their own.
     weights = {n: t for n, t in everything.items() if n.startswith("weights.")} or everything
-    tensors = rename_published(weights, setting)
-    config = published_config(
-        tensors, setting, num_attention_heads=num_attention_heads, context=context
-    )
-    model = LPAForCausalLM(config)
-    expected = model.state_dict()
+    try:
+        tensors = rename_published(weights, setting)
+        config = published_config(
+            tensors, setting, num_attention_heads=num_attention_heads, context=context
+        )
+    except UserError as error:
+        if str(error).startswith("--"):
+            raise
+        reason = str(error).removeprefix("checkpoint: ")
+        raise UserError(f"checkpoint {checkpoint}: {reason}") from error
+    with torch.device("meta"):
+        expected = LPAForCausalLM(config).state_dict()
     problems = [f"missing {name}" for name in expected.keys() - tensors.keys()]
     problems += [f"left over {name}" for name in tensors.keys() - expected.keys()]
     problems += [
@@ -190,7 +204,13 @@ def import_published(
         for name in expected.keys() & tensors.keys()
         if tensors[name].shape != expected[name].shape
     ]
+    problems += [
+        f"{name} is {tensor.dtype}, not of floating point"
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point() or tensor.element_size() < 2
+    ]
     if problems:
         raise UserError(f"checkpoint {checkpoint}: {'; '.join(sorted(problems)[:5])}")
+    model = LPAForCausalLM(config)
     model.load_state_dict(tensors, strict=True)
     return model

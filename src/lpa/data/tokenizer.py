@@ -84,7 +84,7 @@ def load_tokenizer(path: str | Path) -> Any:
             if END_OF_TEXT in tokenizer.get_vocab():
                 tokenizer.eos_token = tokenizer.pad_token = END_OF_TEXT
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(path))
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except UserError:
         raise
     # Of what lies at `path` anything may be wrong; the tokenizers library raises bare exceptions.

@@ -14,6 +14,7 @@ from lpa.lowrank import LowRankLinear
 from lpa.model.checkpointing import compile_layers, set_activation_checkpointing
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.loading import open_config
+from lpa.model.loading_checks import refusals
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.weights import Weights, open_weights
 from lpa.records import read_json
@@ -130,17 +131,20 @@ def check_same_tokens(field: str, directory: Path, data: Path) -> None:
     """
     theirs = directory / "tokenizer.json"
     ours = data / TOKENIZER_DIRECTORY / theirs.name
-    if theirs.is_file() and ours.is_file() and _vocabulary(theirs) != _vocabulary(ours):
+    if not theirs.is_file() or not ours.is_file():
+        return
+    if _vocabulary(field, theirs) != _vocabulary("data.path", ours):
         raise UserError(
             f"{field} {directory}: its tokenizer is not that of the data; prepare the data with it: "
             f"lpa prepare --tokenizer {directory}"
         )
 
 
-def _vocabulary(path: Path) -> dict[str, int]:
+def _vocabulary(field: str, path: Path) -> dict[str, int]:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    with refusals(f"{field} {path}"):
+        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
 
 
 def build_model(
