@@ -11,3 +11,9 @@ class UserError(ValueError):
 
 class LPAWarning(UserWarning):
     """Something that works but is probably not what the user wants, such as a rank that saves nothing."""
+
+
+def first_line(error: BaseException) -> str:
+    """What is wrong in one line, of an error of a library; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

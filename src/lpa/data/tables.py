@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from lpa.data.sources import Source
 from lpa.data.text_stream import Advance
-from lpa.errors import UserError
+from lpa.errors import UserError, first_line
 
 # What the text column holds, and where: `line` or `row`, and its number.
 Row = tuple[str, int, str | None]
@@ -129,8 +129,7 @@ def read_hub(source: Source) -> Iterator[Row]:
         raise
     # Whatever its readers raise, errors of the network among it.
     except Exception as error:
-        reason = str(error).strip().splitlines() or ["no content"]
-        raise UserError(f"{source.place}: cannot be read: {reason[0]}") from error
+        raise UserError(f"{source.place}: cannot be read: {first_line(error)}") from error
 
 
 @contextmanager
@@ -140,8 +139,7 @@ def _one_line_errors(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines() or ["no content"]
-        raise UserError(f"{path}: cannot be read as {kind}: {reason[0]}") from error
+        raise UserError(f"{path}: cannot be read as {kind}: {first_line(error)}") from error
 
 
 def _text_column(path: Path, schema: Any, column: str) -> int:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lpa.errors import UserError
+from lpa.errors import UserError, first_line
 
 # Called with the bytes read on disk since the last call.
 Advance = Callable[[int], None]
@@ -53,7 +53,7 @@ def one_line_errors(path: Path, kind: str) -> Iterator[None]:
             "UTF-8; expected UTF-8, or errors=replace"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read as {kind}: {error}") from error
+        raise UserError(f"{path}: cannot be read as {kind}: {first_line(error)}") from error
 
 
 def _undecodable_line(path: Path) -> int:

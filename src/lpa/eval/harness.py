@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lpa.errors import UserError
+from lpa.errors import UserError, first_line
 from lpa.train.loading import load_with_tokenizer
 
 
@@ -77,8 +77,9 @@ def run_harness(
             )
     # A task is code and data of others: whatever it raises, the hub's errors among it.
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"--tasks {' '.join(tasks)}: lm-eval failed: {reason[0]}") from error
+        raise UserError(
+            f"--tasks {' '.join(tasks)}: lm-eval failed: {first_line(error)}"
+        ) from error
     assert results is not None, "only other ranks get none"
     return results
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lpa.errors import UserError
+from lpa.errors import UserError, first_line
 from lpa.eval.glue.tasks import Task
 
 _HUB = "nyu-mll/glue"
@@ -109,9 +109,8 @@ def _from_hub(name: str, task: Task) -> dict[str, Examples]:
         }
     # Whatever its readers raise, errors of the network among it.
     except Exception as error:
-        reason = str(error).strip().splitlines() or ["no reason given"]
         raise UserError(
-            f"{_HUB}: {name} cannot be loaded from the hub ({reason[0]}); give the files: --data DIR"
+            f"{_HUB}: {name} cannot be loaded from the hub ({first_line(error)}); give the files: --data DIR"
         ) from error
     return {split: _of_rows(rows, task) for split, rows in found.items()}
 
