@@ -57,7 +57,9 @@ def test_what_cannot_be_read_is_one_line_in_every_command_that_reads_text(lpa, t
     }
     before = sorted(tmp_path.rglob("*"))
     for name, message in bad.items():
-        for of, command in commands.items():
+        everywhere = name in ("null.jsonl", "nulls", "cut.jsonl.gz")
+        for of in commands if everywhere else ["source"]:
+            command = commands[of]
             finished = lpa(*command(name), cwd=tmp_path)
             assert finished.code == 2, (name, of, finished.stderr)
             [line] = [line for line in finished.stderr.splitlines() if "lpa: error: " in line]

@@ -278,6 +278,19 @@ def test_names_that_are_not_utf_8_are_escaped_in_the_manifest(here):
         Source.parse("in#column=a\udcff")
 
 
+def test_files_of_held_out_text_are_no_training_text(here):
+    write("in/a.txt", "in/b.txt", "in/deep/valid.txt", text="words and more words " * 50)
+    options = {"vocab_size": 257, "validation": ["in/deep"], "test": ["in/b.txt"]}
+    for number, place in enumerate(("in", "in/**/*.txt")):
+        manifest = prepare([place], Path(f"data-{number}"), **options)
+        [source] = manifest.source["sources"]["train"]
+        assert [name for name, _ in source["files"]] == ["a.txt"]
+        assert source["left_out"]["files of held-out text"]["count"] == 2
+    with pytest.warns(LPAWarning, match=r"in/b\.txt: is training text and held-out text at once"):
+        manifest = prepare(["in/a.txt", "in/b.txt"], Path("named"), **options)
+    assert manifest.splits["train"].documents == 2
+
+
 def test_hub_names_are_no_files_unless_they_are(here):
     assert Source.parse("hf:some/name#split=test").on_hub
     write("hf:some/name.txt")

@@ -4,14 +4,15 @@ import errno
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpa.data.manifest import FILE_NAME
 from lpa.data.sources import Source, printable
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 
 # File name ending -> how such a file is read.
 FORMATS = {
@@ -80,7 +81,9 @@ def format_of(path: Path) -> str | None:
     return None if inner in _NEVER_COMPRESSED else inner
 
 
-def list_files(source: Source, *, output: Path | None = None) -> SourceFiles:
+def list_files(
+    source: Source, *, output: Path | None = None, held_out: Iterable[Path] = ()
+) -> SourceFiles:
     """The files that a source means.
 
     A path that exists is that path; only what does not exist is a pattern. A file that is named is read
@@ -90,6 +93,7 @@ def list_files(source: Source, *, output: Path | None = None) -> SourceFiles:
     Args:
         source: what the user named.
         output: the directory that the command is going to write; nothing in it is a source.
+        held_out: files of held-out text, which a directory or a pattern of training text leaves out.
 
     Raises:
         UserError: there is no file, or what is named cannot be a source.
@@ -97,14 +101,22 @@ def list_files(source: Source, *, output: Path | None = None) -> SourceFiles:
     if source.on_hub:
         return SourceFiles(source)
     place = source.place
+    held_out_files = {os.path.realpath(file) for file in held_out}
     if os.path.lexists(place) and not os.path.isdir(place):
         if reason := _unfit(place):
             raise UserError(f"{place}: {reason.message}")
         if output is not None and _is_within(place, output):
             raise UserError(f"--out {output}: holds the source {place}; choose another directory")
+        if os.path.realpath(place) in held_out_files:
+            warnings.warn(
+                f"{place}: is training text and held-out text at once, so the model is tested on what it "
+                "has read",
+                LPAWarning,
+                stacklevel=2,
+            )
         return SourceFiles(source, (Path(place),))
 
-    search = _Search(output)
+    search = _Search(output, held_out_files)
     if os.path.isdir(place):
         if reason := search.closed(place):
             raise UserError(f"{place}: {reason.message}; expected text")
@@ -135,10 +147,11 @@ class _Reason(NamedTuple):
 class _Search:
     """Collects the files below directories and those that a pattern matches."""
 
-    def __init__(self, output: Path | None) -> None:
+    def __init__(self, output: Path | None, held_out: set[str]) -> None:
         self.left_out = LeftOut()
         self._found: set[str] = set()
         self._output = output
+        self._held_out = held_out
         self._entered: set[str] = set()
         self._closed: dict[str, _Reason | None] = {}
 
@@ -176,6 +189,8 @@ class _Search:
     def _add_file(self, name: str) -> None:
         if reason := _unfit(name):
             self._leave_out(reason.kind, name)
+        elif os.path.realpath(name) in self._held_out:
+            self._leave_out("files of held-out text", name)
         else:
             self._found.add(name)
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -44,6 +44,7 @@ SHARD_TOKENS = 2**27
 SAMPLE_CHARACTERS = 2**28
 _ALONE_BYTES = 2**22  # below this, starting processes takes longer than the work
 
+Listed = list[SourceFiles]
 # (what is being done, bytes of the sources done, bytes in all or 0 where not known)
 Report = Callable[[str, int, int], None]
 
@@ -60,7 +61,7 @@ class Job:
         workers: processes that encode.
     """
 
-    given: dict[str, list[SourceFiles]]
+    given: dict[str, Listed]
     fractions: dict[str, float]
     deduplicate: bool
     workers: int
@@ -139,14 +140,15 @@ def prepare(
         raise UserError(f"workers: got {workers}; expected at least 1")
     check_output(out, overwrite=overwrite)
     defaults = {"boundary": boundary, "column": column, "errors": errors}
+
+    def listed(places: Sequence[str | Path | Source], held_out: Iterable[Path] = ()) -> Listed:
+        parsed = (s if isinstance(s, Source) else Source.parse(s, **defaults) for s in places)
+        return [list_files(source, output=out, held_out=held_out) for source in parsed]
+
+    given = {"validation": listed(validation), "test": listed(test)}
+    held_out = [file for of_split in given.values() for of in of_split for file in of.files]
     job = Job(
-        given={
-            split: [
-                list_files(s if isinstance(s, Source) else Source.parse(s, **defaults), output=out)
-                for s in places
-            ]
-            for split, places in (("train", sources), ("validation", validation), ("test", test))
-        },
+        given={"train": listed(sources, held_out), **given},
         fractions={
             "validation": 0.0 if validation else validation_fraction,
             "test": 0.0 if test else test_fraction,

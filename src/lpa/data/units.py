@@ -92,10 +92,8 @@ class Encoding:
     def digest(self, pieces: list[Assigned]) -> str:
         """Identifies what the tokens of some pieces depend on: their text, where documents end, and this."""
         digest = hashlib.blake2b(key=self._key, digest_size=16)
-        for piece in pieces:
-            text = piece.text.encode()
-            digest.update(b"%d %d " % (len(text), piece.last))
-            digest.update(text)
+        digest.update(repr([(len(piece.text), piece.last) for piece in pieces]).encode())
+        digest.update("".join(piece.text for piece in pieces).encode())
         return digest.hexdigest()
 
 
