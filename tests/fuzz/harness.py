@@ -97,9 +97,10 @@ class Fuzzer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # No command may need a home directory, or the network.
+        # No command may need a home directory, or the network. Matplotlib would do, with many words.
         environment = {
             "HOME": "/proc/nobody",
+            "MPLCONFIGDIR": str(folder),
             "HF_HUB_OFFLINE": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }

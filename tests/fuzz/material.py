@@ -1,5 +1,6 @@
 """One of everything that commands read, as small as it can be, and a line for every command that reads it."""
 
+import gzip
 import json
 import shutil
 import sys
@@ -89,8 +90,8 @@ def build(folder: Path, lpa: Callable[..., Any]) -> None:
         finished = lpa(*line.split(), cwd=folder)
         assert finished.code == 0, f"lpa {line}: {finished.stderr}"
 
-    speeches = f"{bundled_corpus('test')} --validation {bundled_corpus('validation')}"
-    run(f"prepare {speeches} --vocab-size 300 --test-fraction 0.1 --workers 1 --out data")
+    held_out = "--validation validation.txt --test notes.txt"
+    run(f"prepare speech.txt {held_out} --vocab-size 300 --workers 1 --out data")
     run(
         "train recipe.yaml --data.path data --out run --train.sample_every 2 --train.sample_tokens 4"
     )
@@ -112,8 +113,12 @@ def _write_texts(folder: Path) -> None:
     (folder / "tuned.yaml").write_text(
         "".join(f"{place}: {{optim.lr: 0.001}}\n" for place in ("none", "attention", "ffn", "all"))
     )
+    with gzip.open(bundled_corpus("test")) as file:
+        speech = json.loads(file.readline())["text"]
+    (folder / "speech.txt").write_text(speech[:9000])
+    (folder / "validation.txt").write_text(speech[9000:10000])
     words = "We the people of the United States, in order to form a more perfect union.\n"
-    (folder / "notes.txt").write_text(words * 40)
+    (folder / "notes.txt").write_text(words * 20)
     rows = [{"text": f"{n}. {words}"} for n in range(40)]
     (folder / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     question = {"question": "We the", "choices": ["people", "xyzzy"], "answer": 0}
