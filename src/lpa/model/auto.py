@@ -38,6 +38,9 @@ def register_models() -> None:
         # `AutoModel.register` would look into the class at once; the mapping below it does not.
         mapping = getattr(modeling_auto, auto_class)._model_mapping
         mapping.register(LPAConfig, _on_first_use("lpa.model.modeling_lpa", name), exist_ok=True)
+        # Where transformers tells by the name of a class what a model is for: the Trainer shifts labels
+        # for a label-smoothed loss of a causal model alone, pipelines warn of a class unknown to them.
+        mapping._model_mapping[LPAConfig.model_type] = name
 
 
 def register_quantizer() -> None:

@@ -64,7 +64,7 @@ class LPAConfig(PreTrainedConfig):
     """
 
     model_type = "lpa"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012, the Trainer adds a list to it
 
     vocab_size: int = 32000
     hidden_size: int = 768

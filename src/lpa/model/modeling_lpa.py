@@ -363,7 +363,6 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_logits: bool | None = None,
         loss_from_hidden: Callable[..., Tensor] | None = None,
@@ -375,7 +374,8 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             input_ids: (batch, sequence).
             labels: (batch, sequence), the inputs themselves: position t is scored on label t + 1.
             shift_labels: (batch, sequence), targets already shifted; takes the place of `labels`.
-                -100 is ignored in both.
+                -100 is ignored in both. A keyword alone: what the signature names as labels, the
+                Trainer expects in each batch.
             logits_to_keep: compute the logits of only so many last positions (0: of all).
             num_items_in_batch: divide the summed loss by this instead of by the number of targets
                 here, so that the parts of one batch add up to its mean.
@@ -384,6 +384,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             loss_from_hidden: computes the loss in place of cross entropy, from the last hidden states,
                 the head, shifted targets and num_items_in_batch.
         """
+        shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -463,6 +464,9 @@ class LPAForSequenceClassification(LPAPreTrainedModel):
     `config.problem_type` says what labels are: `regression`, `single_label_classification` or
     `multi_label_classification`; where it is None, their number and dtype do.
     """
+
+    # The loss is a mean over its own batch, which the Trainer then divides by the parts of a step.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: LPAConfig) -> None:
         super().__init__(config)
