@@ -45,7 +45,9 @@ def calibration_windows(text: str | Path, tokenizer: Any, *, tokens: int, contex
 
 
 def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The decoder layers of a model and their name: its longest list of modules.
+    """The decoder layers of a model and their name: its longest list of modules that lies in no other.
+
+    A list within a list is part of a layer, as the experts of a mixture are.
 
     Raises:
         UserError: it has none.
@@ -55,7 +57,8 @@ def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
         raise UserError(
             f"model: {type(model).__name__} has no list of layers to stream text through"
         )
-    return max(lists, key=lambda item: len(item[1]))
+    outer = [item for item in lists if not any(item[0].startswith(f"{n}.") for n, _ in lists)]
+    return max(outer, key=lambda item: len(item[1]))
 
 
 class _StopError(Exception):
@@ -134,19 +137,20 @@ def open_stream(model: Any, windows: Tensor) -> Stream:
 
 
 @contextmanager
-def _inputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """A dictionary in which the latest input of each module appears as it is called."""
-    latest: dict[str, Tensor] = {}
+def _inputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """A dictionary in which the inputs of each module appear as it is called, once or, as experts, more often."""
+    inputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable:
-        def hook(_: nn.Module, arguments: tuple) -> None:
-            latest[name] = arguments[0]
+        def hook(_: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
+            (tensor,) = (*arguments, *options.values())
+            inputs.setdefault(name, []).append(tensor)
 
         return hook
 
-    handles = [m.register_forward_pre_hook(keep(n)) for n, m in modules.items()]
+    handles = [m.register_forward_pre_hook(keep(n), with_kwargs=True) for n, m in modules.items()]
     try:
-        yield latest
+        yield inputs
     finally:
         for handle in handles:
             handle.remove()
@@ -158,31 +162,42 @@ class Inputs:
 
     Attributes:
         names: of the projections.
-        moment: E[x xᵀ], (in, in), in float64.
+        moment: E[x xᵀ] over the rows that they read, (in, in), in float64.
+        rows: how many those are; an expert reads some of the tokens alone.
     """
 
     names: list[str]
     moment: Tensor
+    rows: int = 0
 
 
 @torch.no_grad()
 def input_moments(
     stream: Stream, layer: nn.Module, index: int, modules: Mapping[str, nn.Module]
 ) -> list[Inputs]:
-    """The second moments of a layer's distinct inputs, in the order in which they are read."""
+    """The second moments of a layer's distinct inputs, in the order in which they are read.
+
+    Raises:
+        UserError: a projection reads nothing on the calibration text, or what is not finite.
+    """
     groups: list[Inputs] = []
-    count = 0
-    with _inputs_of(modules) as latest:
+    with _inputs_of(modules) as inputs:
         for _ in stream.run(layer, index):
-            if not groups:
-                groups = [Inputs(names, torch.zeros(())) for names in _sharing(latest)]
-            for group in groups:
-                x = _rows(latest[group.names[0]])
-                group.moment = group.moment.to(x) + x.T @ x
-            count += x.shape[0]
-            latest.clear()
+            for names in _sharing(inputs):
+                x = torch.cat([_rows(tensor) for tensor in inputs[names[0]]])
+                for group in _groups_of(names, groups):
+                    group.moment = group.moment.to(x) + x.T @ x
+                    group.rows += len(x)
+            inputs.clear()
+    read = {name for group in groups if group.rows for name in group.names}
+    for name in modules:
+        if name not in read:
+            raise UserError(
+                f"model: {name} reads nothing on the calibration text, as an expert that no token is "
+                "sent to; give more text, or leave it out"
+            )
     for group in groups:
-        group.moment = group.moment / count
+        group.moment = group.moment / group.rows
         if not torch.isfinite(group.moment).all():
             raise UserError(
                 f"model: what {group.names[0]} reads on the calibration text is not finite"
@@ -190,12 +205,34 @@ def input_moments(
     return groups
 
 
-def _sharing(latest: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names by input, those that were called with the same tensor together."""
-    by_tensor: dict[int, list[str]] = {}
-    for name, tensor in latest.items():
-        by_tensor.setdefault(id(tensor), []).append(name)
-    return list(by_tensor.values())
+def _sharing(inputs: Mapping[str, list[Tensor]]) -> list[list[str]]:
+    """The names by input, those that were called with the same tensors together."""
+    by_tensors: dict[tuple[int, ...], list[str]] = {}
+    for name, tensors in inputs.items():
+        by_tensors.setdefault(tuple(map(id, tensors)), []).append(name)
+    return list(by_tensors.values())
+
+
+def _groups_of(names: list[str], groups: list[Inputs]) -> list[Inputs]:
+    """The groups that hold just these names; made from what other batches have shown.
+
+    Which projections share all their inputs is known only at the end: two experts may first be called
+    for the same tokens and later for others.
+    """
+    held = []
+    for group in list(groups):
+        inside = [name for name in group.names if name in names]
+        if inside and len(inside) < len(group.names):
+            groups.append(Inputs(inside, group.moment, group.rows))
+            group.names = [name for name in group.names if name not in names]
+            held.append(groups[-1])
+        elif inside:
+            held.append(group)
+    known = {name for group in held for name in group.names}
+    if new := [name for name in names if name not in known]:
+        groups.append(Inputs(new, torch.zeros(())))
+        held.append(groups[-1])
+    return held
 
 
 @torch.no_grad()
@@ -205,18 +242,32 @@ def drifted_moments(
     layers: tuple[nn.Module, nn.Module],
     index: int,
     modules: tuple[nn.Module, nn.Module],
+    name: str,
 ) -> tuple[Tensor, Tensor]:
     """E[x x̃ᵀ] and E[x̃ x̃ᵀ], x what a projection reads in the dense model and x̃ in the cut one.
 
     Args:
         dense, cut: the two streams, in front of the layer.
         layers, modules: the layer and the projection, in the dense model and in the cut one.
+        name: of the projection.
+
+    Raises:
+        UserError: it does not read every token once, so that what it reads in one model has no
+            counterpart in the other.
     """
     cross = moment = torch.zeros(())
     count = 0
     with _inputs_of({"x": modules[0]}) as left, _inputs_of({"x": modules[1]}) as right:
-        for _ in zip(dense.run(layers[0], index), cut.run(layers[1], index), strict=True):
-            x, drifted = _rows(left["x"]), _rows(right["x"])
+        for (part, _), _ in zip(
+            dense.run(layers[0], index), cut.run(layers[1], index), strict=True
+        ):
+            tokens = dense.hidden[part].shape[:-1].numel()
+            pair = left.pop("x", []), right.pop("x", [])
+            if any(len(inputs) != 1 or len(_rows(inputs[0])) != tokens for inputs in pair):
+                raise UserError(
+                    f"--cut updated: {name} does not read every token, as an expert; use --cut whitened"
+                )
+            x, drifted = (_rows(inputs[0]) for inputs in pair)
             cross = cross.to(x) + x.T @ drifted
             moment = moment.to(x) + drifted.T @ drifted
             count += len(x)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lpa.convert.calibration import (
+    Inputs,
     calibration_windows,
     drifted_moments,
     input_moments,
@@ -127,8 +128,9 @@ def cut_model(
                         (dense, layer),
                         index,
                         (dense.get_submodule(first.removeprefix(here)), mine[first]),
+                        first,
                     )
-                _cut_group(model, part, ranks, cut, group.moment, errors, corrected)
+                _cut_group(model, part, ranks, cut, group, errors, corrected)
             if drifted is not None:
                 drifted.advance(layer, index)
             stream.advance(dense, index)
@@ -141,11 +143,13 @@ def _cut_group(
     modules: Mapping[str, nn.Module],
     ranks: Mapping[str, int],
     cut: str,
-    moment: Tensor | None,
+    inputs: Inputs | None,
     errors: dict[str, list[float]],
     corrected: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Cut projections that read the same input."""
+    moment = None if inputs is None else inputs.moment
+    rows = 1 if inputs is None else inputs.rows
     for name, module in modules.items():
         weight = dense_weight(module)
         if cut == "svd" or moment is None:
@@ -158,7 +162,7 @@ def _cut_group(
         model.set_submodule(name, pair.train(module.training))
         sums = errors.setdefault(name.rpartition(".")[2], [0.0, 0.0])
         for position, energy in enumerate(squared_error(weight, down, up, moment)):
-            sums[position] += energy
+            sums[position] += rows * energy
 
 
 def check_cut(cut: str, has_text: bool) -> None:

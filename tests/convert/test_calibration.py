@@ -1,0 +1,142 @@
+"""Moments of what projections read, beside those of all inputs written down and multiplied out."""
+
+import pytest
+import torch
+from architectures import tiny
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from lpa.convert.calibration import input_moments, layers_of, open_stream
+from lpa.convert.factorize import cut_model
+from lpa.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")
+
+
+class Experts(nn.Module):
+    """A mixture of experts: each token goes to its two best, each expert runs on its tokens alone."""
+
+    def __init__(self, config, experts=4):
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, experts, bias=False)
+        self.experts = nn.ModuleList(LlamaMLP(config) for _ in range(experts))
+        nn.init.normal_(self.gate.weight)
+
+    def forward(self, hidden_states):
+        rows = hidden_states.flatten(0, 1)
+        weights, chosen = self.gate(rows).softmax(-1).topk(2)
+        output = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            tokens, slot = (chosen == number).nonzero(as_tuple=True)
+            output[tokens] += weights[tokens, slot, None] * expert(rows[tokens])
+        return output.view_as(hidden_states)
+
+
+class Twice(nn.Module):
+    """One MLP that runs on the tokens of each window in two parts of different length."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.inner = LlamaMLP(config)
+
+    def forward(self, hidden_states):
+        return torch.cat([self.inner(hidden_states[:, :5]), self.inner(hidden_states[:, 5:])], 1)
+
+
+def windows():
+    # Two and a half batches: the last has fewer rows than those before.
+    return torch.randint(300, (10, 24), generator=torch.Generator().manual_seed(1))
+
+
+def model_with(make):
+    model = tiny("llama").eval()
+    torch.manual_seed(0)
+    for layer in model.model.layers:
+        layer.mlp = make(model.config)
+    return model
+
+
+def projections(layer):
+    return {
+        name: module
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear) and name != "mlp.gate"
+    }
+
+
+@torch.no_grad()
+def inputs_by_hand(model, layer, modules):
+    """All that each module read in a plain forward pass."""
+    read = {name: [] for name in modules}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, arguments, name=name: read[name].append(
+                arguments[0].reshape(-1, arguments[0].shape[-1])
+            )
+        )
+        for name, module in modules.items()
+    ]
+    model(windows())
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(rows).double() for name, rows in read.items()}
+
+
+@pytest.mark.parametrize("make", [LlamaMLP, Experts, Twice])
+def test_moments_are_means_over_the_rows_that_each_projection_read(make):
+    model = model_with(make)
+    _, layers = layers_of(model)
+    modules = projections(layers[0])
+    expected = inputs_by_hand(model, layers[0], modules)
+    groups = input_moments(open_stream(model, windows()), layers[0], 0, modules)
+    assert sorted(name for group in groups for name in group.names) == sorted(modules)
+    rows = {len(x) for x in expected.values()}
+    assert len(rows) > (1 if make is Experts else 0)
+    for group in groups:
+        for name in group.names:
+            x = expected[name]
+            assert group.rows == len(x), name
+            # Batches of windows add up in another order.
+            torch.testing.assert_close(group.moment, x.T @ x / len(x), rtol=1e-4, atol=1e-7)
+    shared = [set(group.names) for group in groups]
+    assert {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"} in shared
+    if make is Experts:
+        assert {"mlp.experts.3.gate_proj", "mlp.experts.3.up_proj"} in shared
+
+
+@pytest.mark.parametrize("make", [Experts, Twice])
+def test_a_whitened_cut_of_full_rank_is_exact(make):
+    model, tokens = model_with(make), windows()
+    before = model(tokens).logits
+    prefix, layers = layers_of(model)
+    ranks = {
+        f"{prefix}.{index}.{name}": min(module.weight.shape)
+        for index, layer in enumerate(layers)
+        for name, module in projections(layer).items()
+    }
+    errors = cut_model(model, ranks, "whitened", tokens)
+    torch.testing.assert_close(model(tokens).logits, before, atol=1e-4, rtol=0)
+    assert max(errors.values()) < 1e-4
+
+
+def test_a_projection_that_reads_other_tokens_in_the_cut_model_is_not_corrected_for_drift():
+    model = model_with(Experts)
+    name = "model.layers.0.mlp.experts.1.up_proj"
+    with pytest.raises(UserError, match=rf"--cut updated: {name} does not read every token"):
+        cut_model(model, {name: 4}, "updated", windows())
+
+
+def test_an_expert_that_no_token_is_sent_to_is_named():
+    model = model_with(Experts)
+    with torch.no_grad():
+        model.model.layers[
+            0
+        ].mlp.gate.weight.zero_()  # a draw, which the same two win for all tokens
+    down = {
+        f"model.layers.0.mlp.experts.{number}.down_proj": expert.down_proj
+        for number, expert in enumerate(model.model.layers[0].mlp.experts)
+    }
+    read = inputs_by_hand(model, model.model.layers[0], down)
+    idle = next(name for name, rows in read.items() if not len(rows))
+    with pytest.raises(UserError, match=rf"{idle} reads nothing on the calibration text"):
+        cut_model(model, dict.fromkeys(down, 4), "whitened", windows())
