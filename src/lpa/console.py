@@ -1,4 +1,8 @@
-"""What people see on the terminal: progress bars and tables, on standard error unless said otherwise."""
+"""What people see on the terminal: progress bars and tables, on standard error unless said otherwise.
+
+Names and paths of users stand among it, so all text is shown as it is: `[bold]` and `:smile:` are no markup,
+and what would steer the terminal is escaped.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +14,16 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
+from rich.text import Text
+
+from lpa.printable import printable
 
 __all__ = [
     "Progress",
@@ -24,10 +33,36 @@ __all__ = [
     "hide_other_progress",
     "progress",
     "stderr",
+    "stdout",
 ]
 
+
+class _Console(Console):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def status(self, status: Any, **options: Any) -> Status:
+        return super().status(Text(printable(status)), **options)
+
+
+class _Text(TextColumn):
+    def render(self, task: Task) -> Text:
+        return Text(printable(self.text_format.format(task=task)))
+
+
 # Standard output belongs to results (and to `--json`); everything said along the way goes here.
-stderr = Console(stderr=True)
+stderr = _Console(stderr=True)
+
+
+def stdout(*, width: int = 0) -> Console:
+    """Standard output for tables, at least so many columns wide."""
+    console = _Console()
+    if width > console.width:
+        console.width = width
+    return console
 
 
 @contextmanager
@@ -35,13 +70,13 @@ def progress(*, transient: bool = False, visible: bool = True) -> Iterator[Progr
     """A progress display on standard error; tasks may set a `status` field shown at the end of the line."""
     display = _Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        _Text("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("eta"),
+        _Text("eta"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
+        _Text("{task.fields[status]}"),
         console=stderr,
         transient=transient,
         refresh_per_second=4,

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from lpa.files import write_text
+from lpa.printable import printable
 
 # By which a page is known again.
 _GENERATOR = '<meta name="generator" content="lpa">'
@@ -28,7 +29,10 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
     """
     loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     machine = f"{platform.processor() or platform.machine()}, {platform.system()}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("lpa", "torch", "transformers"))
@@ -65,6 +69,7 @@ def draw_png(draw: Draw, size: tuple[float, float] = (7.5, 4.2)) -> bytes:
 def _draw(draw: Draw, size: tuple[float, float], kind: str, **options: Any) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     with rc_context(
         {
@@ -80,6 +85,12 @@ def _draw(draw: Draw, size: tuple[float, float], kind: str, **options: Any) -> b
     ):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
+        # Names of users are no formulas, whatever dollars they hold. Labels of ticks, whose powers are
+        # formulas, have no text before the figure is rendered.
+        for text in figure.findobj(Text):
+            if text.get_text():
+                text.set_text(printable(text.get_text()))
+                text.set_parse_math(False)
         file = io.BytesIO()
         figure.savefig(file, format=kind, **options)
     return file.getvalue()

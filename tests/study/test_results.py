@@ -1,14 +1,18 @@
 """What tuning picks, from the files of runs."""
 
+import html
 import json
 import math
 import shutil
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from markupsafe import escape
 
 from lpa.errors import UserError
 from lpa.pages import draw_svg
+from lpa.printable import printable
 from lpa.study.figures import scaling_fits, study_figures
 from lpa.study.grid import expand
 from lpa.study.results import find_studies, read_study, short_axes, write_tuned
@@ -204,19 +208,87 @@ def test_a_run_that_failed_is_told_from_one_that_is_to_come(placement):
     assert claim[3].startswith("direction confirmed")
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan, 1e60])
-def test_a_model_that_diverged_is_not_ranked(placement, value):
+@pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, 1.0, 1e60])
+@pytest.mark.parametrize("variant", ["attention", "dense"])
+def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
+    """Whichever side of the comparison it is on; perplexities of 0 and 1 have no logarithm of their loss."""
     index, runs = placement
-    set_perplexity(runs["attention", 1], validation=value, test=value)
+    set_perplexity(runs[variant, 1], validation=value, test=value)
+    set_perplexity(runs[variant, 2], validation=100, test=value)
     result = read_study(index)
     words = " ".join(summarize(result))
+    write_study_report([result], index.parent / "report.html")
+    for draw in study_figures(result).values():
+        assert "<svg" in draw_svg(draw)
+    if variant == "dense":
+        change = texts(result)["attention"]["change"]
+        undecided = value == 0.0 or not math.isfinite(value)
+        assert (change == "–") == undecided
+        assert (
+            "as a perplexity is not finite: attention by no finite amount" in words
+        ) == undecided
+        return
+    if value in (0.0, 1.0):
+        return
     assert texts(result)["attention"]["verdict"] != "better"
     if math.isfinite(value):
         assert "Not told apart from dense: attention" in words
     else:
         assert "Undecided against dense, as a perplexity is not finite: attention" in words
-    for draw in study_figures(result).values():
-        assert "<svg" in draw_svg(draw)
+
+
+@pytest.mark.parametrize("field", ["wall_seconds", "tokens_per_second", "peak_memory_bytes"])
+@pytest.mark.parametrize("value", [0, 0.0, 1e308])
+def test_a_cost_of_nought_or_beyond_sums_is_reported(placement, field, value):
+    index, runs = placement
+    for run in runs.values():
+        result = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps(result | {field: type(result[field])(value)}))
+    result = read_study(index)
+    write_study_report([result], index.parent / "report.html")
+    assert texts(result)["attention"]["verdict"] == "better"
+
+
+NAMES = {
+    "formula": r"$\frac$ and \$5, $a_b$",
+    "markup of rich": "[bold]x[/nope] :smile:",
+    "markup of pages": "<script>alert(1)</script> & 'x' \"y\"",
+    "terminal": "red \x1b[31m \x07 \x9b2J",
+    "direction": "a\u202eb",
+    "surrogate": "half \ud800",
+    "hidden from legends": "_nolegend_",
+    "two lines": "one\ntwo",
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_report_shows_names_as_they_are(placement, kind):
+    """No name is a formula, markup or an instruction to the terminal or the page."""
+    index, _ = placement
+    fields = json.loads(index.read_text())
+    name, shown = NAMES[kind], printable(NAMES[kind])
+    for variant in fields["variants"]:
+        variant["name"] = name if variant["name"] == "attention" else variant["name"]
+    for run in fields["runs"]:
+        run["variant"] = name if run["variant"] == "attention" else run["variant"]
+    fields["question"] = name
+    index.write_text(json.dumps(fields))
+    result = read_study(index)
+    out = index.parent / "report.html"
+    write_study_report([result], out)
+    page = out.read_text(encoding="utf-8")
+    assert page.count(html.escape(shown, quote=False)) or page.count(str(escape(shown)))
+    assert "<script>alert" not in page
+    assert not set(page) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    [drawing, *_] = sorted(out.with_name("report-figures").glob("*.svg"))
+    labels = [
+        node.text.strip()
+        for node in ElementTree.parse(drawing).iter()
+        if node.tag.endswith("}text") and node.text
+    ]
+    for line in shown.split("\n"):
+        assert line in labels
 
 
 def test_the_last_evaluation_is_of_more_text_and_not_part_of_the_curve(placement):

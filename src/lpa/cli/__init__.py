@@ -99,10 +99,11 @@ def _refuse_command(given: str, known: list[str]) -> None:
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
     from lpa.errors import LPAWarning
+    from lpa.printable import printable
 
     if issubclass(category, LPAWarning) and str(message) not in _shown:
         _shown.add(str(message))
-        print(f"lpa: warning: {message}", file=sys.stderr)
+        print(f"lpa: warning: {printable(str(message))}", file=sys.stderr)
 
 
 # Work that is done once per seed need not warn once per seed.

@@ -84,8 +84,9 @@ def main(rest: list[str]) -> None:
 
 
 def _print(preset: str, result: "BenchResult") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from lpa.console import stdout
 
     table = Table(title=f"{preset}, dense and low-rank in turns")
     table.add_column("")
@@ -116,15 +117,14 @@ def _print(preset: str, result: "BenchResult") -> None:
         )
     for label, cells in rows:
         table.add_row(label, *cells)
-    console = Console()
+    console = stdout()
     console.print(table)
     for name, model in result.models.items():
         if name != "none":
-            console.print(f"{name}: {model.verdict}", highlight=False)
+            console.print(f"{name}: {model.verdict}")
     even = result.break_even_rank
     console.print(
         f"q_proj alone breaks even at rank {even['flops']:.0f} by FLOPs; here it is faster than dense up "
         f"to {even['measured']:.0f} of the ranks tried",
-        highlight=False,
         soft_wrap=True,
     )

@@ -46,7 +46,6 @@ def main(rest: list[str]) -> None:
         print(json_text(figures))
         return
 
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="dense Transformer and LPA, same data, seed and steps")
@@ -55,13 +54,13 @@ def main(rest: list[str]) -> None:
         table.add_column(heading, justify="right")
     for key, label, _ in ROWS:
         table.add_row(label, *cells(key, figures))
-    stdout = Console()
+    stdout = console.stdout()
     stdout.print(table)
     for name, sample in result.samples.items():
-        stdout.print(f"\n[bold]{name}[/bold] continues:", highlight=False)
-        stdout.print(sample, markup=False, highlight=False)
-    stdout.print(f"\nruns    {out / 'dense'}, {out / 'lpa'}", highlight=False, soft_wrap=True)
-    stdout.print(f"report  {result.report}", highlight=False, soft_wrap=True)
+        stdout.print(f"\n{name} continues:", style="bold")
+        stdout.print(sample)
+    stdout.print(f"\nruns    {out / 'dense'}, {out / 'lpa'}", soft_wrap=True)
+    stdout.print(f"report  {result.report}", soft_wrap=True)
 
 
 def _free_directory() -> Path:

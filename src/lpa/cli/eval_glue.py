@@ -102,9 +102,9 @@ def main(rest: list[str]) -> None:
 
 def _print_table(results: dict[str, Any]) -> None:
     """A row per task and metric, a column per model; scores times 100."""
-    from rich.console import Console
     from rich.table import Table
 
+    from lpa.console import stdout
     from lpa.eval.glue.tasks import TASKS
 
     models = list(next(iter(results.values())).models)
@@ -122,7 +122,7 @@ def _print_table(results: dict[str, Any]) -> None:
                 _hundredfold(majority),
                 *(f"{_hundredfold(score.mean)} ± {100 * score.deviation:.1f}" for score in scores),
             )
-    Console().print(table)
+    stdout().print(table)
 
 
 def _hundredfold(value: float) -> str:

@@ -68,8 +68,9 @@ def main(rest: list[str]) -> None:
 
 
 def _print_table(results: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from lpa.console import stdout
 
     table = Table(title="lm-evaluation-harness")
     for heading in ("task", "metric", "filter"):
@@ -89,4 +90,4 @@ def _print_table(results: dict[str, Any]) -> None:
                 f"{value:.4f}",
                 f"{error:.4f}" if isinstance(error, float) else "–",
             )
-    Console().print(table)
+    stdout().print(table)

@@ -109,8 +109,9 @@ def _configuration(source: str, **overrides: Any) -> Any:
 
 
 def _print_table(plan: dict[str, Any], dense: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from lpa.console import stdout
 
     table = Table(title="this model and its dense twin")
     for heading in ("", "this", "dense", "ratio"):
@@ -122,7 +123,7 @@ def _print_table(plan: dict[str, Any], dense: dict[str, Any]) -> None:
             other = dense[section][name]
             ratio = f"{value / other:.3f}" if other else ""
             table.add_row(f"{section.replace('_', ' ')}: {name}", f"{value:,}", f"{other:,}", ratio)
-    console = Console()
+    console = stdout()
     console.print(table)
     ranks = ", ".join(f"{name} {rank:.0f}" for name, rank in plan["break_even_rank"].items())
-    console.print(f"break-even rank: {ranks}", highlight=False)
+    console.print(f"break-even rank: {ranks}")

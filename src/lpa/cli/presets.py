@@ -43,8 +43,9 @@ def main(rest: list[str]) -> None:
         )
         return
 
-    from rich.console import Console
     from rich.table import Table
+
+    from lpa.console import stdout
 
     table = Table(title="parameters by placement")
     for heading in ("preset", "origin", "layers × width", "rank"):
@@ -61,4 +62,4 @@ def main(rest: list[str]) -> None:
             *(f"{count:,}" for count in counts[name].values()),
         )
     # Exact counts matter more here than the width of the terminal.
-    Console(width=max(Console().width, 120)).print(table)
+    stdout(width=120).print(table)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+from lpa.printable import printable
+
 # What a file system, a disk or the machine may answer, and what would help. Any other error of the operating
 # system is a fault of the program and keeps its traceback.
 _A_PATH = "a path that can be read and written"
@@ -56,7 +58,7 @@ def one_line(message: str) -> str:
 
 def fail(message: str) -> NoReturn:
     """End the process as a user's mistake ends: one line on standard error, exit code 2."""
-    print(f"lpa: error: {one_line(message)}", file=sys.stderr)
+    print(f"lpa: error: {printable(one_line(message))}", file=sys.stderr)
     raise SystemExit(2)
 
 

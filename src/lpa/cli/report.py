@@ -42,10 +42,11 @@ def main(rest: list[str]) -> None:
         print(json_text({"studies": [study.table() for study in studies]}))
         return
 
+    from lpa.printable import printable
     from lpa.study.study_report import summarize, write_study_report
 
     out = arguments.out or arguments.directories[0] / "report.html"
     write_study_report(studies, out)
     for study in studies:
-        print(f"{study.title}: {' '.join(summarize(study))}")
-    print(f"report  {out}")
+        print(printable(f"{study.title}: {' '.join(summarize(study))}"))
+    print(printable(f"report  {out}"))

@@ -53,10 +53,9 @@ def main(rest: list[str]) -> None:
 
 
 def _print_table(rows: "list[RunRow]") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    from lpa.console import duration
+    from lpa.console import duration, stdout
 
     table = Table()
     for heading in ("run", "placement", "rank"):
@@ -82,17 +81,10 @@ def _print_table(rows: "list[RunRow]") -> None:
             _cell(row.tokens_per_second, ",.0f"),
             duration(row.seconds) if row.seconds and math.isfinite(row.seconds) else "",
         ]
-        table.add_row(*map(_literal, cells + [row.problem] * broken))
+        table.add_row(*cells, *[row.problem] * broken)
     # Exact numbers matter more here than the width of the terminal.
-    Console(width=max(Console().width, 160)).print(table)
+    stdout(width=160).print(table)
 
 
 def _cell(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _literal(text: str) -> str:
-    """A directory's name may look like markup."""
-    from rich.markup import escape
-
-    return escape(text)

@@ -137,8 +137,9 @@ def _grid_figures(study: "Study", seeds: int) -> dict[str, Any]:
 
 
 def _print_grid(study: "Study", seeds: int) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from lpa.console import stdout
 
     table = Table(title=f"{study.name} at {study.scale}: {study.question}")
     table.add_column("variant")
@@ -155,8 +156,7 @@ def _print_grid(study: "Study", seeds: int) -> None:
             f"{flops / study.flops_per_second / 3600:,.2f}",
             "" if variant.match is None else f"{variant.match:.3f}",
         )
-    stdout = Console()
-    stdout.print(table)
+    stdout().print(table)
     figures = _grid_figures(study, seeds)
     unit = "GPU-hours" if "NVIDIA" in study.device else "core-hours"
     print(

@@ -176,9 +176,9 @@ def _is_main_process() -> bool:
 
 
 def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from lpa.console import stdout
     from lpa.train.dry_run import plan_run
 
     plan = plan_run(config, processes)
@@ -188,7 +188,7 @@ def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
     table = Table(title="what the run would take", show_header=False)
     for name, value in plan.rows():
         table.add_row(name, value)
-    Console().print(table)
+    stdout().print(table)
 
 
 def _check_recipe(path: Path) -> None:

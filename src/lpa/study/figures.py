@@ -87,13 +87,13 @@ def _loss_points(result: StudyResult, kind: str, cost: str) -> list[tuple[float,
     """Of one size where tokens vary, of one number of tokens where the size does."""
     rows = [row for row in result.rows if row.variant.startswith(kind)]
     fixed = "parameters" if cost == "tokens" else "tokens"
-    most = max(getattr(row, fixed) for row in rows)
+    most = max((getattr(row, fixed) for row in rows), default=0)
     return [
         (float(getattr(row, cost)), float(np.log(perplexity)))
         for row in rows
         if getattr(row, fixed) == most
         for perplexity in row.perplexities.values()
-        if np.isfinite(perplexity)
+        if 1 < perplexity < np.inf  # whose loss has a logarithm
     ]
 
 
@@ -103,6 +103,11 @@ def _style(number: int) -> dict[str, Any]:
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": _LINES[number // len(COLOURS) % len(_LINES)],
     }
+
+
+def _label(name: str) -> str:
+    """A name for the legend, which leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _curves(result: StudyResult, axis: str) -> Draw:
@@ -120,7 +125,7 @@ def _curves(result: StudyResult, axis: str) -> Draw:
             length = max(map(len, series))
             x, y = np.moveaxis(np.array([s for s in series if len(s) == length]), 2, 0)
             style = _style(number)
-            axes.plot(x.mean(0), y.mean(0), label=name, linewidth=1.6, **style)
+            axes.plot(x.mean(0), y.mean(0), label=_label(name), linewidth=1.6, **style)
             axes.fill_between(x.mean(0), y.min(0), y.max(0), alpha=0.15, color=style["color"])
         axes.set_xlabel(CURVE_AXES[axis])
         axes.set_ylabel("validation loss (nats per token)")
@@ -158,7 +163,9 @@ def _pareto(rows: Sequence[Row], cost: str) -> Draw:
             error = row.perplexity.deviation if row.perplexity.count > 1 else 0.0
             marker = _MARKERS[number // len(COLOURS) % len(_MARKERS)]
             colour = COLOURS[number % len(COLOURS)]
-            axes.errorbar(x, y, error, fmt=marker, capsize=3, color=colour, label=row.variant)
+            axes.errorbar(
+                x, y, error, fmt=marker, capsize=3, color=colour, label=_label(row.variant)
+            )
         axes.set_xlabel(COSTS[cost])
         axes.set_ylabel("perplexity, ± deviation over seeds")
         _legend(figure, axes)

@@ -24,7 +24,7 @@ def cells(key: str, figures: dict[str, dict[str, float]]) -> list[str]:
     """One row of the table: dense, LPA, and their ratio."""
     write = next(write for name, _, write in ROWS if name == key)
     dense, lpa = figures["dense"][key], figures["lpa"][key]
-    return [write(dense), write(lpa), f"{lpa / dense:.3f}"]
+    return [write(dense), write(lpa), f"{lpa / dense:.3f}" if dense else "–"]
 
 
 def write_report(

@@ -1,6 +1,7 @@
 """Means over seeds, paired differences with intervals, power laws; verdicts from intervals alone."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,19 +25,19 @@ class Summary:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Summary":
-        with np.errstate(invalid="ignore"):  # of a model that diverged, nan too
+        with np.errstate(all="ignore"):  # of a model that diverged, infinite or nan too
             deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        return cls(float(np.mean(values)), deviation, len(values))
+            return cls(float(np.mean(values)), deviation, len(values))
 
 
 @dataclass
 class Difference:
-    """Change of perplexity against a baseline, as a share of it; paired by seed.
+    """Change against a baseline, as a share of it; paired by seed.
 
     Attributes:
-        mean: geometric mean of the ratios, minus 1.
+        mean: geometric mean of the ratios, minus 1; nan where a value is not a positive number.
         low, high: its 95% interval by Student's t over the log ratios; nan with fewer than two pairs, or
-            where a model's perplexity is not finite.
+            where the mean is.
         count: pairs.
     """
 
@@ -47,25 +48,24 @@ class Difference:
 
     @classmethod
     def of(cls, ours: dict[int, float], baseline: dict[int, float]) -> "Difference | None":
-        """From perplexities by seed; None where no seed is in both."""
+        """From values by seed, such as perplexities; None where no seed is in both."""
         seeds = sorted(ours.keys() & baseline.keys())
         if not seeds:
             return None
-        logs = np.array([math.log(ours[seed] / baseline[seed]) for seed in seeds])
-        mean, count = float(logs.mean()), len(logs)
-        if count < 2 or not math.isfinite(mean):
-            return cls(_change(mean), math.nan, math.nan, count)
-        error = float(logs.std(ddof=1)) / math.sqrt(count)
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-        return cls(_change(mean), _change(mean - half), _change(mean + half), count)
+        pairs = np.array([(ours[seed], baseline[seed]) for seed in seeds], dtype=np.float64)
+        if not (np.isfinite(pairs) & (pairs > 0)).all():
+            return cls(math.nan, math.nan, math.nan, len(seeds))
+        logs = np.log(pairs[:, 0]) - np.log(pairs[:, 1])
+        mean, (low, high) = float(logs.mean()), mean_interval(logs)
+        return cls(_change(mean), _change(low), _change(high), len(seeds))
 
     @property
     def verdict(self) -> str:
         """`better` or `worse` only where the whole interval is on one side of nought."""
+        if math.isnan(self.mean):
+            return NOT_FINITE
         if self.count < 2:
             return ONE_SEED
-        if math.isnan(self.low):
-            return NOT_FINITE
         if self.high < 0:
             return "better"
         if self.low > 0:
@@ -77,6 +77,17 @@ def _change(log_ratio: float) -> float:
     """As a share; infinite beyond what a float holds."""
     with np.errstate(over="ignore"):
         return float(np.expm1(log_ratio))
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The 95% interval of a mean by Student's t; nan of fewer than two values."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    with warnings.catch_warnings():
+        # Equal values have an interval too, without width; scipy warns of them.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+    return float(found.low), float(found.high)
 
 
 @dataclass
@@ -95,13 +106,19 @@ class PowerLaw:
 
     @classmethod
     def fit(cls, x: Sequence[float], y: Sequence[float]) -> "PowerLaw | None":
-        """None with fewer than three different x."""
-        if len(set(x)) < 3:
+        """From the points that have logarithms; None with fewer than three different x among them."""
+        points = np.array([x, y], dtype=np.float64)
+        points = points[:, (np.isfinite(points) & (points > 0)).all(axis=0)]
+        if len(set(points[0])) < 3:
             return None
-        line = stats.linregress(np.log(x), np.log(y))
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2)) * float(line.stderr)
+        line = stats.linregress(*np.log(points))
+        count = points.shape[1]
+        error = np.nan_to_num(line.stderr)  # of equal values, whose correlation is nan
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 2) * error)
         slope = float(line.slope)
-        return cls(math.exp(line.intercept), slope, slope - half, slope + half, len(x))
+        with np.errstate(over="ignore"):
+            factor = float(np.exp(line.intercept))
+        return cls(factor, slope, slope - half, slope + half, count)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -151,6 +151,8 @@ def change_with_interval(difference: Difference | None) -> str:
     """Against the baseline; empty for a baseline itself."""
     if difference is None:
         return ""
+    if math.isnan(difference.mean):
+        return "by no finite amount"
     if math.isnan(difference.low):
         return f"{difference.mean:+.1%}"
     return f"{difference.mean:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}]"
@@ -187,7 +189,7 @@ def cells(row: Row) -> list[tuple[str, Any]]:
         between = f"[{change.low:+.1%}, {change.high:+.1%}]"
         known = not math.isnan(change.low)
         told += [
-            (f"{change.mean:+.1%}", change.mean),
+            (f"{change.mean:+.1%}", change.mean) if not math.isnan(change.mean) else ("–", ""),
             (between, change.low) if known else ("–", ""),
             (change.verdict + _pairs(row), change.verdict),
         ]
