@@ -138,7 +138,7 @@ def open_stream(model: Any, windows: Tensor) -> Stream:
 
 @contextmanager
 def _inputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
-    """A dictionary in which the inputs of each module appear as it is called, once or, as experts, more often."""
+    """A dictionary in which the inputs of each module appear as it is called, once or more often."""
     inputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable:
