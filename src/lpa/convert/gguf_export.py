@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
+from lpa.convert.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lpa.errors import UserError
 from lpa.files import fsync_directory
 
@@ -25,8 +26,8 @@ def export_gguf(
         overwrite: replace `out`.
 
     Raises:
-        UserError: `out` exists, the package `gguf` is missing, or the model is not one that this
-            writes.
+        UserError: `out` exists, the package `gguf` is missing, or the model or its tokenizer is not one
+            that this writes.
     """
     try:
         import gguf
@@ -41,18 +42,18 @@ def export_gguf(
             f"model {directory}: is a run, whose model is not a stock Llama yet; merge it first: "
             f"lpa convert merge {directory} --out merged"
         )
-    tokenizer = _read_tokenizer(directory)
+    _check_is_llama(directory)
+    tokenizer = read_gguf_tokenizer(directory)
     model = _read_model(directory)
+    tokenizer.fill_up(directory, model.config.vocab_size)
+    _check_ends(directory, tokenizer, model)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         writer = gguf.GGUFWriter(temporary, "llama")
         _add_architecture(writer, gguf, model.config, dtype)
-        _add_tokenizer(writer, gguf, tokenizer, model.config)
-        template = directory / "chat_template.jinja"
-        if template.is_file():
-            writer.add_chat_template(template.read_text(encoding="utf-8"))
+        _add_tokenizer(writer, gguf, tokenizer, model)
         _add_tensors(writer, gguf, model, dtype)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -65,7 +66,7 @@ def export_gguf(
     return out.stat().st_size
 
 
-def _read_model(directory: Path) -> LlamaForCausalLM:
+def _check_is_llama(directory: Path) -> None:
     path = directory / "config.json"
     kind = json.loads(path.read_text()).get("model_type") if path.is_file() else None
     if kind != "llama":
@@ -73,42 +74,22 @@ def _read_model(directory: Path) -> LlamaForCausalLM:
             f"model {directory}: model_type {kind}; expected llama. An LPA model becomes one by "
             "`lpa convert merge`"
         )
+
+
+def _read_model(directory: Path) -> LlamaForCausalLM:
     model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
     rope = model.config.rope_parameters or {}
     if rope.get("rope_type", "default") not in ("default", "linear"):
         raise UserError(
             f"model {directory}: rope_type {rope['rope_type']}; expected default or linear"
         )
+    for name, held in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+        if getattr(model.config, name) != held:
+            raise UserError(
+                f"model {directory}: {name} {getattr(model.config, name)}; expected {held}, as "
+                "llama.cpp computes a Llama"
+            )
     return model
-
-
-def _read_tokenizer(directory: Path) -> dict[str, Any]:
-    """The parsed `tokenizer.json`, a byte-level BPE with a splitting rule that llama.cpp has a name for."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"model {directory}: has no tokenizer.json")
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    if tokenizer["model"].get("type") != "BPE" or _splitting_rule(tokenizer) is None:
-        raise UserError(
-            f"tokenizer {path}: expected a byte-level BPE that splits as GPT-2 does, as `lpa prepare` "
-            "trains, or as SmolLM does, which parts digits first; other tokenizers are not converted"
-        )
-    return tokenizer
-
-
-def _splitting_rule(tokenizer: dict[str, Any]) -> str | None:
-    """llama.cpp's name for how text is split before merging."""
-    rule = tokenizer.get("pre_tokenizer") or {}
-    name, parts = "gpt-2", [rule]
-    if rule.get("type") == "Sequence":
-        digits, *parts = rule["pretokenizers"]
-        if digits.get("type") != "Digits" or not digits.get("individual_digits"):
-            return None
-        name = "smollm"
-    if len(parts) != 1 or parts[0].get("type") != "ByteLevel":
-        return None
-    plain = not parts[0].get("add_prefix_space") and parts[0].get("use_regex", True)
-    return name if plain else None
 
 
 def _add_architecture(writer: Any, gguf: Any, config: Any, dtype: str) -> None:
@@ -133,28 +114,53 @@ def _add_architecture(writer: Any, gguf: Any, config: Any, dtype: str) -> None:
     )
 
 
-def _add_tokenizer(writer: Any, gguf: Any, tokenizer: dict[str, Any], config: Any) -> None:
-    special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
-    names = {number: name for name, number in tokenizer["model"]["vocab"].items()} | special
-    tokens, kinds = [], []
-    for number in range(config.vocab_size):
-        # A model may have rows that no token uses.
-        tokens.append(names.get(number, f"[unused{number}]"))
-        if number in special:
-            kinds.append(gguf.TokenType.CONTROL)
-        else:
-            kinds.append(gguf.TokenType.NORMAL if number in names else gguf.TokenType.UNUSED)
-    merges = tokenizer["model"]["merges"]
+def _add_tokenizer(writer: Any, gguf: Any, tokenizer: GGUFTokenizer, model: Any) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_splitting_rule(tokenizer))
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
-    writer.add_add_bos_token(False)
-    end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-    if end is not None:
-        writer.add_eos_token_id(end)
-        writer.add_bos_token_id(end if config.bos_token_id is None else config.bos_token_id)
+    writer.add_tokenizer_pre(tokenizer.splitting)
+    writer.add_token_list(tokenizer.tokens)
+    writer.add_token_types([gguf.TokenType[kind] for kind in tokenizer.kinds])
+    writer.add_token_merges(tokenizer.merges)
+    writer.add_add_bos_token(tokenizer.bos is not None)
+    writer.add_add_eos_token(tokenizer.eos is not None)
+    ends = _ends(model)
+    keys = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for end, add in zip(ends, keys, strict=False):
+        add(end)
+    begins = (tokenizer.bos, model.config.bos_token_id, *ends)
+    begin = next((number for number in begins if number is not None), None)
+    if begin is not None:
+        writer.add_bos_token_id(begin)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+    elif tokenizer.chat_template:
+        writer.add_chat_template(
+            [{"name": name, "template": text} for name, text in tokenizer.chat_template.items()]
+        )
+
+
+def _check_ends(directory: Path, tokenizer: GGUFTokenizer, model: Any) -> None:
+    """Generation stops at the ends of a text, a turn and a message; the first may be set after texts."""
+    ends = _ends(model)
+    if tokenizer.eos is not None and tokenizer.eos not in ends[:1]:
+        raise UserError(
+            f"model {directory}: eos_token_id {ends[0] if ends else None}; expected {tokenizer.eos}, "
+            "the token that the tokenizer sets after each text"
+        )
+    if len(ends) > 3:
+        raise UserError(
+            f"model {directory}: eos_token_id {ends}; expected at most three: a GGUF file holds the ends "
+            "of a text, of a turn and of a message"
+        )
+
+
+def _ends(model: Any) -> list[int]:
+    """The tokens at which generation stops, that of the configuration first."""
+    found: list[int] = []
+    for value in (model.config.eos_token_id, model.generation_config.eos_token_id):
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number not in found:
+                found.append(number)
+    return found
 
 
 def _add_tensors(writer: Any, gguf: Any, model: LlamaForCausalLM, dtype: str) -> None:
