@@ -7,6 +7,7 @@ stand for a float. Fields that a dataclass does not have are refused.
 """
 
 import json
+import math
 import os
 import re
 import reprlib
@@ -26,13 +27,13 @@ from lpa.errors import UserError
 T = TypeVar("T")
 
 Count = Annotated[int, annotated_types.Ge(0)]
-Finite = Annotated[float, annotated_types.Predicate(lambda value: abs(value) < float("inf"))]
+Finite = Annotated[float, annotated_types.Predicate(math.isfinite)]
 
 # No file of ours is as large; reading what is would fill the memory.
 _MOST_BYTES = {"JSON": 2**28, "YAML": 2**20}
 _MOST_BYTES_IN_LINE = 2**20
 # An alias of YAML stands for all that it refers to, so that a short file can hold endlessly much.
-_MOST_VALUES = 10_000_000
+_MOST_VALUES = 1_000_000
 _DEEPEST = 64
 
 # What errors call a type.
@@ -58,17 +59,25 @@ def read_json(path: Path, kind: type[T]) -> T:
     return typed(_parsed(path, "JSON", _parse_json), kind, where=path)
 
 
-def read_yaml(path: Path, kind: type[T], loader: type[yaml.SafeLoader] | None = None) -> T:
+def read_yaml(path: Path, kind: type[T]) -> T:
     """The content of a YAML file.
-
-    Args:
-        loader: in place of `YamlLoader`.
 
     Raises:
         UserError: it cannot be read, is no YAML of plain values, or is not what `kind` declares.
     """
-    value = _parsed(path, "YAML", lambda text: yaml.load(text, loader or YamlLoader))
+    value = load_yaml(path, YamlLoader)
+    if _expanded(value, {}) > _MOST_VALUES:
+        raise UserError(f"{path}: holds too much; expected at most {_MOST_VALUES:,} values")
     return typed(value, kind, where=path)
+
+
+def load_yaml(path: Path, loader: type[yaml.SafeLoader]) -> Any:
+    """The content of a YAML file as a loader makes it, unchecked.
+
+    Raises:
+        UserError: it cannot be read, or is no YAML.
+    """
+    return _parsed(path, "YAML", lambda text: yaml.load(text, loader))
 
 
 def read_json_lines(path: Path, kind: type[T]) -> list[T]:
@@ -227,6 +236,17 @@ YamlLoader.add_implicit_resolver(
 )
 
 
+def _expanded(value: Any, known: dict[int, float]) -> float:
+    """How many values there are where each alias is written out; endless where one refers to itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until all below is counted
+        below = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_expanded(item, known) for item in below)
+    return known[id(value)]
+
+
 def _reason(error: Exception) -> str:
     """Why a text could not be parsed, in one line."""
     if isinstance(error, RecursionError):
@@ -241,18 +261,14 @@ def _reason(error: Exception) -> str:
 
 
 def _not_plain(value: Any, field: str) -> str | None:
-    """What is wrong with values where they are none that JSON knows, or too many."""
-    budget = _MOST_VALUES
+    """What is wrong with values where they are none that JSON knows, or nested too deeply."""
     # Values still to be looked at, each with its name and depth.
     rest = [(value, field, 0)]
     while rest:
         item, name, depth = rest.pop()
-        budget -= 1
         said = f"{name}: " if name else ""
         if depth > _DEEPEST:
             return f"nested too deeply; expected at most {_DEEPEST} levels"
-        if budget < 0:
-            return f"holds too much; expected at most {_MOST_VALUES:,} values"
         if isinstance(item, Mapping):
             for key, below in item.items():
                 if not isinstance(key, str):

@@ -64,7 +64,7 @@ def test_a_dry_run_prints_the_grid_and_writes_nothing(lpa, tmp_path):
             ("--tuned", "steps.yaml"),
             "--tuned steps.yaml: got train.steps of none; expected model.init",
         ),
-        (("--tuned", "keys.yaml"), "--tuned keys.yaml: got 1 of none"),
+        (("--tuned", "keys.yaml"), "--tuned keys.yaml: none: got key 1; expected text"),
         (
             ("--tuned", "part.yaml"),
             "--tuned: got settings of none alone; expected those of attention",

@@ -125,7 +125,7 @@ def test_a_failure_is_kept_and_told_and_the_rest_goes_on(prepared, tmp_path):
     assert ("dense", "failed") in told
     assert ("attention", "finished") in told
     assert "train.steps" in bad.log.read_text()
-    assert "exit code 2: lpa: error: train.steps: got 0" in bad.failure.read_text()
+    assert f"exit code 2: lpa: error: {bad.recipe}: train.steps: got 0" in bad.failure.read_text()
     bad.recipe.write_text(bad.recipe.read_text().replace("steps: 0", "steps: 4"))
     assert run_jobs([bad], 1) == []
     assert not bad.failure.exists()

@@ -108,17 +108,13 @@ def main(rest: list[str]) -> None:
 
 
 def _read_ranks(path: Path) -> dict[str, int | None]:
-    import yaml
-
     from lpa.errors import UserError
+    from lpa.records import read_yaml
 
     try:
-        ranks = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--ranks {path}: cannot be read ({error})") from error
-    if not isinstance(ranks, dict) or not all(isinstance(name, str) for name in ranks):
-        raise UserError(f"--ranks {path}: expected a mapping of names to ranks")
-    return ranks
+        return read_yaml(path, dict[str, int | None])
+    except UserError as error:
+        raise UserError(f"--ranks {error}; expected a mapping of names to ranks") from error
 
 
 def _print(out: Path, figures: Any) -> None:

@@ -194,12 +194,11 @@ def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
 def _check_recipe(path: Path) -> None:
     """Say which file is at fault: the parser's own message would not."""
     from lpa.errors import UserError
-    from lpa.records import read_yaml
-    from lpa.train.config import check_types
+    from lpa.train.recipe import check_recipe
 
     if not path.is_file():
         fail(f"RECIPE {path}: no such file; expected a YAML file such as recipes/nano.yaml")
     try:
-        check_types(read_yaml(path, dict[str, Any]), where=path)
+        check_recipe(path)
     except UserError as error:
         fail(f"RECIPE {error}")

@@ -67,7 +67,7 @@ class Manifest:
             UserError: no such directory, not a prepared one, or of another schema version.
         """
         path = directory / FILE_NAME
-        if not path.is_file():
+        if not path.exists():
             what = f"has no {FILE_NAME}" if directory.is_dir() else "no such directory"
             raise UserError(f"data {directory}: {what}; expected the output of `lpa prepare`")
         fields = read_json(path, dict[str, Any])

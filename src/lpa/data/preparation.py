@@ -211,7 +211,7 @@ def _partial_directory(
         raise UserError(f"--out {out}: another process is preparing it") from error
     plan = partial / "plan.json"
     text = json.dumps(request, indent=2)
-    if not plan.exists() or plan.read_text() != text:
+    if not plan.is_file() or plan.read_bytes() != text.encode():
         for path in partial.iterdir():
             if path.name not in ("lock", "units"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -64,7 +64,8 @@ def load_unit(folder: Path, split: str, number: int) -> UnitSplit | None:
     except UserError:  # not there yet, or damaged
         return None
     tokens = open_npy(path.with_suffix(".npy"))
-    return unit if tokens is not None and tokens.shape == (unit.tokens,) else None
+    whole = tokens is not None and tokens.dtype.kind == "u" and tokens.shape == (unit.tokens,)
+    return unit if whole else None
 
 
 def finished_units(folder: Path) -> int:

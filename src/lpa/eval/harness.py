@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lpa.errors import UserError, first_line
+from lpa.records import load_yaml
 from lpa.train.loading import load_with_tokenizer
 
 
@@ -117,12 +118,10 @@ def _named(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
             names.append(task)
             continue
         path = Path(task)
-        if not path.is_file():
-            raise UserError(f"--tasks {task}: no such file")
         try:
-            described = yaml.load(path.read_text(encoding="utf-8"), _TaskLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"--tasks {task}: is not YAML ({error})") from error
+            described = load_yaml(path, _TaskLoader)
+        except UserError as error:
+            raise UserError(f"--tasks {error}") from error
         name = described.get("task") if isinstance(described, dict) else None
         if not isinstance(name, str):
             raise UserError(f"--tasks {task}: has no `task: NAME`")

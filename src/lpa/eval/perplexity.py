@@ -14,6 +14,7 @@ from lpa.eval.bootstrap import interval, resampled_sums
 from lpa.eval.scoring import Scores, score
 from lpa.eval.texts import TokenizedText, load_text
 from lpa.eval.windowing import Windowing, positions_of
+from lpa.records import Count
 from lpa.train.loading import load_with_tokenizer
 from lpa.train.perplexity import Perplexity
 
@@ -35,9 +36,9 @@ class Evaluation(Perplexity):
     """
 
     mode: str
-    context: int
-    stride: int
-    documents: int
+    context: Count
+    stride: Count
+    documents: Count
     standard_error: float
     interval: tuple[float, float]
     resampled: str

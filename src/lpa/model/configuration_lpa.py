@@ -1,6 +1,5 @@
 """LPAConfig: a decoder whose projections may be low-rank."""
 
-import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -32,6 +31,9 @@ _MOST = {
     "head_dim": 2**16,
     "max_position_embeddings": 2**31 - 1,
 }
+
+# The square of a start weight's deviation must still have a float32.
+_MOST_DEVIATION = 1e6
 
 _DEFAULT_ACTIVATION = {"llama": "silu", "paper": "relu"}
 
@@ -192,9 +194,10 @@ class LPAConfig(PreTrainedConfig):
                 )
 
     def _check_start(self) -> None:
-        if not 0 < self.initializer_range < math.inf:
+        if not 0 < self.initializer_range <= _MOST_DEVIATION:
             raise UserError(
-                f"initializer_range: got {self.initializer_range}; expected a positive number"
+                f"initializer_range: got {self.initializer_range}; expected a positive number, at most "
+                f"{_MOST_DEVIATION:g}"
             )
         if self.initialization not in INITIALISATIONS:
             raise UserError(

@@ -13,7 +13,7 @@ from lpa.eval.generation import generate_text
 from lpa.eval.perplexity import Evaluation
 from lpa.files import check_output, write_text
 from lpa.study.report import write_report
-from lpa.study.runner import Job, run_jobs
+from lpa.study.runner import Job, read_test, run_jobs
 from lpa.train.config import (
     CheckpointConfig,
     DataConfig,
@@ -119,8 +119,7 @@ def run_demo(
 
     results = {name: RunResult.load(out / name) for name in PLACEMENTS}
     figures = {
-        name: DemoFigures.of(results[name], Evaluation(**json.loads(job.test.read_text())))
-        for name, job in jobs.items()
+        name: DemoFigures.of(results[name], read_test(job.run)) for name, job in jobs.items()
     }
     with console.progress() as display:
         bar = display.add_task("samples", total=len(PLACEMENTS), status="")
@@ -200,7 +199,7 @@ def train_side_by_side(
 
         failed = run_jobs(list(jobs.values()), len(jobs), tick=show, stop_on_failure=True)
     for job in failed:
-        lines = job.log.read_text().strip().splitlines()
+        lines = job.log.read_text(errors="replace").strip().splitlines()
         raise UserError(
             f"training {job.variant}: {lines[-1] if lines else 'failed'}; see {job.log}"
         )

@@ -47,7 +47,7 @@ def study_figures(result: StudyResult) -> dict[str, Draw]:
     if len(done) > 1:
         for cost, label in COSTS.items():
             figures[f"Perplexity against {label}"] = _pareto(done, cost)
-    if result.index["name"] == "scale":
+    if result.index.name == "scale":
         for cost, label in SCALING_COSTS.items():
             if scaling_fits(result, cost):
                 figures[f"Loss against {label}, with fits"] = _scaling(result, cost)

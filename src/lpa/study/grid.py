@@ -19,6 +19,7 @@ from lpa.model.configuration_lpa import PLACEMENTS, LPAConfig
 from lpa.model.cost import forward_flops_per_token, parameter_count, training_flops_per_token
 from lpa.model.plan import closest_value, with_fields
 from lpa.model.presets import preset_config
+from lpa.records import Count, Finite, read_yaml
 from lpa.train.config import RunConfig
 
 STUDIES = ("placement", "rank", "sublayers", "surplus", "scale", "tuning", "recipe")
@@ -58,10 +59,10 @@ class Variant:
     name: str
     baseline: str
     overrides: dict[str, Any]
-    match: float | None
-    parameters: int
-    train_flops_per_token: int
-    tokens: int
+    match: Finite | None
+    parameters: Count
+    train_flops_per_token: Count
+    tokens: Count
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Study:
     question: str
     baseline: str
     device: str
-    flops_per_second: float
+    flops_per_second: Finite
     tunes: bool
     base: dict[str, Any]
     variants: list[Variant] = field(default_factory=list)
@@ -203,25 +204,27 @@ def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
     """Settings by placement, as the study `tuning` writes them.
 
     Raises:
-        UserError: no such file, or not one of that form.
+        UserError: no such file, not one of that form, or a value that a run cannot have.
     """
     try:
-        tuned = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--tuned {path}: {error}; expected what `tuning` writes") from error
-    if not isinstance(tuned, dict) or not all(isinstance(value, dict) for value in tuned.values()):
-        raise UserError(f"--tuned {path}: expected settings by placement, as `tuning` writes them")
+        tuned = read_yaml(path, dict[str, dict[str, Any]])
+    except UserError as error:
+        raise UserError(f"--tuned {error}; expected what `tuning` writes") from error
     for name, settings in tuned.items():
         if name not in PLACEMENTS:
             raise UserError(
                 f"--tuned {path}: got placement {name!r}; expected {', '.join(PLACEMENTS)}"
             )
         for key in settings:
-            if not isinstance(key, str) or not key.startswith(_TUNABLE):
+            if not key.startswith(_TUNABLE):
                 raise UserError(
                     f"--tuned {path}: got {key} of {name}; expected {', '.join(_TUNABLE[1:])} "
                     "or one of optim, such as optim.lr"
                 )
+        try:
+            _run_config(settings)
+        except UserError as error:
+            raise UserError(f"--tuned {path}: {name}: {error}") from error
     return tuned
 
 

@@ -1,17 +1,20 @@
 """What the runs of a study came to, read from its files."""
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
+import warnings
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
+from lpa.eval.perplexity import Evaluation
 from lpa.files import write_text
-from lpa.study.runner import FAILURE_SUFFIX, TEST_FILE, is_finished
+from lpa.study.grid import Variant
+from lpa.study.index import StudyIndex, is_index, read_index
+from lpa.study.runner import FAILURE_SUFFIX, is_finished, read_test
 from lpa.study.statistics import Difference, Summary
 from lpa.train.metrics import read_metrics
 from lpa.train.result import RunResult
@@ -72,21 +75,21 @@ class Row:
 class StudyResult:
     """A study's index, its table, and the records of its runs by variant."""
 
-    index: dict[str, Any]
+    index: StudyIndex
     rows: list[Row]
     curves: dict[str, list[list[dict[str, Any]]]]
 
     @property
     def title(self) -> str:
-        return f"{self.index['name']} at {self.index['scale']}"
+        return f"{self.index.name} at {self.index.scale}"
 
     def table(self) -> dict[str, Any]:
         """As `lpa report --json` prints it."""
         return {
-            "study": self.index["name"],
-            "scale": self.index["scale"],
-            "split": self.index["split"],
-            "seeds": self.index["seeds"],
+            "study": self.index.name,
+            "scale": self.index.scale,
+            "split": self.index.split,
+            "seeds": self.index.seeds,
             "rows": [
                 asdict(row) | {"verdict": row.difference.verdict if row.difference else None}
                 for row in self.rows
@@ -103,12 +106,7 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     Raises:
         UserError: a directory that holds no study, or no study that has the baseline.
     """
-    found = []
-    for directory in directories:
-        indices = [path for path in sorted(directory.glob("*.json")) if _is_index(path)]
-        if not indices:
-            raise UserError(f"DIR {directory}: holds no study; expected the --out of `lpa study`")
-        found += [read_study(path) for path in indices]
+    found = [study for directory in directories for study in _studies_in(directory)]
     if baseline is None:
         return found
     having = [study for study in found if any(row.variant == baseline for row in study.rows)]
@@ -125,22 +123,39 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     return having
 
 
+def _studies_in(directory: Path) -> list[StudyResult]:
+    """Those that can be read; what is wrong with another is a warning."""
+    found, problems = [], []
+    for path in filter(is_index, sorted(directory.glob("*.json"))):
+        try:
+            found.append(read_study(path))
+        except UserError as problem:
+            problems.append(problem)
+    if not found and problems:
+        raise problems[0]
+    if not found:
+        raise UserError(f"DIR {directory}: holds no study; expected the --out of `lpa study`")
+    for each in problems:
+        warnings.warn(f"{each}; this study is left out", LPAWarning, stacklevel=2)
+    return found
+
+
 def read_study(index_file: Path, seeds: int | None = None) -> StudyResult:
-    """The results of a study so far; of its first `seeds` alone if that is given."""
-    index = json.loads(index_file.read_text())
+    """The results of a study so far; of its first `seeds` alone if that is given.
+
+    Raises:
+        UserError: the index is damaged. A damaged file of a run makes that run a failed one.
+    """
+    index = read_index(index_file)
     if seeds is not None:
-        index["seeds"] = min(seeds, index["seeds"])
-        index["runs"] = [run for run in index["runs"] if run["seed"] < seeds]
+        first = [run for run in index.runs if run.seed < seeds]
+        index = replace(index, seeds=min(seeds, index.seeds), runs=first)
     runs = index_file.parent / "runs"
     rows, curves = [], {}
-    for variant in index["variants"]:
-        places = {
-            run["seed"]: runs / run["run"]
-            for run in index["runs"]
-            if run["variant"] == variant["name"]
-        }
+    for variant in index.variants:
+        places = {run.seed: runs / run.run for run in index.runs if run.variant == variant.name}
         rows.append(_row(variant, places))
-        curves[variant["name"]] = [_records(run) for run in places.values() if run.is_dir()]
+        curves[variant.name] = [_records(run) for run in places.values() if run.is_dir()]
     _compare(rows)
     return StudyResult(index, rows, curves)
 
@@ -159,7 +174,11 @@ def _compare(rows: list[Row]) -> None:
 def _records(run: Path) -> list[dict[str, Any]]:
     """Of a run's training. The evaluation at its end is left out: it is of the whole split, those before it
     may be of a part, and the step from one to the other is none that training made."""
-    records = read_metrics(run)
+    try:
+        records = read_metrics(run)
+    except UserError as problem:
+        warnings.warn(f"{problem}; the curve of this run is left out", LPAWarning, stacklevel=2)
+        return []
     evaluations = [i for i, record in enumerate(records) if "validation_loss" in record]
     if is_finished(run) and len(evaluations) > 1:
         del records[evaluations[-1]]
@@ -217,33 +236,34 @@ def short_axes(result: StudyResult) -> list[tuple[str, str, float]]:
 
 
 def _overrides(result: StudyResult) -> dict[str, dict[str, Any]]:
-    return {variant["name"]: variant["overrides"] for variant in result.index["variants"]}
+    return {variant.name: variant.overrides for variant in result.index.variants}
 
 
-def _row(variant: dict[str, Any], places: dict[int, Path]) -> Row:
-    done = {seed: run for seed, run in places.items() if is_finished(run)}
-    failures = {
-        seed: run.parent.parent / "logs" / (run.name + FAILURE_SUFFIX)
-        for seed, run in places.items()
-    }
-    tests = {seed: json.loads((run / TEST_FILE).read_text()) for seed, run in done.items()}
+def _row(variant: Variant, places: dict[int, Path]) -> Row:
+    tests: dict[int, Evaluation] = {}
+    by_seed: dict[int, RunResult] = {}
+    failed: dict[int, str] = {}
+    for seed, run in places.items():
+        failure = run.parent.parent / "logs" / (run.name + FAILURE_SUFFIX)
+        if is_finished(run):
+            try:
+                by_seed[seed], tests[seed] = RunResult.load(run), read_test(run)
+            except UserError as problem:
+                failed[seed] = f"{problem}; remove the file and start the study again"
+        elif failure.is_file():
+            failed[seed] = failure.read_text(encoding="utf-8", errors="replace").strip()
     row = Row(
-        variant=variant["name"],
-        baseline=variant["baseline"],
-        parameters=variant["parameters"],
-        train_flops_per_token=variant["train_flops_per_token"],
-        tokens=variant["tokens"],
-        match=variant["match"],
-        missing=[seed for seed in places if seed not in done],
-        perplexities={seed: test["perplexity"] for seed, test in tests.items()},
-        failed={
-            seed: failure.read_text(encoding="utf-8").strip()
-            for seed, failure in failures.items()
-            if seed not in done and failure.exists()
-        },
+        variant=variant.name,
+        baseline=variant.baseline,
+        parameters=variant.parameters,
+        train_flops_per_token=variant.train_flops_per_token,
+        tokens=variant.tokens,
+        match=variant.match,
+        missing=[seed for seed in places if seed not in tests],
+        perplexities={seed: test.perplexity for seed, test in tests.items()},
+        failed=failed,
     )
-    if done:
-        by_seed = {seed: RunResult.load(run) for seed, run in done.items()}
+    if by_seed:
         results = list(by_seed.values())
         held_out = [r.validation.perplexity for r in results if r.validation]
         row.validation = Summary.of(held_out).mean if held_out else None
@@ -253,11 +273,3 @@ def _row(variant: dict[str, Any], places: dict[int, Path]) -> Row:
         row.seconds = Summary.of(list(row.durations.values())).mean
         row.memory_bytes = Summary.of([float(r.peak_memory_bytes) for r in results]).mean
     return row
-
-
-def _is_index(path: Path) -> bool:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:
-        return False
-    return isinstance(content, dict) and {"variants", "runs", "question"} <= content.keys()

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lpa.data.manifest import Manifest
 from lpa.errors import UserError
+from lpa.eval.perplexity import Evaluation
 from lpa.files import write_text
+from lpa.records import read_json
 from lpa.study.grid import Study, data_identity, run_identity
+from lpa.study.index import IndexedRun, StudyIndex, index_path, read_index
 from lpa.train.config import RunConfig
 from lpa.train.result import RESULT_FILE
 
@@ -74,6 +75,15 @@ def is_finished(run: Path) -> bool:
     return (run / RESULT_FILE).exists() and (run / TEST_FILE).exists()
 
 
+def read_test(run: Path) -> Evaluation:
+    """The score of a finished run on held-out text.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    return read_json(run / TEST_FILE, Evaluation)
+
+
 def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
     """Write the study's index and the recipe of each run.
 
@@ -104,15 +114,15 @@ def plan_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
                 log=out / "logs" / f"{name}.log",
             )
             configs[job] = config
-    index = {
-        **asdict(study),
-        "seeds": seeds,
-        "split": split,
-        "data": str(data),
-        "data_identity": identity,
-        "runs": [{"variant": j.variant, "seed": j.seed, "run": j.identity} for j in configs],
-    }
-    _write_index(out / f"{study.name}-{study.scale}.json", index)
+    index = StudyIndex(
+        **vars(study),
+        seeds=seeds,
+        split=split,
+        data=str(data),
+        data_identity=identity,
+        runs=[IndexedRun(job.variant, job.seed, job.identity) for job in configs],
+    )
+    _write_index(index_path(study, out), index)
     for job, config in configs.items():
         words = _earlier_words(job, identity, manifest.vocab_size) or config
         words.data.path = data
@@ -126,25 +136,26 @@ def _earlier_words(job: Job, data: dict[str, Any], vocab_size: int) -> RunConfig
     It may say the same model in other words, and a run goes on only with those that it began with.
     """
     try:
-        config = RunConfig.from_dict(yaml.safe_load(job.recipe.read_text(encoding="utf-8")))
+        config = RunConfig.load(job.recipe)
         return config if run_identity(config, data, vocab_size) == job.identity else None
-    except (FileNotFoundError, UserError, yaml.YAMLError):
+    except UserError:  # there is none, or it is damaged
         return None
 
 
-def _write_index(path: Path, index: dict[str, Any]) -> None:
+def _write_index(path: Path, index: StudyIndex) -> None:
     """Keep what an earlier start of the same study asked for, refuse another study's place."""
+    text = json.dumps(asdict(index), indent=2) + "\n"
     if path.exists():
-        earlier = json.loads(path.read_text())
-        for key in ("base", "variants", "data_identity"):
-            if earlier.get(key) != json.loads(json.dumps(index[key])):
+        earlier, now = asdict(read_index(path)), json.loads(text)
+        for key, difference in _WHAT_DIFFERS.items():
+            if earlier[key] != now[key]:
                 raise UserError(
-                    f"--out {path.parent}: holds {index['name']} at {index['scale']} with "
-                    f"{_WHAT_DIFFERS[key]}; expected another directory"
+                    f"--out {path.parent}: holds {index.name} at {index.scale} with {difference}; expected "
+                    "another directory"
                 )
-        if earlier["seeds"] > index["seeds"]:
+        if earlier["seeds"] > index.seeds:
             return
-    write_text(path, json.dumps(index, indent=2) + "\n")
+    write_text(path, text)
 
 
 def run_jobs(

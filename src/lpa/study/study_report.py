@@ -54,15 +54,15 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
         figures = []
         for number, (caption, draw) in enumerate(study_figures(result).items(), 1):
             svg = draw_svg(draw)
-            name = f"{section}-{result.index['name']}-{result.index['scale']}-{number}"
+            name = f"{section}-{result.index.name}-{result.index.scale}-{number}"
             write_text(folder / f"{name}.svg", svg)
             (folder / f"{name}.png").write_bytes(draw_png(draw))
             figures.append((caption, svg))
         sections.append(
             {
                 "title": result.title,
-                "question": result.index["question"],
-                "split": result.index["split"],
+                "question": result.index.question,
+                "split": result.index.split,
                 "summary": summarize(result),
                 "rows": [cells(row) for row in result.rows],
                 "claims": claims_beside_ours(result),
@@ -82,7 +82,7 @@ def summarize(result: StudyResult) -> list[str]:
     """The study in sentences that its numbers support, and no others."""
     done = [row for row in result.rows if row.is_finite]
     missing = sum(len(row.missing) for row in result.rows)
-    total = len(result.index["runs"])
+    total = len(result.index.runs)
     tokens = max(row.tokens for row in result.rows)
     sentences = [
         f"{total - missing} of {total} runs are finished, of {tokens:,} tokens each at most."
@@ -118,7 +118,7 @@ def summarize(result: StudyResult) -> list[str]:
         sentences.append(
             f"Not compared yet, without a baseline of the same seed: {'; '.join(alone)}."
         )
-    if result.index["tunes"]:
+    if result.index.tunes:
         for placement, row in tuned_rows(result).items():
             so_far = " so far" if missing else ""
             sentences.append(
@@ -129,7 +129,7 @@ def summarize(result: StudyResult) -> list[str]:
                 f"With placement {placement}, {name} {value:g} lies at the end of what was tried: "
                 "beyond it may be better."
             )
-    if result.index["name"] == "scale":
+    if result.index.name == "scale":
         for cost, label in SCALING_COSTS.items():
             for kind, fit in scaling_fits(result, cost).items():
                 falls = "falls" if fit.high < 0 else "is not shown to fall"
@@ -209,10 +209,10 @@ def claims_beside_ours(result: StudyResult) -> list[tuple[str, str, str, str]]:
 
     Empty where the comparison is with another baseline than the claims are about.
     """
-    declared = {variant["name"]: variant["baseline"] for variant in result.index["variants"]}
+    declared = {variant.name: variant.baseline for variant in result.index.variants}
     if any(row.baseline != declared[row.variant] for row in result.rows):
         return []
-    claims = read_claims().get(result.index["name"], [])
+    claims = read_claims().get(result.index.name, [])
     rows = {row.variant: row for row in result.rows}
     return [
         (claim["variant"], claim["text"], *_judged(claim, rows.get(claim["variant"])))

@@ -9,8 +9,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
 from lpa import console
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
@@ -26,7 +24,7 @@ def main() -> None:
     recipe, run = map(Path, sys.argv[1:])
     console.hide_other_progress()
     try:
-        config = RunConfig.from_dict(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+        config = RunConfig.load(recipe)
         finish(config, run)
     except UserError as error:
         print(f"lpa: error: {error}", file=sys.stderr)

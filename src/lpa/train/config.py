@@ -1,6 +1,5 @@
 """The configuration of a run: what a recipe may say, checked field by field."""
 
-import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -11,15 +10,14 @@ from lpa.errors import UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.presets import preset_config
 from lpa.records import read_yaml, typed
-
-
-def _require(condition: bool, name: str, value: object, accepted: str) -> None:
-    if not condition:
-        raise UserError(f"{name}: got {value}; expected {accepted}")
-
-
-def _finite_positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
+from lpa.train.field_ranges import (
+    LEAST_FLOAT32,
+    MOST,
+    MOST_PROCESSES,
+    check_positive,
+    check_whole,
+    require,
+)
 
 
 @dataclass
@@ -42,8 +40,8 @@ class DataConfig:
     verify: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.context >= 1, "data.context", self.context, "at least 1")
-        _require(self.workers >= 0, "data.workers", self.workers, "at least 0")
+        check_whole("data", self, "context")
+        check_whole("data", self, "workers", least=0, most=MOST_PROCESSES)
 
 
 @dataclass
@@ -103,7 +101,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for known in fields(self):
             value = getattr(self, known.name)
-            _require(
+            require(
                 self.from_ is None or known.name == "from_" or value == known.default,
                 f"model.{known.name}",
                 value,
@@ -172,31 +170,32 @@ class OptimConfig:
     decay_fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps", "clip", "down_lr_scale", "up_lr_scale"):
-            value = getattr(self, name)
-            _require(_finite_positive(value), f"optim.{name}", value, "a positive number")
+        # Products of two of them must still have a float32; a clip without effect may be large.
+        check_positive("optim", self, "lr", "eps", "down_lr_scale", "up_lr_scale", most=1e6)
+        check_positive("optim", self, "clip", most=1e30)
+        require(self.eps >= LEAST_FLOAT32, "optim.eps", self.eps, f"at least {LEAST_FLOAT32:.2g}")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"optim.{name}", value, "at least 0 and below 1")
+            require(0 <= value < 1, f"optim.{name}", value, "at least 0 and below 1")
         for name in ("min_lr_ratio", "decay_fraction"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"optim.{name}", value, "from 0 to 1")
+            require(0 <= value <= 1, f"optim.{name}", value, "from 0 to 1")
         for name in ("weight_decay", "down_decay", "up_decay"):
             value = getattr(self, name)
             own = name != "weight_decay" and value is not None
-            _require(
+            require(
                 not (own and self.pair_decay == "product"),
                 f"optim.{name}",
                 value,
                 "null with optim.pair_decay product, which decays by optim.weight_decay",
             )
-            _require(
-                value is None or (math.isfinite(value) and value >= 0),
+            require(
+                value is None or 0 <= value <= 1e6,
                 f"optim.{name}",
                 value,
-                "a number from 0",
+                "a number from 0 to 1,000,000",
             )
-        _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "at least 0")
+        check_whole("optim", self, "warmup_steps", least=0)
 
 
 @dataclass
@@ -257,37 +256,43 @@ class TrainConfig:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "sample_tokens"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("tokens", "batch_tokens", "micro_batch_size", "stop_at"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"train.{name}", value, "at least 1")
-        for name in ("eval_every", "eval_tokens", "sample_every", "threads"):
-            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
-        _require(0 <= self.seed < 2**63, "train.seed", self.seed, "from 0 to 2^63 - 1")
-        _require(
-            self.max_seconds is None or _finite_positive(self.max_seconds),
-            "train.max_seconds",
-            self.max_seconds,
-            "a positive number",
-        )
+        check_whole("train", self, "steps", "batch_size", "log_every", "sample_tokens")
+        check_whole("train", self, "batch_tokens", "micro_batch_size", "stop_at")
+        check_whole("train", self, "tokens", most=2**63 - 1)
+        check_whole("train", self, "eval_every", "sample_every", least=0)
+        check_whole("train", self, "seed", "eval_tokens", least=0, most=2**63 - 1)
+        check_whole("train", self, "threads", least=0, most=MOST_PROCESSES)
+        check_positive("train", self, "max_seconds", most=1e12)
 
     def resolve(self, context: int) -> None:
         """Turn tokens into samples and steps, given the tokens of a sample.
 
         Raises:
-            UserError: tokens per step that are no whole samples.
+            UserError: tokens per step that are no whole samples, or too many steps or tokens per step.
         """
         if self.batch_tokens is not None:
-            _require(
+            require(
                 self.batch_tokens % context == 0,
                 "train.batch_tokens",
                 self.batch_tokens,
                 f"a multiple of data.context ({context})",
             )
             self.batch_size = self.batch_tokens // context
+        in_step = self.batch_size * context
+        require(
+            in_step <= MOST,
+            "train.batch_size",
+            self.batch_size,
+            f"at most {MOST:,} tokens per step, with data.context {context}",
+        )
         if self.tokens is not None:
-            self.steps = -(-self.tokens // (self.batch_size * context))
+            self.steps = -(-self.tokens // in_step)
+            require(
+                self.steps <= MOST,
+                "train.tokens",
+                self.tokens,
+                f"at most {MOST:,} steps of {in_step:,} tokens",
+            )
 
     def micro_batch(self, processes: int) -> int:
         """Samples per forward pass, for so many processes that see different samples.
@@ -295,7 +300,7 @@ class TrainConfig:
         Raises:
             UserError: a step's samples cannot be divided so.
         """
-        _require(
+        require(
             self.batch_size % processes == 0,
             "train.batch_size",
             self.batch_size,
@@ -303,7 +308,7 @@ class TrainConfig:
         )
         share = self.batch_size // processes
         size = share if self.micro_batch_size is None else self.micro_batch_size
-        _require(
+        require(
             share % size == 0,
             "train.micro_batch_size",
             size,
@@ -331,12 +336,8 @@ class ParallelConfig:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("replicate", "shard", "tensor"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"parallel.{name}", value, "at least 1")
-        _require(
-            _finite_positive(self.timeout), "parallel.timeout", self.timeout, "a positive number"
-        )
+        check_whole("parallel", self, "replicate", "shard", "tensor", most=2**20)
+        check_positive("parallel", self, "timeout", most=1e8)
 
 
 @dataclass
@@ -357,8 +358,8 @@ class CheckpointConfig:
     asynchronous: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, "checkpoint.every", self.every, "at least 0")
-        _require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1")
+        check_whole("checkpoint", self, "every", least=0)
+        check_whole("checkpoint", self, "keep")
 
 
 @dataclass
@@ -380,13 +381,8 @@ class DistillConfig:
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(
-            _finite_positive(self.temperature),
-            "distill.temperature",
-            self.temperature,
-            "a positive number",
-        )
-        _require(0 <= self.weight <= 1, "distill.weight", self.weight, "from 0 to 1")
+        check_positive("distill", self, "temperature", most=1e6)
+        require(0 <= self.weight <= 1, "distill.weight", self.weight, "from 0 to 1")
 
 
 @dataclass
@@ -423,7 +419,7 @@ class RunConfig:
         kinds = get_type_hints(cls)
         built = {}
         for name, section in {"data": {}, **sections}.items():
-            _require(name in kinds, "section", name, f"one of {', '.join(kinds)}")
+            require(name in kinds, "section", name, f"one of {', '.join(kinds)}")
             values = section
             if name == "model" and isinstance(section, dict):
                 # No field of a class can have the name of the key.
@@ -446,23 +442,3 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
-
-
-def check_types(recipe: dict[str, Any], *, where: Path) -> None:
-    """Whether what a recipe says is of the declared types; what it leaves to options, they may add.
-
-    Sections and fields that there are not are left to the caller.
-
-    Args:
-        where: the file that errors name.
-
-    Raises:
-        UserError: naming a field.
-    """
-    for section, kind in get_type_hints(RunConfig).items():
-        values = typed(recipe.get(section, {}), dict[str, Any], where=where, field=section)
-        declared = get_type_hints(kind, include_extras=True)
-        for name, value in values.items():
-            own = "from_" if (section, name) == ("model", "from") else name
-            if own in declared:
-                typed(value, declared[own], where=where, field=f"{section}.{name}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,15 @@ from lpa.errors import UserError
 from lpa.eval.glue.finetune import FineTuning
 from lpa.eval.glue.reading import Examples
 from lpa.files import write_text
+from lpa.records import read_json
+
+
+@dataclass
+class _Kept:
+    """A file of scores, and what they are of."""
+
+    request: dict[str, Any]
+    scores: dict[str, float]
 
 
 class Store:
@@ -37,18 +46,17 @@ class Store:
         if not path.exists():
             return None
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            scores, earlier = kept["scores"], kept["request"]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{path}: is not a result of this command; remove it") from error
-        now = self._described(request)
+            kept = read_json(path, _Kept)
+        except UserError as error:
+            raise UserError(f"{error}; remove it") from error
+        earlier, now = kept.request, self._described(request)
         changed = [key for key in now if earlier.get(key) != now[key]]
         if changed:
             what = ", ".join(f"{key} was {earlier.get(key)}, now {now[key]}" for key in changed)
             raise UserError(
                 f"{path}: holds a result of something else ({what}); choose another --out"
             )
-        return scores
+        return kept.scores
 
     def save(self, request: dict[str, Any], scores: dict[str, float]) -> None:
         kept = {"request": self._described(request), "scores": scores}
