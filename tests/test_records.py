@@ -388,9 +388,9 @@ def test_a_damaged_shard_is_one_line(tmp_path, damage):
 def test_a_unit_with_damaged_tokens_is_not_finished(tmp_path, damage):
     content = shard_bytes(tmp_path)
     unit = tmp_path / "train-0000003"
-    unit.with_suffix(".json").write_text(json.dumps(asdict(UnitSplit(tokens=40))))
+    unit.with_suffix(".json").write_text(json.dumps(asdict(UnitSplit("ab", tokens=40))))
     unit.with_suffix(".npy").write_bytes(content)
-    assert load_unit(tmp_path, "train", 3) == UnitSplit(tokens=40)
+    assert load_unit(tmp_path, "train", 3) == UnitSplit("ab", tokens=40)
     unit.with_suffix(".npy").write_bytes(SHARDS[damage](content))
     assert load_unit(tmp_path, "train", 3) is None
 

@@ -33,11 +33,14 @@ def test_there_are_fields_of_every_section():
 @pytest.mark.parametrize(("section", "kind", "name", "number"), numeric_fields())
 def test_extremes_are_refused_by_name(section, kind, name, number):
     for value in map(float, EXTREMES) if number is float else [*EXTREMES, 2**63]:
+        sections = {"data": {"path": "data"}, "model": {"placement": "all"}}
+        sections[section] = {**sections.get(section, {}), name: value}
         with pytest.raises(UserError, match=rf"{name}: got "):
-            if kind is ModelConfig:
-                ModelConfig(**{name: value}).build(vocab_size=300, context=32)
-            else:
-                kind(**{name: value}, **({"path": Path("data")} if kind is DataConfig else {}))
+            RunConfig.from_dict(sections).model.build(vocab_size=300, context=32)
+        if kind is not ModelConfig:
+            given = sections[section] | ({"path": Path("data")} if kind is DataConfig else {})
+            with pytest.raises(UserError, match=rf"{section}.{name}: got "):
+                kind(**given)
 
 
 @pytest.mark.parametrize("value", [0, 2**31])
