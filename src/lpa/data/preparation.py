@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from lpa.data.assignment import Assigned, Assignment, Survey, survey
-from lpa.data.listing import LeftOut, SourceFiles, list_files
+from lpa.data.job import AllLeftOut, Job
+from lpa.data.listing import SourceFiles, list_files
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split, shard_name
 from lpa.data.pieces import Cutter
-from lpa.data.sources import Source, printable
+from lpa.data.sources import Source
 from lpa.data.tokenizer import load_tokenizer, plain_tokenizer, tokenizer_hash, train_tokenizer
 from lpa.data.units import (
     Encoder,
@@ -44,54 +44,8 @@ SHARD_TOKENS = 2**27
 SAMPLE_CHARACTERS = 2**28
 _ALONE_BYTES = 2**22  # below this, starting processes takes longer than the work
 
-Listed = list[SourceFiles]
 # (what is being done, bytes of the sources done, bytes in all or 0 where not known)
 Report = Callable[[str, int, int], None]
-
-
-@dataclass
-class Job:
-    """What to prepare, and from what.
-
-    Attributes:
-        given: split -> its sources with their files; a split without any is held out of the training
-            sources.
-        fractions: held-out split -> share of the training sources.
-        deduplicate: leave out training documents equal to an earlier one.
-        workers: processes that encode.
-    """
-
-    given: dict[str, Listed]
-    fractions: dict[str, float]
-    deduplicate: bool
-    workers: int
-
-    def size(self) -> int:
-        """Bytes on disk of all files."""
-        return sum(
-            file.stat().st_size
-            for sources in self.given.values()
-            for listed in sources
-            for file in listed.files
-        )
-
-    def describe(self, *, paths: bool) -> dict[str, Any]:
-        """What decides the output; with `paths`, where and when the files were written too."""
-        described: dict[str, Any] = {}
-        for split, sources in self.given.items():
-            described[split] = []
-            for listed in sources:
-                fields = asdict(listed.source)
-                fields["files"] = [
-                    [str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns]
-                    if paths
-                    else [printable(f.name), f.stat().st_size]
-                    for f in listed.files
-                ]
-                if not paths and not listed.source.on_hub:
-                    del fields["place"]
-                described[split].append(fields)
-        return {"sources": described, "fractions": self.fractions, "deduplicate": self.deduplicate}
 
 
 def prepare(
@@ -141,7 +95,9 @@ def prepare(
     check_output(out, overwrite=overwrite)
     defaults = {"boundary": boundary, "column": column, "errors": errors}
 
-    def listed(places: Sequence[str | Path | Source], held_out: Iterable[Path] = ()) -> Listed:
+    def listed(
+        places: Sequence[str | Path | Source], held_out: Iterable[Path] = ()
+    ) -> list[SourceFiles]:
         parsed = (s if isinstance(s, Source) else Source.parse(s, **defaults) for s in places)
         return [list_files(source, output=out, held_out=held_out) for source in parsed]
 
@@ -297,8 +253,6 @@ def _sample(job: Job, found: Survey) -> Iterator[str]:
             yield piece.text
 
 
-# Split -> what is left out of each of its sources.
-AllLeftOut = dict[str, list[LeftOut]]
 # Split -> the numbers of its units, in order.
 Finished = dict[str, list[int]]
 
@@ -326,10 +280,7 @@ def _encode(
     """Encode all units that are not finished; returns the numbers of all, and what is left out."""
     total, done = job.size(), 0
     repeated = any(listed.source.weight > 1 for listed in job.given["train"])
-    left_out: AllLeftOut = {
-        split: [LeftOut(listed.left_out) for listed in sources]
-        for split, sources in job.given.items()
-    }
+    left_out = job.left_out()
 
     def advance(size: int) -> None:
         nonlocal done
@@ -417,7 +368,7 @@ def _finish(
             for split in SPLITS
             if split == "train" or job.given[split] or job.fractions[split]
         },
-        source=_with_left_out(job.describe(paths=False), left_out),
+        source=job.describe_with(left_out),
     )
     for split, contents in manifest.splits.items():
         if contents.tokens == 0:
@@ -432,14 +383,6 @@ def _finish(
     os.replace(result, out)
     fsync_directory(out.parent)
     return manifest
-
-
-def _with_left_out(described: dict[str, Any], left_out: AllLeftOut) -> dict[str, Any]:
-    """The description of the sources, where each says what was left out of it."""
-    for split, sources in described["sources"].items():
-        for source, counts in zip(sources, left_out[split], strict=True):
-            source["left_out"] = counts.describe()
-    return described
 
 
 def _assemble(folder: Path, result: Path, split: str, numbers: list[int], dtype: str) -> Split:
