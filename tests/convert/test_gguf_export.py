@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -73,6 +74,26 @@ def test_a_tokenizer_of_another_kind_is_refused(merged, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="expected a byte-level BPE that splits as GPT-2"):
         export_gguf(tmp_path, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"null"),
+        ("config.json", b"{"),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "x"}'),
+        ("tokenizer.json", b'{"model": []}'),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 100),
+    ],
+)
+def test_a_damaged_model_is_refused_by_file(merged, tmp_path, file, content):
+    model = tmp_path / "model"
+    shutil.copytree(merged, model)
+    (model / file).write_bytes(content)
+    with pytest.raises(UserError, match=str(model)):
+        export_gguf(model, tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_command_line(lpa, merged, tmp_path):

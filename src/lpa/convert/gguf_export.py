@@ -1,6 +1,5 @@
 """A stock Llama directory as one GGUF file, which llama.cpp and what builds on it load."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import LlamaForCausalLM
 from lpa.convert.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lpa.errors import UserError
 from lpa.files import fsync_directory
+from lpa.model.loading import config_fields, load_model, model_directory
 
 
 def export_gguf(
@@ -67,8 +67,7 @@ def export_gguf(
 
 
 def _check_is_llama(directory: Path) -> None:
-    path = directory / "config.json"
-    kind = json.loads(path.read_text()).get("model_type") if path.is_file() else None
+    kind = config_fields(model_directory(directory)).get("model_type")
     if kind != "llama":
         raise UserError(
             f"model {directory}: model_type {kind}; expected llama. An LPA model becomes one by "
@@ -77,7 +76,8 @@ def _check_is_llama(directory: Path) -> None:
 
 
 def _read_model(directory: Path) -> LlamaForCausalLM:
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = load_model(directory, dtype=torch.float32)
+    assert isinstance(model, LlamaForCausalLM), "as the configuration says"
     rope = model.config.rope_parameters or {}
     if rope.get("rope_type", "default") not in ("default", "linear"):
         raise UserError(
