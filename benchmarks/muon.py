@@ -1,10 +1,12 @@
 """A step of Muon in bfloat16 and in float32 beside one of AdamW, on the matrices of a 130M layer.
 
     .venv/bin/python benchmarks/muon.py [ROUNDS] [PLACEMENT]
+    .venv/bin/torchrun --nproc-per-node N benchmarks/muon.py [ROUNDS] [PLACEMENT]
 
 The three take turns; what is printed are medians of CPU time on one thread, which other work on the machine
 changes little, and ratios of them. On an x86 CPU that has units for
 bfloat16, ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI in the environment shows what one without them would do.
+With torchrun the matrices are sharded over the processes, and the time is the mean of theirs.
 """
 
 import os
@@ -15,6 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from lpa.model.presets import preset_config
 from lpa.train.materialise import meta_model
@@ -33,7 +38,13 @@ def main() -> None:
     model = meta_model(preset_config("130m", placement=placement))
     shapes = [p.shape for p in model.model.layers[0].parameters() if p.ndim == 2]
     torch.manual_seed(0)
-    matrices = [torch.nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    starts = [torch.randn(shape) * 0.02 for shape in shapes]
+    if processes > 1:
+        dist.init_process_group("gloo")
+        mesh = init_device_mesh("cpu", (processes,))
+        starts = [distribute_tensor(start, mesh, [Shard(0)]) for start in starts]
+    matrices = [torch.nn.Parameter(start) for start in starts]
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)
     optimizers = {
@@ -49,10 +60,18 @@ def main() -> None:
             seconds[name].append(time.process_time() - start)
     # The first round makes the states.
     median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    if processes > 1:
+        means = torch.tensor(list(median.values()), dtype=torch.float64)
+        dist.all_reduce(means)
+        median = dict(zip(median, (means / processes).tolist(), strict=True))
+        rank = dist.get_rank()
+        dist.destroy_process_group()
+        if rank:
+            return
 
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "all")
     print(
-        f"{cpu_name()}, one thread, instructions: {limit}, "
+        f"{cpu_name()}, {processes} processes of one thread, instructions: {limit}, "
         f"torch {version('torch')}, lpa {version('lpa')}"
     )
     print(

@@ -1,8 +1,10 @@
+import copy
 import math
 
 import pytest
 import torch
 
+from lpa.train import muon
 from lpa.train.muon import Muon, _fast_cpu_dtype, fast_dtype
 
 SHAPES = [(96, 40), (40, 96), (64, 64)]
@@ -29,6 +31,50 @@ def torch_muon(parameters):
 def test_in_bfloat16_it_is_torchs_to_the_bit(shape):
     ours = stepped(lambda p: Muon(p, 1e-2, 0.1, dtype=torch.bfloat16), shape)
     assert torch.equal(ours, stepped(torch_muon, shape))
+
+
+def test_stacks_of_several_shapes_and_groups_are_torchs_to_the_bit(monkeypatch):
+    """More matrices of a shape than a stack holds, in groups of their own rate and decay."""
+    monkeypatch.setattr(muon, "_STACK", 2 * 96 * 40)
+
+    def trained(make):
+        torch.manual_seed(0)
+        matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES * 5]
+        idle = torch.nn.Parameter(torch.ones(SHAPES[0]))  # has no gradient
+        groups = [
+            {"params": [*matrices[:7], idle], "lr": 1e-2, "weight_decay": 0.1},
+            {"params": matrices[7:], "lr": 3e-2, "weight_decay": 0.0},
+        ]
+        optimizer = make(groups)
+        for _ in range(3):
+            for matrix in matrices:
+                matrix.grad = torch.randn_like(matrix)
+            optimizer.step()
+        momenta = [optimizer.state[matrix]["momentum_buffer"] for matrix in matrices]
+        return [*matrices, idle, *momenta]
+
+    ours = trained(lambda groups: Muon(groups, 1e-2, dtype=torch.bfloat16))
+    theirs = trained(torch_muon)
+    for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert torch.equal(mine, other), number
+
+
+def test_a_state_of_torchs_is_taken_up():
+    """The optimizer's files are those of torch's Muon, whose step goes on here to the bit."""
+    torch.manual_seed(0)
+    matrices = [torch.nn.Parameter(torch.randn(SHAPES[0])) for _ in range(2)]
+    matrices[1].data.copy_(matrices[0])
+    gradients = torch.randn(2, *SHAPES[0])
+    theirs = torch_muon(matrices[:1])
+    matrices[0].grad = gradients[0]
+    theirs.step()
+    ours = Muon(matrices[1:], 1e-2, 0.1, dtype=torch.bfloat16)
+    matrices[1].data.copy_(matrices[0])
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    for matrix, optimizer in zip(matrices, (theirs, ours), strict=True):
+        matrix.grad = gradients[1]
+        optimizer.step()
+    assert torch.equal(*matrices)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
