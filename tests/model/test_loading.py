@@ -1,3 +1,4 @@
+import ast
 import json
 import shutil
 import sys
@@ -211,3 +212,24 @@ def test_no_question_is_asked_of_a_directory_with_code(tmp_path):
     with pytest.raises(Exception, match="configuration_evil"):
         AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
     assert (tmp_path / MARK).exists()
+
+
+def test_nothing_in_the_package_opens_files_in_another_way():
+    """No unpickling, and nothing of transformers without a word on code from the directory."""
+    source = Path(lpa.__file__).parent
+    openers = {}
+    for path in sorted(source.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            assert name not in ("torch.load", "pickle.load", "pickle.loads"), path
+            if name.rpartition(".")[2] in ("from_pretrained", "from_config"):
+                said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                place = str(path.relative_to(source))
+                openers.setdefault(place, []).append(said.get("trust_remote_code"))
+    # The importer of GGUF files says it once for both of its calls.
+    assert openers.pop("convert/gguf_import.py") == [None, None]
+    assert '"trust_remote_code": False' in (source / "convert/gguf_import.py").read_text()
+    assert openers.keys() == {"data/tokenizer.py", "model/loading.py"}
+    assert {said for place in openers.values() for said in place} == {"False"}

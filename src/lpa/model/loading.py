@@ -205,7 +205,7 @@ def load_model(
         )
     check_whole(model, found, partial(weights.error, weights.name), own_head=classify)
     check_nothing_over(model, found, weights, own_head=classify)
-    return model.eval()
+    return model
 
 
 def new_model(directory: Path, config: "PreTrainedConfig", *, classify: bool = False) -> Any:

@@ -51,11 +51,19 @@ def check_nothing_over(
         UserError: naming the first.
     """
     names = set(found["unexpected_keys"])
-    prefix = f"{model.base_model_prefix}."
-    holders = (
-        n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None
-    )
-    kinds = {_kind(name) for name in _with_and_without(prefix, holders)}
+    if names:
+        _check_unused(model, names, weights, own_head)
+    strange = {name for name, tensor in weights.tensors.items() if not tensor.is_floating}
+    if strange and not is_quantized(model.config):
+        parameters = _with_and_without(model, (name for name, _ in model.named_parameters()))
+        for name in sorted(strange & parameters):
+            raise weights.error(weights.name, f"has {weights.not_floating(name)}")
+
+
+def _check_unused(model: Any, names: set[str], weights: Weights, own_head: bool) -> None:
+    modules = model.named_modules()
+    holders = (n for n, m in modules if next(m.parameters(recurse=False), None) is not None)
+    kinds = {_kind(name) for name in _with_and_without(model, holders)}
     ours = isinstance(model.config, LPAConfig) and not own_head
     strange = {name for name in names if ours or _kind(name.rpartition(".")[0]) in kinds}
     if strange:
@@ -63,22 +71,18 @@ def check_nothing_over(
             weights.name,
             f"has {min(strange)}{_and_others(strange)}, which the model of config.json has not",
         )
-    if names and not own_head:
+    if not own_head:
         warnings.warn(
             f"{weights.field} {weights.directory}: {weights.name} has {min(names)}{_and_others(names)}, "
             f"which {type(model).__name__} does without",
             LPAWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-    if not is_quantized(model.config):
-        parameters = _with_and_without(prefix, (name for name, _ in model.named_parameters()))
-        for name, tensor in weights.tensors.items():
-            if name in parameters and not tensor.is_floating:
-                raise weights.error(weights.name, f"has {weights.not_floating(name)}")
 
 
-def _with_and_without(prefix: str, names: Iterable[str]) -> set[str]:
+def _with_and_without(model: Any, names: Iterable[str]) -> set[str]:
     """Names as files may have them: a base model saved alone leaves the first part out."""
+    prefix = f"{model.base_model_prefix}."
     return {form for name in names for form in (name, name.removeprefix(prefix), prefix + name)}
 
 
