@@ -58,8 +58,14 @@ def test_a_lack_of_memory_is_one_line(capsys):
             allocate()
         assert exit_.value.code == 2
         line = capsys.readouterr().err
-        assert line.startswith("lpa: error: not enough memory (")
+        assert line.startswith("lpa: error: not enough memory")
         assert line.count("\n") == 1
+
+
+def test_a_lack_of_threads_is_one_line(capsys):
+    with pytest.raises(SystemExit), command_process():
+        raise RuntimeError("can't start new thread")
+    assert capsys.readouterr().err.startswith("lpa: error: can't start new thread; expected fewer")
 
 
 def test_a_mistake_is_one_line_however_it_is_written(capsys):

@@ -49,6 +49,7 @@ def _whole(name: str, least: int, most: int, *, shown: str | None = None) -> Any
 
 Count = _whole("Count", 1, _MOST)
 CountOrZero = _whole("CountOrZero", 0, _MOST)
+VocabSize = _whole("VocabSize", 1, 2**22)  # tokenizers makes room for all of it
 Seed = _whole("Seed", 0, 2**63 - 1, shown="2^63 - 1")
 Seeds = _whole("Seeds", 1, 1000)  # how many, each a run
 Workers = _whole("Workers", 1, 1024)

@@ -3,7 +3,14 @@
 import time
 from dataclasses import asdict
 
-from lpa.cli.parsing import Count, NumberFromZero, Parser, Workers, add_output_arguments, json_text
+from lpa.cli.parsing import (
+    NumberFromZero,
+    Parser,
+    VocabSize,
+    Workers,
+    add_output_arguments,
+    json_text,
+)
 
 
 def build_parser() -> Parser:
@@ -23,7 +30,7 @@ def build_parser() -> Parser:
         help="files, directories or globs of .txt, .jsonl, .csv, .parquet or .arrow, also with .gz or "
         ".zst, or hf:NAME; #key=value,… sets boundary, column, weight, errors, name or split of one",
     )
-    parser.add_argument("--vocab-size", type=Count, help="train a byte-level BPE of this size")
+    parser.add_argument("--vocab-size", type=VocabSize, help="train a byte-level BPE of this size")
     parser.add_argument(
         "--tokenizer",
         type=str,

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import select
 import signal
 import sys
@@ -47,8 +48,9 @@ _OPERATING_SYSTEM = {
     errno.ENOMEM: "a machine with more memory, or less to hold in it",
 }
 
-# How torch says that memory is short, which is no MemoryError.
+# How torch and threading say what is a MemoryError or an OSError elsewhere.
 _NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+_NO_THREAD = "can't start new thread"
 
 
 def one_line(message: str) -> str:
@@ -108,12 +110,20 @@ def _one_line_errors() -> Iterator[None]:
             raise
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{error.strerror}; expected {_OPERATING_SYSTEM[error.errno]}")
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(
-            sign in str(error) for sign in _NO_MEMORY
-        ):
+    except MemoryError as error:
+        _fail_for_memory(error)
+    except RuntimeError as error:
+        if _NO_THREAD in str(error):
+            fail(f"{_NO_THREAD}; expected {_OPERATING_SYSTEM[errno.EAGAIN]}")
+        if not any(sign in str(error) for sign in _NO_MEMORY):
             raise
-        fail(f"not enough memory ({error}); expected {_OPERATING_SYSTEM[errno.ENOMEM]}")
+        _fail_for_memory(error)
+
+
+def _fail_for_memory(error: Exception) -> NoReturn:
+    amount = re.search(r"allocate ([\d.]+ \w+)", str(error))
+    of = f" for {amount[1]} at once" if amount else ""
+    fail(f"not enough memory{of}; expected {_OPERATING_SYSTEM[errno.ENOMEM]}")
 
 
 def _prepare_streams() -> None:
