@@ -94,11 +94,19 @@ def test_a_path_is_not_empty_and_text_is_unicode(command, capsys):
             )
 
 
-def test_text_of_a_recipe_is_unicode(lpa, tmp_path):
-    (tmp_path / "recipe.yaml").write_text('data:\n  path: "a\\0b"\n')
-    finished = lpa("train", "recipe.yaml", "--dry-run", cwd=tmp_path)
-    assert finished.code == 2
-    assert finished.stderr == "lpa: error: data.path: got 'a\\x00b'; expected text in UTF-8\n"
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ('data: {path: "a\\0b"}', "data.path"),
+        ('train: {loggers: ["a\\0b"]}', "train.loggers"),
+        ('model: {ranks: {"a\\0b": 1}}', "model.ranks"),
+    ],
+)
+def test_text_of_a_recipe_is_unicode(recipe, key, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    with pytest.raises(SystemExit):
+        parser_of("train").parse_args(["--data.path=x", f"--config={tmp_path / 'recipe.yaml'}"])
+    assert capsys.readouterr().err == f"lpa: error: {key}: got 'a\\x00b'; expected text in UTF-8\n"
 
 
 @pytest.mark.parametrize(

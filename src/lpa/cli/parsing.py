@@ -97,10 +97,10 @@ class Parser(jsonargparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """As argparse's; text that is not Unicode is refused, and numbers are plain int and float."""
-        _refuse_what_is_no_text(sys.argv[1:] if args is None else args)
+        _refuse_what_is_no_text(list(sys.argv[1:] if args is None else args))
         arguments = super().parse_args(args, *rest, **options)
         for key, value in list(arguments.items()):
-            _refuse_what_is_no_text([value], key)
+            _refuse_what_is_no_text(value, key)
             arguments[key] = _plain(value)
         return arguments
 
@@ -184,13 +184,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _refuse_what_is_no_text(values: Iterable[Any], key: str | None = None) -> None:
+def _refuse_what_is_no_text(value: Any, key: str | None = None) -> None:
     """Bytes of an argument that are not UTF-8, or a zero in a text of a recipe, reach no library."""
-    for value in values:
-        text = str(value) if isinstance(value, str | Path) else ""
-        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-            where = "" if key is None else f"{key}: "
-            fail(f"{where}got {text!a}; expected text in UTF-8")
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            _refuse_what_is_no_text(item, key)
+    text = str(value) if isinstance(value, str | Path) else ""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        where = "" if key is None else f"{key}: "
+        fail(f"{where}got {text!a}; expected text in UTF-8")
 
 
 def _plain(value: Any) -> Any:
