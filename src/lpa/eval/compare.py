@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
-from lpa.eval.bootstrap import interval, resampled_sums
+from lpa.eval.bootstrap import bootstrap
 from lpa.eval.perplexity import Evaluation, check_scorable, summarize
 from lpa.eval.scoring import score
 from lpa.eval.texts import load_text
@@ -101,8 +102,8 @@ def compare(
     sizes = [each.tokens if same else each.bytes for each in scores]
     totals = np.stack([scores[0].loss, sizes[0], scores[1].loss, sizes[1]]).astype(np.float64)
     measure = "perplexity" if same else "bits_per_byte"
-    change = float(_change(totals.sum(axis=1)[None], measure)[0])
-    between = interval(_change(resampled_sums(totals), measure))
+    change = float(_change(*totals.sum(axis=1), measure=measure))
+    _, between = bootstrap(partial(_change, measure=measure), *totals)
     return Comparison(
         a=evaluations[0],
         b=evaluations[1],
@@ -122,7 +123,9 @@ def verdict(between: tuple[float, float]) -> str:
     return "better" if high < 0 else "worse"
 
 
-def _change(sums: np.ndarray, measure: str) -> np.ndarray:
-    """A / B - 1 of each row of (loss A, size A, loss B, size B)."""
-    a, b = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
+def _change(
+    loss_a: np.ndarray, size_a: np.ndarray, loss_b: np.ndarray, size_b: np.ndarray, *, measure: str
+) -> np.ndarray:
+    """A / B - 1 of a measure, from summed losses and sizes."""
+    a, b = loss_a / size_a, loss_b / size_b
     return np.expm1(a - b) if measure == "perplexity" else a / b - 1

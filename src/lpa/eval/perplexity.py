@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lpa.errors import UserError
-from lpa.eval.bootstrap import interval, resampled_sums
+from lpa.eval.bootstrap import bootstrap
 from lpa.eval.scoring import Scores, score
 from lpa.eval.texts import TokenizedText, load_text
 from lpa.eval.windowing import Windowing, positions_of
@@ -90,14 +90,11 @@ def summarize(text: TokenizedText, scores: Scores, cut: dict[str, Any]) -> Evalu
         float(scores.loss.sum()), tokens=tokens, words=text.words, bytes=text.bytes
     )
     standard_error, between = math.nan, (math.nan, math.nan)
-    if len(scores.loss) > 1:
-        sums = resampled_sums(np.stack([scores.loss, scores.tokens]))
-        # Without a token drawn there is no perplexity; that takes parts of no tokens.
-        drawn = sums[sums[:, 1] > 0]
-        with np.errstate(over="ignore"):
-            perplexities = np.exp(drawn[:, 0] / drawn[:, 1])
-        standard_error = float(perplexities.std(ddof=1))
-        between = interval(perplexities)
+    scored = scores.tokens > 0  # nothing is to be drawn from a part without a token
+    if scored.sum() > 1:
+        standard_error, between = bootstrap(
+            lambda loss, count: np.exp(loss / count), scores.loss[scored], scores.tokens[scored]
+        )
     return Evaluation(
         **vars(mean),
         mode=cut["mode"],
