@@ -1,8 +1,8 @@
-"""The cross entropy of the LM head, forward and backward, by how it is cut into chunks of tokens.
+"""The cross entropy of the LM head by how it is cut into chunks of tokens, alone and within a training step.
 
-    .venv/bin/python benchmarks/loss.py [--tokens 1024] [--rounds 5] [--processor-time]
+    .venv/bin/python benchmarks/loss.py [--preset 130m] [--vocab-size 32000] [--tokens 1024] [--processor-time]
 
-Width 768, vocabulary 32000, float32.
+Forward and backward passes in float32, with the sizes of a preset, in turns.
 """
 
 import argparse
@@ -12,24 +12,27 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from side_by_side import add_clock, clock_of
-from torch import nn
+from torch import Tensor, nn
 
-from lpa.model.loss import head_loss
+from lpa.model import LPAForCausalLM, loss, modeling_lpa
+from lpa.model.presets import preset_config
 from lpa.study.timing import PeakMemory, ratio, take_turns
 
 
-def torchs(options: nn.LinearCrossEntropyOptions | None) -> Callable:
-    def loss(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return F.linear_cross_entropy(hidden, head, targets, options=options)
+def torchs(options: nn.LinearCrossEntropyOptions | None) -> Callable[..., Tensor]:
+    def head_loss(
+        hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, items: Tensor | int
+    ) -> Tensor:
+        total = F.linear_cross_entropy(
+            hidden, weight, targets, linear_bias=bias, reduction="sum", options=options
+        )
+        return total / items
 
-    return loss
-
-
-def ours(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return head_loss(hidden, head, None, targets, len(targets))
+    return head_loss
 
 
 LOSSES = {
+    "ours": loss.head_loss,
     "no chunks": torchs(None),
     "torch's choice": torchs(nn.LinearCrossEntropyOptions()),
     **{
@@ -38,40 +41,60 @@ LOSSES = {
         )
         for rows in (128, 256, 512)
     },
-    "ours": ours,
 }
+# Of a whole step, which takes long.
+IN_STEPS = ("ours", "torch, 512")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="130m")
+    parser.add_argument("--vocab-size", type=int, default=32000)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--step-rounds", type=int, default=5)
     add_clock(parser)
     options = parser.parse_args()
     clock = clock_of(options)
+    config = preset_config(options.preset, placement="attention", vocab_size=options.vocab_size)
     torch.manual_seed(0)
-    head = torch.randn(32000, 768).mul_(0.02).requires_grad_()
-    hidden = torch.randn(options.tokens, 768, requires_grad=True)
-    targets = torch.randint(32000, (options.tokens,))
+    model = LPAForCausalLM(config).train()
+    context = min(256, options.tokens)
+    ids = torch.randint(config.vocab_size, (options.tokens // context, context))
+    hidden = torch.randn(options.tokens, config.hidden_size, requires_grad=True)
+    head, targets = model.lm_head.weight, ids.flatten()
 
-    def run(loss: Callable) -> Callable[[], None]:
+    def alone(name: str) -> Callable[[], None]:
         def call() -> None:
-            loss(hidden, head, targets).backward()
+            LOSSES[name](hidden, head, None, targets, len(targets)).backward()
             head.grad = hidden.grad = None
 
         return call
 
-    runs = {name: run(loss) for name, loss in LOSSES.items()}
-    seconds = take_turns(runs, rounds=options.rounds, clock=clock)
-    print(f"{options.tokens} tokens")
-    for name, values in seconds.items():
-        with PeakMemory(torch.device("cpu")) as peak:
-            runs[name]()
-        middle, spread = ratio(seconds, name, "no chunks")
-        print(
-            f"{name:<16}{statistics.median(values):7.3f} s {middle:6.3f} ± {spread:.3f}"
-            f"  peak {(peak.bytes or 0) / 2**20:6,.0f} MiB"
-        )
+    def step(name: str) -> Callable[[], None]:
+        def call() -> None:
+            modeling_lpa.head_loss = LOSSES[name]
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            model.zero_grad()
+
+        return call
+
+    print(f"{options.preset}: {options.tokens} tokens, width {config.hidden_size}, "
+          f"vocabulary {config.vocab_size}")  # fmt: skip
+    for title, runs, rounds in (
+        ("the head alone", {name: alone(name) for name in LOSSES}, options.rounds),
+        ("a whole step", {name: step(name) for name in IN_STEPS}, options.step_rounds),
+    ):
+        print(title)
+        seconds = take_turns(runs, rounds=rounds, clock=clock)
+        for name, values in seconds.items():
+            with PeakMemory(torch.device("cpu")) as peak:
+                runs[name]()
+            middle, spread = ratio(seconds, name, "torch, 512")
+            print(
+                f"  {name:<16}{statistics.median(values):8.3f} s  {middle:6.3f} ± {spread:.3f} of torch, 512"
+                f"  peak {(peak.bytes or 0) / 2**20:6,.0f} MiB"
+            )
 
 
 if __name__ == "__main__":
