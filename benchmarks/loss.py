@@ -1,6 +1,6 @@
 """The cross entropy of the LM head by how it is cut into chunks of tokens, alone and within a training step.
 
-    .venv/bin/python benchmarks/loss.py [--preset 130m] [--vocab-size 32000] [--tokens 1024] [--processor-time]
+    .venv/bin/python benchmarks/loss.py [--preset 130m] [--vocab-size 32000] [--tokens 1024]
 
 Forward and backward passes in float32, with the sizes of a preset, in turns.
 """
