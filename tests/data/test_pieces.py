@@ -9,6 +9,7 @@ from lpa.data import bundled_corpus, load_tokenizer, read_documents
 from lpa.data import pieces as pieces_module
 from lpa.data.pieces import Cutter
 from lpa.data.readers import Fragment
+from lpa.data.text_encoder import TextEncoder
 
 
 def ids(backend, pieces):
@@ -18,7 +19,7 @@ def ids(backend, pieces):
 def cut(backend, text, size=10_000):
     fragments = [(0, Fragment(text[i : i + size], last=False)) for i in range(0, len(text), size)]
     fragments.append((0, Fragment("", last=True)))
-    result = list(Cutter(backend).cut(fragments))
+    result = list(Cutter(TextEncoder(backend, None)).cut(fragments))
     assert [piece.last for _, piece in result] == [False] * (len(result) - 1) + [True]
     return [piece.text for _, piece in result]
 

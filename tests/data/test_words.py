@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import tokenizer_kind
+from tokenizers import AddedToken, Tokenizer
 
 from lpa.data import bundled_corpus, read_documents
 from lpa.data import words as words_module
@@ -104,3 +105,10 @@ def test_plain_words_split_into_the_parts_of_the_rule(parts):
 def test_marks_that_words_are_split_at_are_neither_letters_nor_digits_nor_spaces():
     for code in (*range(0x2010, 0x2028), *range(0x2030, 0x205F)):
         assert unicodedata.category(chr(code))[0] in "PS"
+
+
+@pytest.mark.parametrize("content", ["a\nb", "\n", "x\n", "\t", "end of text"])
+def test_added_tokens_with_white_space_are_not_left_to_words(content):
+    backend = Tokenizer.from_str(tokenizer_kind("gpt2").to_str())
+    backend.add_tokens([AddedToken(content)])
+    assert not encodes_by_words(backend)

@@ -76,6 +76,11 @@ def build_parser() -> Parser:
         help="leave out training documents equal to an earlier one",
     )
     parser.add_argument(
+        "--parse-special-tokens",
+        action="store_true",
+        help="let text that spells a special token, such as <|endoftext|>, become it; else text is text",
+    )
+    parser.add_argument(
         "--workers", type=Workers, help="processes that encode; by default one per core"
     )
     add_output_arguments(parser)
@@ -116,6 +121,7 @@ def main(rest: list[str]) -> None:
             column=arguments.column,
             errors=arguments.errors,
             deduplicate=arguments.deduplicate,
+            parse_special_tokens=arguments.parse_special_tokens,
             workers=arguments.workers,
             overwrite=arguments.overwrite,
             report=report,
@@ -126,6 +132,13 @@ def main(rest: list[str]) -> None:
     print(f"{arguments.out}: vocabulary of {manifest.vocab_size:,}")
     for name, split in manifest.splits.items():
         print(f"  {name:<11}{split.tokens:>14,} tokens  {split.documents:>10,} documents")
+    if spelled := sum(split.special_tokens_in_text for split in manifest.splits.values()):
+        became = (
+            "became that token"
+            if manifest.parse_special_tokens
+            else "stayed text (--parse-special-tokens makes it that token)"
+        )
+        print(f"  {spelled:,} times the text spells a special token; each {became}")
     for sources in manifest.source["sources"].values():
         for source in sources:
             if left_out := left_out_in_words(source["left_out"]):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lpa.data.readers import read_documents
 from lpa.data.sources import Source
+from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
 
 _BATCH = 4  # windows at once; a layer's activations of them are all that is held beside the streams
@@ -30,9 +31,10 @@ def calibration_windows(text: str | Path, tokenizer: Any, *, tokens: int, contex
         UserError: nothing to read, or less than one window.
     """
     ids: list[int] = []
+    encoder = TextEncoder.of(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for document in read_documents([Source.parse(text)]):
-        ids += [*tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"], *end]
+        ids += [*encoder.encode(document), *end]
         if len(ids) >= tokens:
             break
     ids = ids[:tokens]

@@ -374,14 +374,14 @@ def load_dense(source: Path) -> tuple[Any, Any]:
         from lpa.convert.gguf_import import load_gguf
 
         return load_gguf(source)
-    from lpa.data.tokenizer import load_tokenizer
+    from lpa.data.tokenizer import load_model_tokenizer
 
     directory = model_directory(source)
     config = open_config(directory)
     check_quantization(config)
     model = load_model(directory, config=config)
     check_cuttable(model)
-    return model, load_tokenizer(directory)
+    return model, load_model_tokenizer(directory, model.config)
 
 
 def as_json(figures: Factorized) -> dict[str, Any]:

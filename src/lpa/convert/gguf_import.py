@@ -8,11 +8,11 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from lpa.data.tokenizer import check_vocabulary, from_pretrained, vocabulary_size
 from lpa.errors import UserError
 from lpa.model.loading_checks import check_whole, limited_size, quiet, refusals
 from lpa.model.weights import ADAPTER, ADAPTER_REFUSED
@@ -61,7 +61,7 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         reader = gguf.GGUFReader(path)
         splitting = _content(reader, "tokenizer.ggml.pre")
         _check_sizes(reader)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        tokenizer: Any = from_pretrained(**source)
         model, found = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -74,6 +74,7 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             ]
         )
     _forget_quantization(model)
+    check_vocabulary(vocabulary_size(tokenizer), model.config, f"model {path}: its tokenizer")
     return model.eval(), tokenizer
 
 

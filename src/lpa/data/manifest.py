@@ -34,7 +34,8 @@ class Split:
     """One split: its shards in order, and how much text they came from.
 
     `tokens` counts one end-of-text token after each document; `bytes` (of UTF-8) and `words` (runs
-    without white space) count the text itself.
+    without white space) count the text itself, `special_tokens_in_text` the places in it that spell a
+    special token.
     """
 
     shards: list[Shard]
@@ -42,11 +43,16 @@ class Split:
     documents: Count
     bytes: Count
     words: Count
+    special_tokens_in_text: Count = 0
 
 
 @dataclass
 class Manifest:
-    """Describes a prepared data directory; written as `manifest.json` in it."""
+    """Describes a prepared data directory; written as `manifest.json` in it.
+
+    `vocab_size` is the highest token id + 1; `parse_special_tokens` says whether text that spells a special
+    token became that token.
+    """
 
     tokenizer_sha256: str
     vocab_size: Count
@@ -54,6 +60,7 @@ class Manifest:
     eos_token_id: Count
     splits: dict[str, Split]
     source: dict[str, Any]
+    parse_special_tokens: bool = False
     schema_version: int = SCHEMA_VERSION
 
     def save(self, directory: Path) -> None:

@@ -1,9 +1,10 @@
 """Documents cut into pieces that a tokenizer encodes to the same ids as the whole."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lpa.data.readers import Fragment
+from lpa.data.text_encoder import TextEncoder
 from lpa.data.words import encodes_by_words
 
 # A tokenizer is several times faster on a few thousand characters than on a million.
@@ -24,14 +25,14 @@ class Cutter:
     beginning of a text, say) gets its documents whole.
 
     Args:
-        backend: a tokenizer of the `tokenizers` library; None where there are no ids to keep the same,
-            since the text is for training one.
+        encoder: of the text; None where there are no ids to keep the same, since the text is for training
+            a tokenizer.
     """
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
+    def __init__(self, encoder: TextEncoder | None) -> None:
+        self._encoder = encoder
         self._failures = 0
-        self._trusted = backend is None or encodes_by_words(backend)
+        self._by_words = encoder is not None and encodes_by_words(encoder.backend)
 
     def cut(self, fragments: Iterable[tuple[Key, Fragment]]) -> Iterator[tuple[Key, Fragment]]:
         """Fragments of about `TARGET` characters, each with the key that its document came with."""
@@ -66,9 +67,7 @@ class Cutter:
         return None
 
     def _same_ids(self, before: str, after: str) -> bool:
-        if self._trusted:
+        if self._encoder is None or self._by_words:
             return True
-        return self._encode(before + after) == self._encode(before) + self._encode(after)
-
-    def _encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        whole, first, second = self._encoder.encode_batch([before + after, before, after])
+        return whole == first + second

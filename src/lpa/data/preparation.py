@@ -26,7 +26,13 @@ from lpa.data.listing import SourceFiles, list_files
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split, shard_name
 from lpa.data.pieces import Cutter
 from lpa.data.sources import Source
-from lpa.data.tokenizer import load_tokenizer, plain_tokenizer, tokenizer_hash, train_tokenizer
+from lpa.data.tokenizer import (
+    load_tokenizer,
+    plain_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+    vocabulary_size,
+)
 from lpa.data.units import (
     Encoder,
     Encoding,
@@ -62,6 +68,7 @@ def prepare(
     column: str = "text",
     errors: str = "strict",
     deduplicate: bool = False,
+    parse_special_tokens: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
     report: Report = lambda what, done, total: None,
@@ -78,6 +85,7 @@ def prepare(
             none (see `Assignment`).
         boundary, column, errors: of sources that do not say them (see `Source`).
         deduplicate: leave out training documents equal to an earlier one.
+        parse_special_tokens: let text that spells a special token become that token (see `TextEncoder`).
         workers: processes that encode; by default one per core.
         overwrite: replace what `out` holds.
         report: called as the work goes on.
@@ -119,10 +127,15 @@ def prepare(
             if found.documents == 0:
                 raise UserError(f"{', '.join(map(str, sources))}: no text")
             encoder = _tokenizer(partial, job, found, vocab_size, tokenizer, report)
-            dtype = "uint16" if len(encoder) <= 2**16 else "uint32"
-            finished, left_out = _encode(partial, job, found, encoder, dtype, report)
+            encoding = Encoding(
+                partial / TOKENIZER_DIRECTORY / "tokenizer.json",
+                encoder.eos_token_id,
+                "uint16" if vocabulary_size(encoder) <= 2**16 else "uint32",
+                parse_special_tokens=parse_special_tokens,
+            )
+            finished, left_out = _encode(partial, job, found, encoding, report)
         report("writing shards", 0, 0)
-        return _finish(partial, out, job, encoder, dtype, finished, left_out)
+        return _finish(partial, out, job, encoder, encoding, finished, left_out)
 
 
 def _cores() -> int:
@@ -275,7 +288,7 @@ def _pieces(
 
 
 def _encode(
-    partial: Path, job: Job, found: Survey, encoder: Any, dtype: str, report: Report
+    partial: Path, job: Job, found: Survey, encoding: Encoding, report: Report
 ) -> tuple[Finished, AllLeftOut]:
     """Encode all units that are not finished; returns the numbers of all, and what is left out."""
     total, done = job.size(), 0
@@ -288,10 +301,7 @@ def _encode(
         report("encoding", done, 0 if repeated else total)
 
     folder = partial / "units"
-    pieces = _pieces(job, found, Cutter(encoder.backend_tokenizer), advance, left_out)
-    encoding = Encoding(
-        partial / TOKENIZER_DIRECTORY / "tokenizer.json", encoder.eos_token_id, dtype
-    )
+    pieces = _pieces(job, found, Cutter(encoding.text_encoder()), advance, left_out)
     finished: Finished = {split: [] for split in SPLITS}
 
     def unfinished() -> Iterator[Item]:
@@ -349,7 +359,7 @@ def _finish(
     out: Path,
     job: Job,
     encoder: Any,
-    dtype: str,
+    encoding: Encoding,
     finished: Finished,
     left_out: AllLeftOut,
 ) -> Manifest:
@@ -360,15 +370,16 @@ def _finish(
     shutil.copytree(partial / TOKENIZER_DIRECTORY, result / TOKENIZER_DIRECTORY)
     manifest = Manifest(
         tokenizer_sha256=tokenizer_hash(encoder),
-        vocab_size=len(encoder),
-        dtype=dtype,
-        eos_token_id=encoder.eos_token_id,
+        vocab_size=vocabulary_size(encoder),
+        dtype=encoding.dtype,
+        eos_token_id=encoding.eos_token_id,
         splits={
-            split: _assemble(partial / "units", result, split, finished[split], dtype)
+            split: _assemble(partial / "units", result, split, finished[split], encoding.dtype)
             for split in SPLITS
             if split == "train" or job.given[split] or job.fractions[split]
         },
         source=job.describe_with(left_out),
+        parse_special_tokens=encoding.parse_special_tokens,
     )
     for split, contents in manifest.splits.items():
         if contents.tokens == 0:
@@ -395,6 +406,7 @@ def _assemble(folder: Path, result: Path, split: str, numbers: list[int], dtype:
         total.documents += unit.documents
         total.bytes += unit.bytes
         total.words += unit.words
+        total.special_tokens_in_text += unit.special_tokens_in_text
     tokens = (np.load(unit_name(folder, split, n).with_suffix(".npy")) for n in numbers)
     rest = np.empty(0, dtype=dtype)
     for start in range(0, total.tokens, SHARD_TOKENS):

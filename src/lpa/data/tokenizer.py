@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lpa.data.sentencepiece import load_sentencepiece
+from lpa.data.text_encoder import switch_off
 from lpa.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -15,6 +17,14 @@ _BYTES = 256
 
 _BACKEND_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
+# What transformers makes a tokenizer from. Without any it makes one up.
+_TOKENIZER_FILE = re.compile(
+    r"tokenizer\.json|tekken\.json|merges\.txt|vocab\..*|.*\.(model|tiktoken|spm|bpe|vocab)"
+)
+_EXPECTED = (
+    "expected a directory written by save_pretrained, a tokenizer.json, a SentencePiece .model, or a model "
+    "name of the Hugging Face hub"
+)
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _PLAIN_SETTINGS = {
     "backend",
@@ -66,16 +76,62 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
 def load_tokenizer(path: str | Path) -> Any:
     """A transformers tokenizer from a directory, a `tokenizer.json`, a SentencePiece `.model`, or the hub.
 
-    Of a directory, `tokenizer.model` is read where it holds no `tokenizer.json`.
+    Of a directory, `tokenizer.model` is read where it holds no `tokenizer.json`. Truncation, padding and
+    dropout that its files carry are switched off. `TextEncoder` encodes documents with it.
 
     Raises:
-        UserError: there is none, or it has no end-of-text token to end documents with.
+        UserError: there is none, it needs code that comes with it, or it has no end-of-text token to end
+            documents with.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    tokenizer = _load(path)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {path}: has no end-of-text token (eos_token)")
+    return tokenizer
+
+
+def load_model_tokenizer(directory: Path, config: Any) -> Any:
+    """The tokenizer of a model's directory, as `load_tokenizer`.
+
+    Args:
+        config: the model's.
+
+    Raises:
+        UserError: it cannot be loaded, or has tokens that the model has not.
+    """
+    tokenizer = load_tokenizer(directory)
+    check_vocabulary(vocabulary_size(tokenizer), config, f"model {directory}: its tokenizer")
+    return tokenizer
+
+
+def check_vocabulary(size: int, config: Any, whose: str) -> None:
+    """Refuse tokens that a model has not.
+
+    Args:
+        size: their highest id + 1.
+        config: the model's.
+        whose: what errors call that which has them.
+
+    Raises:
+        UserError: naming both sizes.
+    """
+    rows = config.get_text_config().vocab_size
+    if size > rows:
+        raise UserError(
+            f"{whose} has tokens up to id {size - 1}; expected at most {rows - 1}, as the model has a "
+            f"vocabulary of {rows}"
+        )
+
+
+def _load(path: str | Path) -> Any:
+    """As `load_tokenizer`, with or without an end-of-text token."""
+    from transformers import PreTrainedTokenizerFast
 
     place = Path(path)
-    if place.is_dir() and not (place / _BACKEND_FILE).exists():
-        place = place / "tokenizer.model"
+    if place.is_dir():
+        if not _has_tokenizer(place):
+            raise UserError(f"tokenizer {path}: the directory has no {_BACKEND_FILE}; {_EXPECTED}")
+        if not (place / _BACKEND_FILE).exists():
+            place = place / "tokenizer.model"
     try:
         if place.suffix == ".model" and place.is_file():
             tokenizer = load_sentencepiece(place)
@@ -84,18 +140,83 @@ def load_tokenizer(path: str | Path) -> Any:
             if END_OF_TEXT in tokenizer.get_vocab():
                 tokenizer.eos_token = tokenizer.pad_token = END_OF_TEXT
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            tokenizer = from_pretrained(str(path))
     except UserError:
         raise
     # Of what lies at `path` anything may be wrong; the tokenizers library raises bare exceptions.
     except Exception as error:
         raise UserError(
-            f"tokenizer {path}: cannot be loaded; expected a directory written by save_pretrained, "
-            "a tokenizer.json, a SentencePiece .model, or a model name of the Hugging Face hub"
+            f"tokenizer {path}: cannot be loaded ({_reason(error)}); {_EXPECTED}"
         ) from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer {path}: has no end-of-text token (eos_token)")
+    return _settled(tokenizer, path)
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any(_TOKENIZER_FILE.fullmatch(file.name) for file in directory.iterdir())
+
+
+def from_pretrained(pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+    """`AutoTokenizer.from_pretrained` without running code that comes with a tokenizer, or asking to.
+
+    Truncation, padding and dropout are switched off.
+    """
+    from transformers import AutoTokenizer
+
+    place = pretrained_model_name_or_path
+    return _settled(AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options), place)
+
+
+def _settled(tokenizer: Any, path: str | Path) -> Any:
+    from tokenizers import Tokenizer
+
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise UserError(
+            f"tokenizer {path}: is a {type(tokenizer).__name__}, which the tokenizers library does not run"
+        )
+    switch_off(tokenizer.backend_tokenizer)
     return tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says; transformers would tell how to run code from the hub."""
+    if "trust_remote_code" in str(error):
+        return "it needs Python code that comes with it, which is never run"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def open_backend(path: Path) -> Any:
+    """The tokenizer of a `tokenizer.json`, by the `tokenizers` library alone.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise UserError(f"tokenizer {path}: cannot be loaded ({_reason(error)})") from error
+    switch_off(backend)
+    return backend
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """The highest token id + 1, which is more than the number of tokens where ids leave gaps."""
+    return 1 + max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def load_vocabulary(directory: Path) -> dict[str, int] | None:
+    """The tokens of a directory's tokenizer and their ids; None where it has no tokenizer.
+
+    Raises:
+        UserError: it has one that cannot be loaded.
+    """
+    if not directory.is_dir() or not _has_tokenizer(directory):
+        return None
+    tokenizer = plain_tokenizer(directory) or _load(directory)
+    found: dict[str, int] = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
+    return found
 
 
 class PlainTokenizer:
@@ -105,10 +226,8 @@ class PlainTokenizer:
     """
 
     def __init__(self, directory: Path, eos_token: str) -> None:
-        from tokenizers import Tokenizer
-
         self._directory = directory
-        self.backend_tokenizer = Tokenizer.from_file(str(directory / _BACKEND_FILE))
+        self.backend_tokenizer = open_backend(directory / _BACKEND_FILE)
         self.eos_token_id = self.backend_tokenizer.token_to_id(eos_token)
 
     def __len__(self) -> int:
@@ -116,8 +235,8 @@ class PlainTokenizer:
 
     def save_pretrained(self, directory: Path) -> None:
         directory.mkdir(parents=True)
-        for name in (_BACKEND_FILE, _CONFIG_FILE):
-            shutil.copyfile(self._directory / name, directory / name)
+        self.backend_tokenizer.save(str(directory / _BACKEND_FILE))
+        shutil.copyfile(self._directory / _CONFIG_FILE, directory / _CONFIG_FILE)
 
 
 def plain_tokenizer(path: str | Path) -> PlainTokenizer | None:
@@ -139,8 +258,7 @@ def plain_tokenizer(path: str | Path) -> PlainTokenizer | None:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of what a fast tokenizer does: its tokenizer.json without padding and truncation."""
+    """SHA-256 of what a fast tokenizer does: its tokenizer.json without truncation, padding and dropout."""
     backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
+    switch_off(backend)
     return hashlib.sha256(backend.to_str().encode()).hexdigest()

@@ -19,6 +19,8 @@ import numpy as np
 
 from lpa.data.assignment import Assigned
 from lpa.data.npy import open_npy
+from lpa.data.text_encoder import TextEncoder
+from lpa.data.tokenizer import open_backend
 from lpa.data.words import WordEncoder, encodes_by_words
 from lpa.errors import UserError
 from lpa.files import write_text
@@ -36,6 +38,7 @@ class UnitSplit:
     documents: Count = 0
     bytes: Count = 0
     words: Count = 0
+    special_tokens_in_text: Count = 0
 
 
 def units(pieces: Iterable[Assigned]) -> Iterator[list[Assigned]]:
@@ -80,15 +83,32 @@ class Encoding:
         tokenizer: the path of a `tokenizer.json`.
         eos_token_id: set after each document.
         dtype: of the token ids.
+        parse_special_tokens: see `TextEncoder`.
     """
 
-    def __init__(self, tokenizer: Path, eos_token_id: int, dtype: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Path,
+        eos_token_id: int,
+        dtype: str,
+        *,
+        parse_special_tokens: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
         self.eos_token_id = eos_token_id
         self.dtype = dtype
+        self.parse_special_tokens = parse_special_tokens
         self._key = hashlib.blake2b(
-            b"%d %s " % (eos_token_id, dtype.encode()) + tokenizer.read_bytes()
+            b"%d %s %d " % (eos_token_id, dtype.encode(), parse_special_tokens)
+            + tokenizer.read_bytes()
         ).digest()
+
+    def text_encoder(self) -> TextEncoder:
+        return TextEncoder(
+            open_backend(self.tokenizer),
+            self.eos_token_id,
+            parse_special_tokens=self.parse_special_tokens,
+        )
 
     def digest(self, pieces: list[Assigned]) -> str:
         """Identifies what the tokens of some pieces depend on: their text, where documents end, and this."""
@@ -108,14 +128,10 @@ class Encoder:
 
     def __init__(self, encoding: Encoding, folder: Path) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core does better
-        from tokenizers import Tokenizer
-
         self._encoding = encoding
-        self._backend = Tokenizer.from_file(str(encoding.tokenizer))
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        by_words = encodes_by_words(self._backend)
-        self._words = WordEncoder(self._backend, encoding.dtype) if by_words else None
+        self._encoder = encoding.text_encoder()
+        backend = self._encoder.backend
+        self._words = WordEncoder(backend, encoding.dtype) if encodes_by_words(backend) else None
         self._eos = np.array([encoding.eos_token_id], dtype=encoding.dtype)
         self._dtype = encoding.dtype
         self._folder = folder
@@ -132,6 +148,7 @@ class Encoder:
                 parts.append(self._eos)
                 result.documents += 1
             result.bytes += len(piece.text.encode())
+            result.special_tokens_in_text += self._encoder.count_special(piece.text)
         tokens = np.concatenate(parts)
         result.tokens = len(tokens)
         path = unit_name(self._folder, split, number)
@@ -148,10 +165,9 @@ class Encoder:
         """The token ids and the number of words of each text."""
         if self._words is not None:
             return self._words.encode(texts)
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [
-            (np.array(encoding.ids, dtype=self._dtype), len(text.split()))
-            for text, encoding in zip(texts, encodings, strict=True)
+            (np.array(ids, dtype=self._dtype), len(text.split()))
+            for text, ids in zip(texts, self._encoder.encode_batch(texts), strict=True)
         ]
 
 

@@ -43,7 +43,10 @@ def encodes_by_words(backend: Any) -> bool:
         and splitting.get("use_regex", True)
         and not splitting["add_prefix_space"]
         and not any(
-            " " in token["content"] or token["lstrip"] or token["rstrip"] or token["single_word"]
+            any(map(str.isspace, token["content"]))
+            or token["lstrip"]
+            or token["rstrip"]
+            or token["single_word"]
             for token in state["added_tokens"]
         )
     )
@@ -64,7 +67,11 @@ class WordEncoder:
         self._backend = backend
         self._dtype = dtype
         # These are found before the rule splits anything.
-        added = [token.content for token in backend.get_added_tokens_decoder().values()]
+        added = [
+            token.content
+            for token in backend.get_added_tokens_decoder().values()
+            if not (token.special and backend.encode_special_tokens)
+        ]
         self._added = re.compile("|".join(map(re.escape, added)) or r"(?!)")
         self._forget()
 

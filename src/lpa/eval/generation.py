@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
+from lpa.eval.texts import leading_token
 from lpa.train.loading import load_with_tokenizer
 
 
@@ -21,7 +23,8 @@ def generate_text(
 
     Args:
         model_path: a run directory or a Hugging Face directory.
-        prompt: what to continue; empty: begin a document.
+        prompt: what to continue; empty: begin a document. Special tokens that it spells are those tokens,
+            as in a chat template, and where the tokenizer puts a token before a text, so it does here.
         max_new_tokens: the most tokens to add; fewer where the model ends its text.
         temperature: 0 takes the likeliest token each time.
         top_p: sample from the likeliest tokens that hold this much probability together.
@@ -42,7 +45,10 @@ def generate_text(
         if not good:
             raise UserError(f"{name}: got {value}; expected {accepted}")
     model, tokenizer = load_with_tokenizer(model_path, device)
-    ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
+    ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
+    lead = leading_token(tokenizer)
+    if lead is not None and ids[:1] != [lead]:
+        ids = [lead, *ids]
     # A document begins after the end of the one before.
     ids = ids or [tokenizer.eos_token_id]
     positions = model.config.max_position_embeddings

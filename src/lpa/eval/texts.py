@@ -10,6 +10,7 @@ from lpa.data.dataset import split_tokens
 from lpa.data.manifest import FILE_NAME, SPLITS, Manifest
 from lpa.data.readers import read_documents
 from lpa.data.sources import Source
+from lpa.data.text_encoder import TextEncoder
 from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
 
@@ -85,12 +86,12 @@ def _ends(tokens: np.ndarray, eos_token_id: int) -> np.ndarray:
 
 
 def _read(place: str | Path, tokenizer: Any) -> TokenizedText:
+    encoder = TextEncoder.of(tokenizer)
     parts: list[np.ndarray] = []
     sizes: list[int] = []
     words = 0
     for document in read_documents([Source.parse(place)]):
-        encoding = tokenizer.backend_tokenizer.encode(document, add_special_tokens=False)
-        parts.append(np.array([*encoding.ids, tokenizer.eos_token_id], dtype=np.int64))
+        parts.append(np.array([*encoder.encode(document), tokenizer.eos_token_id], dtype=np.int64))
         sizes.append(len(document.encode()))
         words += len(document.split())
     if not parts:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lpa.data.manifest import TOKENIZER_DIRECTORY
+from lpa.data.text_encoder import TextEncoder
 from lpa.data.tokenizer import load_tokenizer
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.config import RunConfig
@@ -29,7 +30,7 @@ def sample_text(
     """
     prompt, positions = config.train.sample_prompt, config.data.context
     tokenizer: Any = load_tokenizer(config.data.path / TOKENIZER_DIRECTORY)
-    ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
+    ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
     # A document begins after the end of the one before; one token at least must fit behind.
     ids = ids[: positions - 1] or [tokenizer.eos_token_id]
     inputs = torch.tensor([ids], device=next(model.parameters()).device)

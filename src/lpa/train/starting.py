@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
+from lpa.data.tokenizer import load_vocabulary
 from lpa.errors import UserError
 from lpa.files import write_text
 from lpa.lowrank import LowRankLinear
 from lpa.model.checkpointing import compile_layers, set_activation_checkpointing
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.loading import open_config
-from lpa.model.loading_checks import refusals
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.weights import Weights, open_weights
 from lpa.records import read_json
@@ -124,27 +124,21 @@ def model_config(config: RunConfig, manifest: Manifest, start: Start | None) -> 
 def check_same_tokens(field: str, directory: Path, data: Path) -> None:
     """Refuse data whose tokens mean something else to a model.
 
-    Compared are the tokens and their numbers, where the model's directory has a `tokenizer.json`.
+    Compared are the tokens and their numbers, where the model's directory has a tokenizer.
 
     Raises:
         UserError: naming the field by which the directory was given.
     """
-    theirs = directory / "tokenizer.json"
-    ours = data / TOKENIZER_DIRECTORY / theirs.name
-    if not theirs.is_file() or not ours.is_file():
-        return
-    if _vocabulary(field, theirs) != _vocabulary("data.path", ours):
+    try:
+        theirs = load_vocabulary(directory)
+    except UserError as error:
+        raise UserError(f"{field} {directory}: {error}") from error
+    ours = load_vocabulary(data / TOKENIZER_DIRECTORY)
+    if theirs is not None and ours is not None and theirs != ours:
         raise UserError(
             f"{field} {directory}: its tokenizer is not that of the data; prepare the data with it: "
             f"lpa prepare --tokenizer {directory}"
         )
-
-
-def _vocabulary(field: str, path: Path) -> dict[str, int]:
-    from tokenizers import Tokenizer
-
-    with refusals(f"{field} {path}"):
-        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
 
 
 def build_model(

@@ -4,13 +4,15 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from lpa.data.text_encoder import TextEncoder
 from lpa.errors import LPAWarning
 from lpa.eval.glue.reading import Examples
 from lpa.eval.texts import leading_token
 
 
 def padding_token(tokenizer: Any) -> None:
-    """See to it that a tokenizer can pad; padding is never attended to, so the end of text does."""
+    """See to it that a tokenizer can pad, at the end; padding is never attended to, so any token does."""
+    tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
         warnings.warn(
@@ -29,7 +31,8 @@ class PairEncoder:
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
-        self._tokenizer = tokenizer
+        self._encoder = TextEncoder.of(tokenizer)
+        self._end = tokenizer.eos_token_id
         self._max_length = max_length
         bos = leading_token(tokenizer)
         self._lead = [] if bos is None else [bos]
@@ -43,10 +46,7 @@ class PairEncoder:
         ]
 
     def _ids(self, texts: Sequence[str]) -> list[int]:
-        parts = [
-            self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-            for text in texts
-        ]
+        parts = self._encoder.encode_batch(texts)
         room = self._max_length - len(self._lead) - (len(parts) - 1)
         if sum(map(len, parts)) > room:
             self.shortened += 1
@@ -55,5 +55,5 @@ class PairEncoder:
             longest.pop()
         ids = list(self._lead)
         for number, part in enumerate(parts):
-            ids += [self._tokenizer.eos_token_id] * (number > 0) + part
-        return ids or [self._tokenizer.eos_token_id]
+            ids += [self._end] * (number > 0) + part
+        return ids or [self._end]

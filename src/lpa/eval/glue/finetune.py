@@ -86,10 +86,10 @@ def fine_tune(
         set_seed,
     )
 
-    from lpa.data.tokenizer import load_tokenizer
+    from lpa.data.tokenizer import load_model_tokenizer
 
     config = _config(directory, task)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_model_tokenizer(directory, config)
     padding_token(tokenizer)
     config.pad_token_id = tokenizer.pad_token_id
     set_seed(seed)
