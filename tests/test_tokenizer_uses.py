@@ -1,9 +1,22 @@
 """Tokenizers are opened in one place, and documents encoded by one class, so that no setting slips in."""
 
 import ast
+import json
+import shutil
+from functools import cache
 from pathlib import Path
 
+import pytest
+
 import lpa
+from lpa.convert.calibration import calibration_windows
+from lpa.data import prepare, split_tokens
+from lpa.eval.generation import generate_text
+from lpa.eval.glue.encoding import PairEncoder
+from lpa.eval.glue.reading import Examples
+from lpa.eval.texts import load_text
+from lpa.train.loading import load_with_tokenizer
+from lpa.train.sampling import sample_text
 
 SOURCE = Path(lpa.__file__).parent
 # Where tokenizers are opened or made, and where they encode.
@@ -11,15 +24,18 @@ OPENS = {"data/tokenizer.py", "data/sentencepiece.py"}
 ENCODES = {"data/text_encoder.py", "data/words.py", "data/sentencepiece.py"}
 
 
+@cache
 def uses():
-    """Each attribute or name of a file that has to do with tokenizers, as (file, name)."""
-    for path in sorted(SOURCE.rglob("*.py")):
+    """What each file names and calls, as (file, name)."""
+    found = set()
+    for path in SOURCE.rglob("*.py"):
         file = path.relative_to(SOURCE).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Name | ast.Attribute):
-                yield file, ast.unparse(node)
+                found.add((file, ast.unparse(node)))
             elif isinstance(node, ast.Call):
-                yield file, f"{ast.unparse(node.func)}()"
+                found.add((file, f"{ast.unparse(node.func)}()"))
+    return found
 
 
 def files_that_use(*endings):
@@ -35,13 +51,12 @@ def test_tokenizers_are_opened_in_one_place():
 
 
 def test_documents_are_encoded_in_one_place():
-    raw = ("backend.encode()", "backend_tokenizer.encode()", "encode_batch_fast()", "_batch()")
-    raw = (*raw, "tokenizer.encode()", "tokenizer.encode_batch()")
-    assert files_that_use(*raw) - {"data/units.py", "data/pieces.py", "eval/glue/encoding.py"} == (
-        ENCODES
-    )
-    # It tells what a tokenizer puts before a text.
-    assert files_that_use("tokenizer()", "tokenizers()") == {"eval/texts.py"}
+    encode = ("backend.encode()", "backend_tokenizer.encode()", "tokenizer.encode()")
+    batch = ("backend.encode_batch()", "tokenizer.encode_batch()", "encode_batch_fast()")
+    assert files_that_use(*encode, *batch) == ENCODES
+    # It finds out what a tokenizer puts before a text.
+    called = {file for file, name in uses() if name in ("tokenizer()", "self._tokenizer()")}
+    assert called == {"eval/texts.py"}
 
 
 def test_no_code_of_others_is_run_to_open_a_tokenizer():
@@ -55,3 +70,98 @@ def test_no_code_of_others_is_run_to_open_a_tokenizer():
     for call in calls:
         options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert options["trust_remote_code"] == "False"
+
+
+END = "<|endoftext|>"
+TEXT = f"My fellow citizens, the state of our union is strong.{END} And so it stays for long."
+
+CARRIED = {
+    "truncation": {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        "strategy": {"Fixed": 60},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": END,
+    },
+}
+
+
+def with_carried(directory, field):
+    """Let the `tokenizer.json` of a directory truncate, pad or drop out."""
+    path = directory / "tokenizer.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if field == "dropout":
+        state["model"]["dropout"] = 0.9
+    else:
+        state[field] = CARRIED[field]
+    path.write_text(json.dumps(state), encoding="utf-8")
+
+
+def prepared_tokens(model, text, folder):
+    for place in (model, model / "tokenizer.json"):
+        prepare([text], folder / "data", tokenizer=place, validation_fraction=0, overwrite=True)
+        yield split_tokens(folder / "data", "train").tolist()
+
+
+def sampled(model, prepared, folder):
+    """What `train.sample_every` writes, with the tokenizer in the data."""
+    from small_runs import small_config
+
+    data = shutil.copytree(prepared, folder / "data")
+    shutil.copytree(model, data / "tokenizer", dirs_exist_ok=True)
+    config = small_config(data, steps=1, sample_every=1, sample_prompt=TEXT, sample_tokens=3)
+    return sample_text(load_with_tokenizer(model, "cpu")[0], config, folder, 1, write=False)
+
+
+USES = {
+    "eval": lambda model, text, **_: load_text(
+        text, None, load_with_tokenizer(model, "cpu")[1]
+    ).tokens.tolist(),
+    "glue": lambda model, **_: PairEncoder(load_with_tokenizer(model, "cpu")[1], 100).encode(
+        Examples([(TEXT, "Two."), ("One.",)], [0, 1])
+    ),
+    "convert": lambda model, text, **_: calibration_windows(
+        text, load_with_tokenizer(model, "cpu")[1], tokens=40, context=10
+    ).tolist(),
+    "prepare": lambda model, text, folder, **_: list(prepared_tokens(model, text, folder)),
+    "generate": lambda model, **_: generate_text(
+        model, "My fellow", temperature=0, max_new_tokens=5, device="cpu"
+    ),
+    "harness": lambda model, **_: load_with_tokenizer(model, "cpu")[1].encode(TEXT),
+    "sample": lambda model, folder, prepared, **_: sampled(model, prepared, folder),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_a_tokenizer_carries_changes_nothing(run, prepared, tmp_path, use):
+    found = {}
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    for field in (None, *CARRIED, "dropout"):
+        folder = tmp_path / str(field)
+        model = shutil.copytree(run / "final", folder / "model")
+        if field is not None:
+            with_carried(model, field)
+        found[field] = USES[use](model=model, text=text, folder=folder, prepared=prepared)
+    for field in CARRIED | {"dropout": 0.9}:
+        assert found[field] == found[None], field
+
+
+@pytest.mark.parametrize("use", ["eval", "glue", "convert", "prepare"])
+def test_a_special_token_that_a_text_spells_stays_text(run, prepared, tmp_path, use):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    found = USES[use](model=run / "final", text=text, folder=tmp_path, prepared=prepared)
+    end = load_with_tokenizer(run, "cpu")[1].eos_token_id
+    # One after the document, one between the two texts of a pair; of the windows the first holds none.
+    assert (
+        str(found).count(f" {end},") + str(found).count(f" {end}]")
+        == {
+            "eval": 1,
+            "glue": 1,
+            "convert": 0,
+            "prepare": 2,
+        }[use]
+    )

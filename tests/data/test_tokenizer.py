@@ -1,10 +1,19 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
+from tokenizer_kinds import tokenizer_kind
+from tokenizers import Tokenizer
 
+from lpa.convert.factorize import load_dense
 from lpa.data import load_tokenizer
-from lpa.data.tokenizer import plain_tokenizer, tokenizer_hash
+from lpa.data.tokenizer import load_vocabulary, plain_tokenizer, tokenizer_hash
+from lpa.errors import UserError
+from lpa.train.loading import load_with_tokenizer
+from lpa.train.starting import check_same_tokens
 
 
 @pytest.fixture
@@ -40,3 +49,144 @@ def test_other_files_may_say_more(directory):
     (directory / "chat_template.jinja").write_text("{{ messages }}")
     assert plain_tokenizer(directory) is None
     assert plain_tokenizer(directory / "gone") is None
+
+
+def damaged():
+    """Contents of `tokenizer.json` that are none: by name."""
+    whole = tokenizer_kind("gpt2").to_str()
+    fields = json.loads(whole)
+
+    def without(field):
+        return json.dumps({name: value for name, value in fields.items() if name != field})
+
+    def changed(**model):
+        return json.dumps(fields | {"model": fields["model"] | model})
+
+    return {
+        "empty": b"",
+        "white space": b" \n",
+        "null": b"null",
+        "a list": b"[]",
+        "an empty object": b"{}",
+        "text": b'"x"',
+        "cut": whole[:5000].encode(),
+        "not UTF-8": whole.encode("utf-16"),
+        "zeros": bytes(5000),
+        "no model": without("model").encode(),
+        "no version it knows": json.dumps(fields | {"version": "9.9"}).encode(),
+        "another splitter": json.dumps(fields | {"pre_tokenizer": {"type": "Mine"}}).encode(),
+        "no vocabulary": changed(vocab={}).encode(),
+        "a token twice": changed(merges=[["q", "no such"]]).encode(),
+        "an id that is none": changed(vocab={"a": -1}, merges=[]).encode(),
+        "a dropout that is none": changed(dropout=7).encode(),
+    }
+
+
+@pytest.mark.parametrize("name", damaged())
+@pytest.mark.parametrize("alone", [False, True], ids=["directory", "file"])
+def test_a_damaged_tokenizer_is_one_line(directory, name, alone):
+    file = directory / "tokenizer.json"
+    file.write_bytes(damaged()[name])
+    place = file if alone else directory
+    with pytest.raises(UserError) as error:
+        load_tokenizer(place)
+    message = str(error.value)
+    assert message.startswith(f"tokenizer {place}: cannot be loaded (")
+    assert "\n" not in message
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_vocabulary(directory)
+    data = directory.parent / "data"
+    shutil.copytree(directory, data / "tokenizer")
+    with pytest.raises(UserError, match=r"distill\.teacher .*cannot be loaded"):
+        check_same_tokens("distill.teacher", directory, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eos_token": None}, "has no end-of-text token"),
+        ({"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": [None, "m.T"]}}, "code"),
+        ({"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": ["m.T", None]}}, "code"),
+        ({"auto_map": 3}, "cannot be loaded"),
+        ({"eos_token": 3}, "cannot be loaded"),
+    ],
+)
+def test_settings_that_cannot_serve_are_one_line(directory, change, message):
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message) as error:
+        load_tokenizer(directory)
+    assert "\n" not in str(error.value)
+    assert "trust_remote_code" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "t5"])
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path, kind):
+    """transformers would make an empty one up."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UserError, match=r"the directory has no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    assert load_vocabulary(tmp_path) is None
+
+
+def test_code_that_comes_with_a_tokenizer_is_never_run(directory, tmp_path):
+    ran = tmp_path / "ran"
+    (directory / "m.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass T: pass\n")
+    path = directory / "tokenizer_config.json"
+    fields = {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["m.T", "m.T"]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    (tmp_path / "a.txt").write_text("some text\n")
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "lpa", "prepare", tmp_path / "a.txt"),
+            *("--tokenizer", directory, "--out", tmp_path / "data"),
+        ],
+        input="yes\n" * 20,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert "it needs Python code that comes with it, which is never run" in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert "[y/N]" not in finished.stdout + finished.stderr
+    assert not ran.exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_vocabulary_without_a_tokenizer_json_is_compared_too(directory, tmp_path):
+    """A model's directory may hold its tokenizer as vocab.json and merges.txt."""
+    data = tmp_path / "data"
+    shutil.copytree(directory, data / "tokenizer")
+    check_same_tokens("distill.teacher", directory, data)
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (teacher / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<|endoftext|>": 2}))
+    (teacher / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match="its tokenizer is not that of the data"):
+        check_same_tokens("distill.teacher", teacher, data)
+
+
+@pytest.mark.parametrize("load", [lambda path: load_with_tokenizer(path, "cpu"), load_dense])
+def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(run, tmp_path, load):
+    model = shutil.copytree(run / "final", tmp_path / "model")
+    load(model)
+    path = model / "tokenizer.json"
+    backend = Tokenizer.from_file(str(path))
+    backend.add_tokens(["<one more>"])
+    backend.save(str(path))
+    with pytest.raises(
+        UserError,
+        match=r"its tokenizer has tokens up to id 300; expected at most 299, as the model has",
+    ):
+        load(model)
+
+
+def test_what_transformers_does_not_run_by_the_library_is_refused(tmp_path):
+    """CANINE's tokenizer is Python."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "canine"}))
+    (tmp_path / "vocab.txt").write_text("a\n")
+    with pytest.raises(UserError, match="which the tokenizers library does not run"):
+        load_tokenizer(tmp_path)
