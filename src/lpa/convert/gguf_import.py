@@ -45,10 +45,9 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     directory = path.parent.resolve()
     if (directory / ADAPTER).is_file():
         raise UserError(f"model {path}: beside it, {ADAPTER_REFUSED}")
-    source = {
+    source: dict[str, Any] = {
         "pretrained_model_name_or_path": directory,
         "gguf_file": path.name,
-        "trust_remote_code": False,
         "local_files_only": True,
     }
     # The reader fails in numpy's words on a file that ends early, transformers in its own on what it does
@@ -63,7 +62,11 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         _check_sizes(reader)
         tokenizer: Any = from_pretrained(**source)
         model, found = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            **source,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
         check_whole(model, found, UserError)
     if splitting in _SPLITS_DIGITS:
