@@ -22,7 +22,7 @@ from lpa.train.config import (
     RunConfig,
     TrainConfig,
 )
-from lpa.train.metrics import read_metrics
+from lpa.train.metrics_file import read_metrics
 from lpa.train.trainer import Trainer
 
 ARITHMETIC = ("forward_backward_seconds", "optimizer_seconds")

@@ -1,7 +1,9 @@
+import errno
+import os
+
 import pytest
 
-from lpa.errors import UserError
-from lpa.files import new_directory, write_text
+from lpa.files import write_json, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -12,44 +14,15 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
-def test_a_directory_appears_once_it_is_complete(tmp_path):
-    out = tmp_path / "out"
-    with new_directory(out) as directory:
-        (directory / "a").write_text("a")
-        assert not out.exists()
-    assert [p.name for p in out.iterdir()] == ["a"]
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
 
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-def write_and_fail(out):
-    with new_directory(out, overwrite=True) as directory:
-        (directory / "b").write_text("b")
-        raise RuntimeError
-
-
-def test_a_failure_leaves_what_was_there(tmp_path):
-    out = tmp_path / "out"
-    with new_directory(out) as directory:
-        (directory / "a").write_text("a")
-    with pytest.raises(RuntimeError):
-        write_and_fail(out)
-    assert [p.name for p in out.iterdir()] == ["a"]
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_what_exists_is_replaced_only_when_asked(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    with new_directory(out) as directory:  # an empty one holds nothing to lose
-        (directory / "a").write_text("a")
-    with pytest.raises(UserError, match="already exists"), new_directory(out):
-        pass
-    with new_directory(out, overwrite=True) as directory:
-        (directory / "b").write_text("b")
-    assert [p.name for p in out.iterdir()] == ["b"]
-
-
-def test_a_file_in_the_way_is_refused(tmp_path):
-    (tmp_path / "out").write_text("file")
-    with pytest.raises(UserError, match="is a file"), new_directory(tmp_path / "out"):
-        pass
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"a": 2})
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]

@@ -1,13 +1,9 @@
-"""Files and directories that appear whole or not at all."""
+"""Files that appear whole or not at all."""
 
+import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from lpa.errors import UserError
+from typing import Any
 
 
 def fsync_directory(path: Path) -> None:
@@ -23,69 +19,18 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_directory(path.parent)
 
 
-def check_output(path: Path, *, overwrite: bool = False, marker: str | None = None) -> None:
-    """Refuse an output directory that holds anything, unless it may be replaced.
-
-    Args:
-        path: the directory.
-        overwrite: replace what it holds.
-        marker: the file by which a directory is known as one that this command wrote; only such
-            a one is replaced.
-
-    Raises:
-        UserError: `path` is a file, or a directory with something in it that may not be replaced.
-    """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--out {path}: is a file; expected a new directory")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f"--out {path}: already exists; choose a new directory or pass --overwrite")
-    if marker is not None and not (path / marker).exists():
-        raise UserError(
-            f"--overwrite: {path} was not written by this command (no {marker}); choose another directory"
-        )
-
-
-@contextmanager
-def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Build a directory under a temporary name and rename it to `path` once it is complete.
-
-    Yields the temporary directory. If the body raises, it is removed and `path` is as before. An
-    existing `path` is replaced only with `overwrite`, and only after the new one is complete.
-
-    Raises:
-        UserError: as `check_output`.
-    """
-    check_output(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o777 & ~_umask())
-    try:
-        yield temporary
-        if path.exists():
-            old = temporary.with_suffix(".old")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
-        fsync_directory(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_json(path: Path, value: Any) -> None:
+    """The same for a JSON value, over several lines."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

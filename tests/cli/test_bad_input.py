@@ -185,7 +185,11 @@ def test_a_run_directory_that_exists(refused, run, train, tmp_path):
 def test_overwrite_spares_what_is_no_run(refused, train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("mine")
-    refused(*train, "--overwrite", naming=["--overwrite: run", "no config.yaml"])
+    refused(
+        *train,
+        "--overwrite",
+        naming=["--overwrite: run is not a training run", "no .lpa-output.json"],
+    )
 
 
 def test_going_on_without_a_checkpoint(refused, train, run, tmp_path):

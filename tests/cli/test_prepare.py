@@ -104,7 +104,7 @@ def test_a_source_is_never_overwritten(lpa, tmp_path):
             cwd=tmp_path,
         )
         assert finished.code == 2, finished.stderr
-        assert "--out corpus" in finished.stderr or "output directories" in finished.stderr
+        assert "--overwrite: corpus is not a prepared data directory" in finished.stderr
         assert (tmp_path / "corpus" / "a.jsonl").read_bytes() == JSON_LINES
 
 

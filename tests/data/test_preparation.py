@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lpa.data import Manifest, load_tokenizer, prepare, split_tokens
 from lpa.data import preparation as preparation_module
 from lpa.errors import LPAWarning, UserError
+from lpa.locks import hold_directory
 
 
 @pytest.fixture
@@ -139,8 +140,14 @@ def test_what_exists_stays_unless_it_may_be_replaced(tmp_path, lines):
     with pytest.raises(UserError, match="already exists"):
         prepare([lines], out, vocab_size=300)
     assert (out / "precious").read_text() == "mine"
-    prepare([lines], out, vocab_size=300, overwrite=True)
-    assert not (out / "precious").exists()
+    with pytest.raises(UserError, match="is not a prepared data directory"):
+        prepare([lines], out, vocab_size=300, overwrite=True)
+    assert (out / "precious").read_text() == "mine"
+    (out / "precious").unlink()
+    prepare([lines], out, vocab_size=300)
+    shard = (out / "train-00000.npy").read_bytes()
+    prepare([lines], out, vocab_size=280, overwrite=True)
+    assert (out / "train-00000.npy").read_bytes() != shard
 
 
 @pytest.mark.parametrize(
@@ -297,13 +304,13 @@ def test_finished_units_are_not_encoded_again(tmp_path, large, monkeypatch):
 
 
 def test_two_processes_do_not_prepare_one_directory(tmp_path, lines):
-    import fcntl
-
-    (tmp_path / ".out.partial").mkdir()
-    with open(tmp_path / ".out.partial" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is preparing it"):
-            prepare([lines], tmp_path / "out", vocab_size=300)
+    with (
+        hold_directory(tmp_path / ".out.partial"),
+        pytest.raises(
+            UserError, match=rf"--out {tmp_path}/out: is in use by process {os.getpid()}"
+        ),
+    ):
+        prepare([lines], tmp_path / "out", vocab_size=300)
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path, lines, monkeypatch):

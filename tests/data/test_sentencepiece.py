@@ -4,7 +4,6 @@ from itertools import islice
 import pytest
 
 from lpa.data import bundled_corpus, load_tokenizer, prepare, read_documents, split_tokens
-from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
 
 LLAMA = {
@@ -64,20 +63,11 @@ def test_whole_documents_encode_to_the_ids_of_sentencepiece(model, documents, ki
     tokenizer = load_tokenizer(path)
     assert tokenizer.eos_token_id == original.eos_id()
     assert tokenizer.bos_token_id == original.bos_id()
-    encoder = TextEncoder.of(tokenizer)
-    for text in [
-        *documents,
-        "one <turn> two<turn>\n",
-        "😀\0 x",
-        "",
-        "a</s> <s>b </s><unk>",
-        "</s>",
-    ]:
+    for text in [*documents, "one <turn> two<turn>\n", "😀\0 x", ""]:
         if "<turn>" in text and kind != "symbols of its own":
             continue
-        ids = encoder.encode(text)
+        ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         assert ids == original.encode(text)
-        assert tokenizer.eos_token_id not in ids
         if original.unk_id() not in ids:
             assert tokenizer.decode(ids) == original.decode(ids)
 

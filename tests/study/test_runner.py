@@ -14,7 +14,7 @@ from lpa.study.runner import TEST_FILE, Slot, plan_jobs, run_jobs, share_machine
 from lpa.study.work import finish
 from lpa.train import checkpoint_store as store
 from lpa.train.config import RunConfig
-from lpa.train.metrics import read_metrics
+from lpa.train.metrics_file import read_metrics
 from lpa.train.result import RESULT_FILE
 from lpa.train.run import CONFIG_FILE, train
 

@@ -166,7 +166,7 @@ def test_a_full_disk_is_told_and_spares_the_last_checkpoint(prepared, small_disk
     with pytest.raises(UserError) as error:
         save()
     assert "No space left on device" in str(error.value)
-    assert "the last complete one is" in str(error.value)
+    assert "the last complete checkpoint is" in str(error.value)
     assert "step-00000001" in str(error.value)
     assert "\n" not in str(error.value)
     fresh = started(prepared, out)

@@ -14,7 +14,7 @@ from lpa.errors import UserError
 from lpa.train import distill
 from lpa.train.config import DistillConfig
 from lpa.train.dry_run import plan_run
-from lpa.train.metrics import read_metrics
+from lpa.train.metrics_file import read_metrics
 from lpa.train.run import train
 
 SIZES = {

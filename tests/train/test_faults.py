@@ -19,7 +19,7 @@ from runs import (
 )
 
 from lpa.train import checkpoint_store as store
-from lpa.train.metrics import read_metrics
+from lpa.train.metrics_file import read_metrics
 
 STEPS = 40
 

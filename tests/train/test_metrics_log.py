@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lpa.errors import UserError
 from lpa.train.loggers import LOGGERS, check_loggers
-from lpa.train.metrics import MetricsLog, read_metrics
+from lpa.train.metrics import MetricsLog
+from lpa.train.metrics_file import read_metrics
 
 # Logs steps FIRST … LAST of a run that goes on from FIRST - 1, in a process of its own as training is.
 LOG = """

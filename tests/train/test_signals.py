@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 from lpa.train.distributed import World
-from lpa.train.metrics import read_metrics
+from lpa.train.metrics_file import read_metrics
 from lpa.train.result import RunResult
 from lpa.train.signals import StopRequests
 

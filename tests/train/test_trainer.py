@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from lpa.train.checkpoint_store import checkpoints
 from lpa.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from lpa.train.metrics import read_metrics
+from lpa.train.metrics_file import read_metrics
 from lpa.train.trainer import Trainer
 
 STEPS = 60
@@ -65,7 +65,7 @@ def test_stopping_halfway_and_going_on_changes_no_bit(straight, options, lpa, tm
     # Between two records, so that their means must be carried over too.
     first = lpa(*options, "--out", out, "--train.stop_at", 33)
     assert first.code == 0, first.stderr
-    assert "stopped at step 33; --resume goes on" in first.stdout
+    assert "stopped at step 33; --resume continues" in first.stdout
     assert not (out / "final").exists()
     second = lpa(*options, "--out", out, "--resume")
     assert second.code == 0, second.stderr

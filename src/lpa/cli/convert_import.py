@@ -38,17 +38,17 @@ def main(rest: list[str]) -> None:
 
     from lpa import console
     from lpa.convert.published import import_published
-    from lpa.files import check_output, new_directory
+    from lpa.outputs import MODEL, check_output, new_directory
 
     console.hide_other_progress()
-    check_output(arguments.out, overwrite=arguments.overwrite)
+    check_output(arguments.out, MODEL, overwrite=arguments.overwrite)
     model = import_published(
         arguments.checkpoint,
         arguments.setting,
         num_attention_heads=arguments.num_attention_heads,
         context=arguments.context,
     )
-    with new_directory(arguments.out, overwrite=arguments.overwrite) as directory:
+    with new_directory(arguments.out, MODEL, overwrite=arguments.overwrite) as directory:
         model.save_pretrained(directory)
     figures = {"parameters": model.num_parameters(), "placement": model.config.placement}
     if arguments.json:

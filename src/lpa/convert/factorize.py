@@ -24,7 +24,6 @@ from lpa.convert.calibration import (
 from lpa.convert.merge import TOKENIZER_FILES
 from lpa.convert.spread import Budget, budget_ranks
 from lpa.errors import LPAWarning, UserError
-from lpa.files import check_output, new_directory
 from lpa.lowrank import best_factors, squared_error, updated_up, whitened_factors
 from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS, LPAConfig
 from lpa.model.loading import load_model, model_directory, open_config
@@ -38,6 +37,7 @@ from lpa.model.surgery import (
     record_pairs,
     resolve_ranks,
 )
+from lpa.outputs import MODEL, check_output, new_directory
 
 CUTS = ("svd", "whitened", "updated")
 
@@ -312,7 +312,7 @@ def factorize_directory(
     Raises:
         UserError: bad input of any kind; nothing is written then.
     """
-    check_output(out, overwrite=overwrite)
+    check_output(out, MODEL, overwrite=overwrite)
     cut = request.cut or ("svd" if request.calibrate is None else "whitened")
     check_cut(cut, request.calibrate is not None)
     chosen = [request.rank, request.keep, request.ranks, request.budget]
@@ -335,7 +335,7 @@ def factorize_directory(
     else:
         ranks = resolve_ranks(found, rank=request.rank, ranks=request.ranks, keep=request.keep)
     result, figures = factorize(model, ranks, cut, windows, report=report)
-    with new_directory(out, overwrite=overwrite) as directory:
+    with new_directory(out, MODEL, overwrite=overwrite) as directory:
         result.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         if source.is_dir():

@@ -35,6 +35,8 @@ def export_gguf(
         raise UserError("gguf: the package is not installed; pip install 'lpa[gguf]'") from error
     if out.exists() and not overwrite:
         raise UserError(f"--out {out}: already exists; choose a new file or pass --overwrite")
+    if out.exists() and not _is_gguf(out):
+        raise UserError(f"--overwrite: {out} is no GGUF file; choose another file")
     if dtype not in ("float16", "float32"):
         raise UserError(f"--dtype: got {dtype!r}; expected float16 or float32")
     if (directory / "final").is_dir():
@@ -64,6 +66,13 @@ def export_gguf(
         temporary.unlink(missing_ok=True)
     fsync_directory(out.parent)
     return out.stat().st_size
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _check_is_llama(directory: Path) -> None:

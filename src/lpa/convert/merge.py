@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.errors import UserError
-from lpa.files import check_output, new_directory
 from lpa.lowrank import LowRankLinear
 from lpa.model.loading import load_model
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.outputs import MODEL, check_output, new_directory
 
 # What a Hugging Face directory holds beside the weights and their configuration.
 TOKENIZER_FILES = (
@@ -98,7 +98,7 @@ def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> M
     Raises:
         UserError: `out` holds something, or the model is not one that merges.
     """
-    check_output(out, overwrite=overwrite)
+    check_output(out, MODEL, overwrite=overwrite)
     model = load_model(directory)
     if not isinstance(model, LPAForCausalLM):
         raise UserError(
@@ -106,7 +106,7 @@ def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> M
             "merge"
         )
     merged = merge_to_llama(model)
-    with new_directory(out, overwrite=overwrite) as temporary:
+    with new_directory(out, MODEL, overwrite=overwrite) as temporary:
         merged.save_pretrained(temporary)
         for name in TOKENIZER_FILES:
             if (directory / name).is_file():

@@ -44,8 +44,21 @@ from lpa.data.units import (
     units,
 )
 from lpa.errors import LPAWarning, UserError
-from lpa.files import check_output, fsync_directory, write_text
+from lpa.files import write_text
+from lpa.locks import hold_directory
+from lpa.outputs import (
+    Marker,
+    apply_umask,
+    check_output,
+    content_of,
+    files_of,
+    replace_directory,
+    resolve_output,
+    staging_directory,
+)
 
+# What the marker of an output directory calls it.
+KIND = "a prepared data directory"
 SHARD_TOKENS = 2**27
 SAMPLE_CHARACTERS = 2**28
 _ALONE_BYTES = 2**22  # below this, starting processes takes longer than the work
@@ -100,7 +113,7 @@ def prepare(
         raise UserError("SOURCE: got no file; expected at least one")
     if workers is not None and workers < 1:
         raise UserError(f"workers: got {workers}; expected at least 1")
-    check_output(out, overwrite=overwrite)
+    check_output(out, KIND, overwrite=overwrite)
     defaults = {"boundary": boundary, "column": column, "errors": errors}
 
     def listed(
@@ -135,7 +148,9 @@ def prepare(
             )
             finished, left_out = _encode(partial, job, found, encoding, report)
         report("writing shards", 0, 0)
-        return _finish(partial, out, job, encoder, encoding, finished, left_out)
+        return _finish(
+            partial, out, job, encoder, encoding, finished, left_out, overwrite=overwrite
+        )
 
 
 def _cores() -> int:
@@ -162,47 +177,36 @@ def _partial_directory(
     It goes when the work is complete or the input is bad; it stays when the process is stopped, or has
     finished units before it meets bad input. Of another job only units are kept: each says what it is of.
     """
-    import fcntl
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial"
-    partial.mkdir(exist_ok=True)
+    partial = staging_directory(resolve_output(out), "partial")
     request = {
         "job": job.describe(paths=True),
         "vocab_size": vocab_size,
         "tokenizer": None if tokenizer is None else str(tokenizer),
     }
-    lock = open(partial / "lock", "w")  # noqa: SIM115, held until the work is done
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise UserError(f"--out {out}: another process is preparing it") from error
-    plan = partial / "plan.json"
-    text = json.dumps(request, indent=2)
-    if not plan.is_file() or plan.read_bytes() != text.encode():
-        for path in partial.iterdir():
-            if path.name not in ("lock", "units"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (partial / "units").mkdir(exist_ok=True)
-        write_text(plan, text)
-    try:
-        yield partial
-        shutil.rmtree(partial)
-    except _UnfinishedError:
-        raise
-    except UserError:
-        shutil.rmtree(partial)
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"--out {out}: no space left; what is finished is kept in {partial}, so free some "
-                "space and give the same command again"
-            ) from error
-        raise
-    finally:
-        lock.close()
+    with hold_directory(partial, output=out):
+        plan = partial / "plan.json"
+        text = json.dumps(request, indent=2)
+        if not plan.is_file() or plan.read_bytes() != text.encode():
+            for path in content_of(partial):
+                if path.name != "units":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            (partial / "units").mkdir(exist_ok=True)
+            write_text(plan, text)
+        try:
+            yield partial
+            shutil.rmtree(partial)
+        except _UnfinishedError:
+            raise
+        except UserError:
+            shutil.rmtree(partial)
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"--out {out}: no space left; what is finished is kept in {partial}, so free some "
+                    "space and give the same command again"
+                ) from error
+            raise
 
 
 class _UnfinishedError(UserError):
@@ -362,6 +366,8 @@ def _finish(
     encoding: Encoding,
     finished: Finished,
     left_out: AllLeftOut,
+    *,
+    overwrite: bool,
 ) -> Manifest:
     """Put the units together, write the manifest, and move the result to its place."""
     result = partial / "result"
@@ -388,11 +394,10 @@ def _finish(
                 f"a --{split}-fraction of 0"
             )
     manifest.save(result)
-    if out.exists():
-        old = partial / "old"
-        os.replace(out, old)
-    os.replace(result, out)
-    fsync_directory(out.parent)
+    apply_umask(result)
+    Marker(KIND, files_of(result)).save(result)
+    check_output(out, KIND, overwrite=overwrite)  # another process may have been faster
+    replace_directory(result, resolve_output(out))
     return manifest
 
 
@@ -412,16 +417,19 @@ def _assemble(folder: Path, result: Path, split: str, numbers: list[int], dtype:
     for start in range(0, total.tokens, SHARD_TOKENS):
         length = min(SHARD_TOKENS, total.tokens - start)
         path = result / shard_name(split, len(total.shards))
-        shard = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
-        filled = 0
-        while filled < length:
-            if len(rest) == 0:
-                rest = next(tokens)
-            taken = rest[: length - filled]
-            shard[filled : filled + len(taken)] = taken
-            filled, rest = filled + len(taken), rest[len(taken) :]
-        shard.flush()
-        del shard
+        # Written plainly: where the disk is full a memory map ends the process with a signal.
+        with open(path, "wb") as shard:
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (length,)}
+            np.lib.format.write_array_header_1_0(shard, header)
+            filled = 0
+            while filled < length:
+                if len(rest) == 0:
+                    rest = next(tokens)
+                taken = rest[: length - filled]
+                shard.write(taken.data)
+                filled, rest = filled + len(taken), rest[len(taken) :]
+            shard.flush()
+            os.fsync(shard.fileno())
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         total.shards.append(Shard(path.name, length, digest))

@@ -1,7 +1,6 @@
 """The demonstration: the dense Transformer and LPA side by side on the bundled corpus, in minutes."""
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,9 +10,11 @@ from lpa.data.sources import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.generation import generate_text
 from lpa.eval.perplexity import Evaluation
-from lpa.files import check_output, write_text
+from lpa.files import write_text
+from lpa.locks import hold_directory
+from lpa.outputs import Marker, check_output, content_of, remove
 from lpa.study.report import write_report
-from lpa.study.runner import Job, read_test, run_jobs
+from lpa.study.runner import FAILURE_SUFFIX, Job, read_test, run_jobs
 from lpa.train.config import (
     CheckpointConfig,
     DataConfig,
@@ -22,7 +23,7 @@ from lpa.train.config import (
     RunConfig,
     TrainConfig,
 )
-from lpa.train.metrics import read_metrics
+from lpa.train.metrics_file import read_metrics
 from lpa.train.result import RunResult
 
 VOCAB_SIZE = 2048
@@ -110,10 +111,15 @@ def run_demo(
     """
     if steps < 1:
         raise UserError(f"--steps: got {steps}; expected at least 1")
-    check_output(out, overwrite=overwrite, marker=_marker(out))
-    if out.exists():
-        shutil.rmtree(out)
+    check_output(out, _MARKER.kind, overwrite=overwrite)
+    with hold_directory(out):
+        check_output(out, _MARKER.kind, overwrite=overwrite)
+        remove(content_of(out))
+        _MARKER.save(out)
+        return _run_demo(out, steps, seed)
 
+
+def _run_demo(out: Path, steps: int, seed: int) -> DemoResult:
     data = prepare_demo(out)
     jobs = train_side_by_side(out, data, LEARNING_RATES, steps=steps, seed=seed)
 
@@ -150,11 +156,15 @@ def run_demo(
     return DemoResult(figures=figures, samples=samples, report=report)
 
 
-def _marker(out: Path) -> str:
-    """The file that a demonstration is known by."""
-    # An older version wrote no dense.yaml. Its recipe.yaml alone could lie in any directory.
-    old = ("recipe.yaml", "report.html", *PLACEMENTS)
-    return old[0] if all((out / name).exists() for name in old) else "dense.yaml"
+# The directory of a demonstration as its marker tells it.
+_MARKER = Marker(
+    "a demonstration",
+    [
+        *("data/*", ".data.partial/*", "result.json", "report.html", ".*.tmp"),
+        *(f"{name}{ending}" for name in PLACEMENTS for ending in ("/*", ".yaml", ".log")),
+        *(f"{name}{ending}" for name in PLACEMENTS for ending in (".lock", FAILURE_SUFFIX)),
+    ],
+)
 
 
 def prepare_demo(out: Path) -> Path:

@@ -16,7 +16,7 @@ from lpa.study.grid import Variant
 from lpa.study.index import StudyIndex, is_index, read_index
 from lpa.study.runner import FAILURE_SUFFIX, is_finished, read_test
 from lpa.study.statistics import Difference, Summary
-from lpa.train.metrics import read_metrics
+from lpa.train.metrics_file import read_metrics
 from lpa.train.result import RunResult
 
 _PLACEMENT = "model.placement"

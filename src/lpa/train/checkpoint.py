@@ -129,11 +129,8 @@ class Checkpointer:
                 raise
             # Disks fail in the words of whoever wrote: the system, safetensors, torch.
             except (Exception, dcp.CheckpointException) as error:
-                kept = store.resumable(self._run)
-                last = f"the last complete one is {kept[0]}" if kept else "there is none before it"
-                raise UserError(
-                    f"checkpoint: could not be written ({_root_cause(error)}); {last}"
-                ) from error
+                cause, last = _root_cause(error), store.last_complete(self._run)
+                raise UserError(f"checkpoint: could not be written ({cause}); {last}") from error
 
         together(telling)
 

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,12 @@ def resumable(run: Path) -> list[Path]:
     return [path for path in reversed(found) if step_of(path) <= latest]
 
 
+def last_complete(run: Path) -> str:
+    """Which checkpoint there is to resume from, as messages say it."""
+    found = resumable(run)
+    return f"the last complete checkpoint is {found[0]}" if found else "there is no checkpoint"
+
+
 def unfinished(run: Path) -> list[Path]:
     """What saves that did not end left behind, and directories of the right name without an intact seal."""
     return sorted(
@@ -183,6 +190,14 @@ def keep_latest(run: Path, keep: int) -> None:
     """Delete complete checkpoints up to the latest one, all but the last `keep`; nothing else."""
     for path in resumable(run)[keep:]:
         _delete(path)
+
+
+def remove_all(run: Path) -> None:
+    """Delete all complete checkpoints, and the directory if nothing else is in it."""
+    keep_latest(run, 0)
+    (folder(run) / _LATEST).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder(run).rmdir()
 
 
 def _delete(path: Path) -> None:

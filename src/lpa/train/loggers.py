@@ -19,7 +19,7 @@ from lpa.records import read_json
 
 LOGGERS = ("tensorboard", "wandb", "trackio")
 
-_IDS_FILE = "loggers.json"
+IDS_FILE = "loggers.json"
 
 # W&B retries for minutes, or without end, where there is no network: training does not wait that long.
 _CONNECT_SECONDS = 30
@@ -80,7 +80,7 @@ def open_logger(
 
 def _id(run: Path, name: str) -> str:
     """By which a service knows this run again, kept in the run directory."""
-    path = run / _IDS_FILE
+    path = run / IDS_FILE
     ids = read_json(path, dict[str, str]) if path.exists() else {}
     if name not in ids:
         ids[name] = secrets.token_hex(4)

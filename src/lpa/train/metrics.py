@@ -11,7 +11,7 @@ from lpa.files import write_text
 from lpa.model.checkpointing import compile_seconds
 from lpa.train.loggers import check_loggers, open_logger
 from lpa.train.machine import peak_flops, peak_memory_bytes
-from lpa.train.metrics_file import FILE_NAME, read_metrics
+from lpa.train.metrics_file import METRICS_FILE, recover_metrics
 from lpa.train.progress import Progress
 
 
@@ -77,6 +77,7 @@ class MetricsLog:
         run: the run directory.
         step: the step that the run goes on from; later records, left by a process that died after
             its last checkpoint, are dropped, since those steps are now done again.
+        evaluation_due: whether the evaluation of that step is still to be done; its record is dropped too.
         loggers: further places, some of `lpa.train.loggers.LOGGERS`.
         project: what W&B and Trackio file the run under.
         config: what they show as its configuration.
@@ -90,14 +91,17 @@ class MetricsLog:
         run: Path,
         *,
         step: int = 0,
+        evaluation_due: bool = False,
         loggers: Sequence[str] = ("tensorboard",),
         project: str = "lpa",
         config: dict[str, Any] | None = None,
     ) -> None:
         check_loggers(loggers)
-        kept = [record for record in read_metrics(run) if record["step"] <= step]
-        write_text(run / FILE_NAME, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(run / FILE_NAME, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
+        kept = [record for record in recover_metrics(run) if record["step"] <= step]
+        if evaluation_due:
+            kept = [r for r in kept if r["step"] < step or "validation_loss" not in r]
+        write_text(run / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = open(run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
         self._loggers = [
             open_logger(name, run, step=step, records=kept, project=project, config=config or {})
             for name in dict.fromkeys(loggers)

@@ -1,12 +1,14 @@
 """A run from its beginning, or from where it was left."""
 
-import shutil
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lpa.errors import LPAWarning, UserError
-from lpa.files import check_output, write_text
+from lpa.files import write_text
+from lpa.locks import hold_directory
+from lpa.outputs import MODEL, Marker, check_output, content_of, read_marker, remove
 from lpa.train import checkpoint_store as store
 from lpa.train.changes import check_same, read_saved_config, refuse_changes
 from lpa.train.config import RunConfig
@@ -22,11 +24,29 @@ from lpa.train.distributed import (
     missing_ranks,
     together,
 )
+from lpa.train.loggers import IDS_FILE
+from lpa.train.metrics_file import DAMAGED_FILE, METRICS_FILE
 from lpa.train.result import RESULT_FILE, RunResult, RunStopped
-from lpa.train.trainer import Trainer
+from lpa.train.sampling import SAMPLES_FILE
+from lpa.train.starting import START_FILE
+from lpa.train.trainer import BEST, FINAL, Trainer
 
 CONFIG_FILE = "config.yaml"
 _LAUNCH_FILE = ".launch"
+
+# A run directory as its marker tells it: `--overwrite` removes these files, and refuses to with any other.
+_MARKER = Marker(
+    "a training run",
+    [
+        *(CONFIG_FILE, _LAUNCH_FILE, START_FILE, RESULT_FILE, METRICS_FILE, DAMAGED_FILE),
+        *(SAMPLES_FILE, IDS_FILE, "events.out.tfevents.*", "wandb/*", "test.json", ".*.tmp"),
+        *("checkpoints", "checkpoints/latest.json", "checkpoints/step-[0-9]*/*"),
+        *("checkpoints/.step-[0-9]*", "checkpoints/.latest.json.*", f"{FINAL}/*", f"{BEST}/*"),
+        *(f".{FINAL}.*", f".{BEST}.*"),
+    ],
+)
+# What a process that was killed while it wrote a model or a record leaves behind.
+_LEFTOVERS = (f".{FINAL}.*", f".{BEST}.*", ".*.tmp")
 
 
 def train(
@@ -61,11 +81,12 @@ def train(
     """
     world = join_world(config.train.device, timeout=config.parallel.timeout)
     try:
-        if is_restart() and together(lambda: _began_here(out)):
-            resume, overwrite = bool(store.resumable(out)), True
-        if resume:
-            return _resume(config, out, world, resume, allow_change)
-        return _begin(config, out, world, overwrite)
+        with _hold(out, world, resume=bool(resume)):
+            if is_restart() and together(lambda: _began_here(out)):
+                resume, overwrite = bool(store.resumable(out)), True
+            if resume:
+                return _resume(config, out, world, resume, allow_change)
+            return _begin(config, out, world, overwrite)
     # What torch raises when a process no longer answers; also much else, so ask who is there.
     except RuntimeError as error:
         missing = missing_ranks() if world.size > 1 else []
@@ -78,13 +99,29 @@ def train(
         leave_world()
 
 
+# How long a process that torchrun started anew waits for the one that it replaces to be gone.
+_RESTART_SECONDS = 30.0
+
+
+@contextmanager
+def _hold(out: Path, world: World, *, resume: bool) -> Iterator[None]:
+    """Keep the run directory for this run; the main process holds it for all."""
+    if resume and not out.is_dir():
+        raise UserError(f"--resume: {out}: no such run directory; start it without --resume")
+    wait = _RESTART_SECONDS if is_restart() else 0.0
+    with ExitStack() as held:
+        holding = hold_directory(out, wait_seconds=wait)
+        together(lambda: held.enter_context(holding) if world.is_main else None)
+        yield
+
+
 def _begin(config: RunConfig, out: Path, world: World, overwrite: bool) -> RunResult | RunStopped:
     together(lambda: _check_new_run(out, overwrite))
     trainer = together(lambda: Trainer(config, out, world))
     barrier()  # nobody looks at `out` any more
     if world.is_main:
-        if out.exists():
-            shutil.rmtree(out)
+        remove(content_of(out))
+        _MARKER.save(out)
         write_text(out / CONFIG_FILE, config.to_yaml())
         if trainer.start is not None:
             trainer.start.save(out)
@@ -100,16 +137,13 @@ def _resume(
     allow_change: Collection[str],
 ) -> RunResult | RunStopped:
     def check() -> RunResult | None:
-        if not out.is_dir():
-            raise UserError(f"--resume: {out}: no such run directory; start it without --resume")
-        finished = (out / RESULT_FILE).exists()
-        if not finished:
-            _checkpoints_to_try(out, start)
         saved = read_saved_config(out / CONFIG_FILE)
+        result = _finished_result(out, config.train.steps)
+        if result is None:
+            _checkpoints_to_try(out, start)
+            _check_models(out)
         check_same(saved, config, allow=allow_change)
-        if finished and saved.get("train", {}).get("steps") == config.train.steps:
-            return RunResult.load(out)
-        return None
+        return result
 
     finished = together(check)
     if finished is not None:
@@ -118,10 +152,20 @@ def _resume(
     path = _load_intact(trainer, out, start, allow_change)
     barrier()
     if world.is_main:
+        remove({path for pattern in _LEFTOVERS for path in out.glob(pattern)})
+        _MARKER.save(out)
         store.remember_latest(out, store.step_of(path))
         write_text(out / CONFIG_FILE, config.to_yaml())
         _sign(out)
     return trainer.run()
+
+
+def _finished_result(out: Path, steps: int) -> RunResult | None:
+    """The result of a run that has made so many steps and whose model is there; None where it has not."""
+    if not (out / RESULT_FILE).exists() or read_marker(out / FINAL) is None:
+        return None
+    result = RunResult.load(out)
+    return result if result.steps == steps else None
 
 
 def _load_intact(
@@ -179,7 +223,15 @@ def _check_new_run(out: Path, overwrite: bool) -> None:
             f"--out {out}: already holds a run; pass --resume to go on with it, "
             "--overwrite to delete it, or choose a new directory"
         )
-    check_output(out, overwrite=overwrite, marker=CONFIG_FILE)
+    check_output(out, _MARKER.kind, overwrite=overwrite)
+    _check_models(out)
+
+
+def _check_models(out: Path) -> None:
+    """Refuse to write models where files lie that this command did not write."""
+    for name in (FINAL, BEST):
+        if (out / name).is_dir() and read_marker(out / name) is not None:
+            check_output(out / name, MODEL, overwrite=True)
 
 
 def _sign(out: Path) -> None:

@@ -12,7 +12,7 @@ from lpa.data.tokenizer import load_tokenizer
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.config import RunConfig
 
-FILE_NAME = "samples.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 
 
 def sample_text(
@@ -48,6 +48,6 @@ def sample_text(
     model.train(was_training)
     text = prompt + tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
     if write:
-        with open(run / FILE_NAME, "a", encoding="utf-8") as file:
+        with open(run / SAMPLES_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "text": text}) + "\n")
     return text

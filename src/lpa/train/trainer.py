@@ -11,6 +11,7 @@ import torch
 from lpa import console
 from lpa.errors import LPAWarning, UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
+from lpa.train import checkpoint_store as store
 from lpa.train.agreement import StepOutcome, agree_on_step
 from lpa.train.checkpoint import Checkpointer
 from lpa.train.config import RunConfig
@@ -132,10 +133,8 @@ class Trainer:
             while self.progress.step < last and not self._requests.agreed:
                 self._step()
                 self._between_steps(last)
-            result = None
-            if self.progress.step == settings.steps:
-                result = self._finish()
             self.checkpointer.wait()
+            result = self._finish() if self.progress.step == settings.steps else None
         if result is not None:
             return result
         if self._requests.signal:
@@ -261,9 +260,9 @@ class Trainer:
                 self._evaluate(settings.eval_tokens)
         if self._due(settings.sample_every) and not self._requests.signal:
             self._sample()
-        if self._due(self.config.checkpoint.every) or (
-            (stopping or self._requests.agreed) and not done
-        ):
+        # At the end too, whatever `checkpoint.every` says: what comes after it may fail.
+        progress.evaluation_due |= done
+        if self._due(self.config.checkpoint.every) or stopping or self._requests.agreed:
             self.save()
         self._display.update(self._bar, completed=progress.step)
         self._mark = time.perf_counter()
@@ -307,9 +306,10 @@ class Trainer:
         Returns:
             None where the data has no such split, or a signal came first: the run owes it then.
         """
-        if self.data.validation is None:
-            return None
         progress = self.progress
+        if self.data.validation is None:
+            progress.evaluation_due = False
+            return None
         with self.clock("evaluation"), without_training(self.model, self.layout):
             result = validate(
                 self.model,
@@ -330,7 +330,7 @@ class Trainer:
         if progress.best_loss is None or result.loss < progress.best_loss:
             progress.best_loss, progress.best_step = result.loss, progress.step
             if self.config.checkpoint.keep_best:
-                self._export(BEST)
+                self._export(BEST, required=False)
         return result
 
     def _sample(self) -> None:
@@ -342,10 +342,12 @@ class Trainer:
     # The end
 
     def _finish(self) -> RunResult | None:
-        """Evaluate, write `final/` and `result.json`; None where a signal came during the evaluation."""
+        """Evaluate, write `final/` and `result.json`; None where a signal came during the evaluation.
+
+        The checkpoint of the last step is there already. It goes where no checkpoints were asked for.
+        """
         validation = self._evaluate(0)
         if self.progress.evaluation_due:
-            self.save()
             return None
         self._measure()
         result = RunResult.of(
@@ -359,11 +361,18 @@ class Trainer:
         self._export(FINAL)
         if self.world.is_main:
             result.save(self.out)
+            if not self.config.checkpoint.every:
+                store.remove_all(self.out)
         return result
 
-    def _export(self, name: str) -> None:
+    def _export(self, name: str, *, required: bool = True) -> None:
         export_model(
-            self.model, self.model_config, self.config.data.path, self.out / name, self.world
+            self.model,
+            self.model_config,
+            self.config.data.path,
+            self.out / name,
+            self.world,
+            required=required,
         )
 
     def _measure(self) -> None:
@@ -382,6 +391,7 @@ class Trainer:
             MetricsLog(
                 self.out,
                 step=self.progress.step,
+                evaluation_due=self.progress.evaluation_due,
                 loggers=settings.loggers,
                 project=settings.project,
                 config=self.config.to_dict(),

@@ -14,8 +14,9 @@ from lpa.eval.analysis.report import write_analysis_page
 from lpa.eval.analysis.truncation import Cut, measure_cuts
 from lpa.eval.texts import TokenizedText, load_text
 from lpa.eval.windowing import Windowing, positions_of
-from lpa.files import new_directory, write_text
+from lpa.files import write_text
 from lpa.lowrank import LowRankLinear, entropy_rank, singular_values, stable_rank
+from lpa.outputs import new_directory
 from lpa.train.loading import load_with_tokenizer
 
 # (what is being done, steps done, steps in all)
@@ -122,7 +123,7 @@ def analyze(
         raise UserError(f"--ranks: got {min(ranks)}; expected at least 1")
     if tokens < 2:
         raise UserError(f"--tokens: got {tokens}; expected at least 2")
-    with new_directory(out, overwrite=overwrite) as folder:
+    with new_directory(out, "an analysis", overwrite=overwrite) as folder:
         pieces = projections(model)
         spectra = []
         for done, piece in enumerate(pieces, 1):

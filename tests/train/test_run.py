@@ -1,0 +1,220 @@
+"""Run directories from the first command to the last: finished, extended, interrupted, held by another."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import small_config
+
+from lpa.errors import LPAWarning, UserError
+from lpa.locks import hold_directory
+from lpa.outputs import files_of
+from lpa.train.checkpoint_store import checkpoints
+from lpa.train.metrics_file import DAMAGED_FILE, METRICS_FILE, read_metrics
+from lpa.train.result import RunResult, RunStopped
+from lpa.train.run import train
+
+STEPS = 4
+
+
+@pytest.fixture
+def config(prepared):
+    """Makes a configuration of a few steps: `config(steps=6, checkpoint={…})`."""
+
+    def make(**fields):
+        defaults = {
+            "steps": STEPS,
+            "log_every": 1,
+            "eval_every": 2,
+            "eval_tokens": 64,
+            "loggers": [],
+        }
+        return small_config(prepared, **(defaults | fields))
+
+    return make
+
+
+def validations(run: Path) -> list[int]:
+    return [record["step"] for record in read_metrics(run) if "validation_loss" in record]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "final" / "model.safetensors")
+
+
+def assert_equal_weights(run: Path, other: Path) -> None:
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, prepared) -> Path:
+    """A run of twice `STEPS` that nothing interrupted."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    fields = {"steps": STEPS, "log_every": 1, "eval_every": 2, "eval_tokens": 64, "loggers": []}
+    train(small_config(prepared, **fields), out)
+    return out
+
+
+@pytest.mark.parametrize("every", [0, 100])
+def test_weights_outlive_a_model_that_cannot_be_written(tmp_path, config, straight, every):
+    run = tmp_path / "run"
+    settings = config(checkpoint={"every": every})
+    assert isinstance(train(config(checkpoint={"every": every}, stop_at=2), run), RunStopped)
+    (run / "final").write_text("in the way")
+    last = run / "checkpoints" / f"step-{STEPS:08d}"
+    message = rf"final: the model could not be written .*checkpoint is {re.escape(str(last))}, so --resume"
+    with pytest.raises(UserError, match=message):
+        train(settings, run, resume=True)
+    assert last in checkpoints(run)
+    (run / "final").unlink()
+    assert isinstance(train(settings, run, resume=True), RunResult)
+    assert_equal_weights(run, straight)
+    assert validations(run) == [2, STEPS]
+    assert bool(checkpoints(run)) == bool(every)
+
+
+def test_the_best_model_that_cannot_be_written_stops_nothing(tmp_path, config, straight):
+    run = tmp_path / "run"
+    settings = config(checkpoint={"keep_best": True})
+    train(config(checkpoint={"keep_best": True}, stop_at=1), run)
+    (run / "best").write_text("in the way")
+    with pytest.warns(LPAWarning, match=r"best: the model could not be written \(.*is a file"):
+        assert isinstance(train(settings, run, resume=True), RunResult)
+    assert_equal_weights(run, straight)
+
+
+def test_a_run_without_its_model_is_not_finished(tmp_path, config, straight):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    shutil.rmtree(run / "final")
+    assert isinstance(train(config(), run, resume=True), RunResult)
+    assert_equal_weights(run, straight)
+    assert validations(run) == [2, STEPS]
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path, config, straight):
+    before = {name: (straight / name).stat().st_mtime_ns for name in files_of(straight)}
+    assert train(config(), straight, resume=True) == RunResult.load(straight)
+    assert {name: (straight / name).stat().st_mtime_ns for name in files_of(straight)} == before
+
+
+def test_an_extended_run_that_is_stopped_finishes(tmp_path, config, straight):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    longer = {"steps": 2 * STEPS, "optim": {"schedule": "wsd", "warmup_steps": 2}}
+    allowed = ["train.steps", "optim.schedule"]
+    first = train(config(**longer, stop_at=6), run, resume=True, allow_change=allowed)
+    assert first == RunStopped(6, "train.stop_at")
+    second = train(config(**longer), run, resume=True)
+    assert isinstance(second, RunResult)
+    assert second.steps == RunResult.load(run).steps == 2 * STEPS
+    assert not torch.equal(weights(run)["lm_head.weight"], weights(straight)["lm_head.weight"])
+
+
+def test_leftovers_of_killed_processes_go(tmp_path, config):
+    run = tmp_path / "run"
+    train(config(stop_at=2), run)
+    for name in (".final.1a2b3c4d.tmp", ".best.1a2b3c4d.tmp.old"):
+        (run / name).mkdir()
+        (run / name / "model.safetensors").write_text("half")
+    (run / ".metrics.jsonl.123.tmp").write_text("half")
+    train(config(), run, resume=True)
+    assert [name for name in files_of(run) if ".tmp" in name] == []
+    train(config(), run, overwrite=True)
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "a bad line", "not UTF-8"])
+def test_damaged_metrics_are_reported_and_set_aside(tmp_path, config, damage):
+    run = tmp_path / "run"
+    train(config(stop_at=3), run)
+    content = (run / METRICS_FILE).read_bytes()
+    first, _, rest = content.partition(b"\n")
+    damaged = {
+        "zeroed": bytes(len(content)),
+        "a bad line": first + b"\nnull\n" + rest,
+        "not UTF-8": first + b'\n{"step": "\xff"}\n' + rest,
+    }[damage]
+    (run / METRICS_FILE).write_bytes(damaged)
+    with pytest.warns(
+        LPAWarning, match=rf"line \d: .* the damaged file is now {run / DAMAGED_FILE}"
+    ):
+        train(config(), run, resume=True)
+    assert (run / DAMAGED_FILE).read_bytes() == damaged
+    kept = [1] if damage != "zeroed" else []
+    assert sorted({record["step"] for record in read_metrics(run)}) == [*kept, STEPS]
+    train(config(), run, overwrite=True)
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_two_trainings_do_not_share_a_directory(tmp_path, config, how):
+    run = tmp_path / "run"
+    train(config(stop_at=2), run)
+    before = {name: (run / name).read_bytes() for name in files_of(run)}
+    said = f"--out {run}: is in use by process {os.getpid()} on "
+    with hold_directory(run), pytest.raises(UserError, match=said):
+        train(config(), run, **how)
+    assert {name: (run / name).read_bytes() for name in files_of(run)} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "checkpoints/mine.txt", "final/notes.txt", "step-1/x"]
+)
+def test_a_file_of_the_user_is_never_removed(tmp_path, config, straight, name):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text("mine")
+    with pytest.raises(UserError, match=r"holds .*, which this command did not write"):
+        train(config(), run, overwrite=True)
+    assert (run / name).read_text() == "mine"
+    assert RunResult.load(run).steps == STEPS
+
+
+def test_a_directory_that_holds_a_configuration_alone_is_not_overwritten(
+    tmp_path, config, straight
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(straight / "config.yaml", run)
+    (run / "data.json").write_text(json.dumps("mine"))
+    with pytest.raises(UserError, match="is not a training run that this command wrote"):
+        train(config(), run, overwrite=True)
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "data.json"]
+
+
+@pytest.mark.parametrize("kind", ["a link", "the working directory", "empty"])
+def test_the_directory_stays_where_it_is(tmp_path, config, straight, monkeypatch, kind):
+    target = tmp_path / "disk" / "run"
+    target.mkdir(parents=True)
+    inode, out = target.stat().st_ino, target
+    if kind == "a link":
+        out = tmp_path / "link"
+        out.symlink_to(target)
+    elif kind == "the working directory":
+        monkeypatch.chdir(target)
+        out = Path(".")
+    train(config(), out)
+    train(config(), out, overwrite=True)
+    assert target.stat().st_ino == inode
+    assert out.is_symlink() == (kind == "a link")
+    assert_equal_weights(target, straight)
+    assert [path.name for path in target.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_all_files_follow_the_umask(tmp_path, config, umask):
+    before = os.umask(umask)
+    try:
+        train(config(checkpoint={"every": 2, "keep_best": True}), tmp_path / "run")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in files}
+    assert {name: oct(mode) for name, mode in modes.items() if mode != 0o666 & ~umask} == {}
