@@ -236,6 +236,15 @@ YamlLoader.add_implicit_resolver(
 )
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half of a pair of surrogates, which no file could hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _expanded(value: Any, known: dict[int, float]) -> float:
     """How many values there are where each alias is written out; endless where one refers to itself."""
     if not isinstance(value, dict | list):
@@ -271,18 +280,19 @@ def _not_plain(value: Any, field: str) -> str | None:
             return f"nested too deeply; expected at most {_DEEPEST} levels"
         if isinstance(item, Mapping):
             for key, below in item.items():
-                if not isinstance(key, str):
+                if not isinstance(key, str) or not _is_unicode(key):
                     return f"{said}got key {_shown(key)}; expected text"
                 rest.append((below, _joined(name, key), depth + 1))
         elif isinstance(item, list | tuple):
             rest += [(below, f"{name}[{i}]", depth + 1) for i, below in enumerate(item)]
-        elif isinstance(item, os.PathLike):
-            continue
+        elif isinstance(item, str | os.PathLike):
+            if not _is_unicode(os.fspath(item)):
+                return f"{said}got {_shown(item)}; expected text of whole characters"
         elif isinstance(item, int) and not -(2**63) <= item < 2**63:
             return (
                 f"{said}got a whole number of {item.bit_length()} bits; expected one of at most 63"
             )
-        elif not isinstance(item, str | int | float | types.NoneType):
+        elif not isinstance(item, int | float | types.NoneType):
             return f"{said}got {_shown(item)}; expected text, a number, a list or a mapping"
     return None
 
