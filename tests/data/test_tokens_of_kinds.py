@@ -94,7 +94,7 @@ def test_parsing_special_tokens_encodes_units_of_a_stopped_process_anew(
 ):
     from lpa.data import preparation
 
-    def stop(*arguments):
+    def stop(*arguments, **options):
         raise KeyboardInterrupt
 
     options = {"vocab_size": 300, "validation_fraction": 0.0}
@@ -102,7 +102,7 @@ def test_parsing_special_tokens_encodes_units_of_a_stopped_process_anew(
     with pytest.raises(KeyboardInterrupt):
         prepare([source], tmp_path / "data", **options)
     monkeypatch.undo()
-    assert (tmp_path / ".data.partial").exists()
+    assert list(tmp_path.glob(".data.partial*/units/*.npy"))
     prepare([source], tmp_path / "data", **options, parse_special_tokens=True)
     prepare([source], tmp_path / "new", **options, parse_special_tokens=True)
     tokens = [split_tokens(tmp_path / name, "train").tolist() for name in ("data", "new")]
