@@ -237,8 +237,14 @@ def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
         assert "Undecided against dense, as a perplexity is not finite: attention" in words
 
 
-@pytest.mark.parametrize("field", ["wall_seconds", "tokens_per_second", "peak_memory_bytes"])
-@pytest.mark.parametrize("value", [0, 0.0, 1e308])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("wall_seconds", value) for value in (0, 0.0, 1e308)),
+        *(("tokens_per_second", value) for value in (0, 0.0, 1e308)),
+        *(("peak_memory_bytes", value) for value in (0, 2**62)),
+    ],
+)
 def test_a_cost_of_nought_or_beyond_sums_is_reported(placement, field, value):
     index, runs = placement
     for run in runs.values():
