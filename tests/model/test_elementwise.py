@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from lpa.model.elementwise import RMSNorm, rotate, silu_product
@@ -28,6 +28,22 @@ def test_gradients_are_those_of_finite_differences():
     assert gradcheck(silu_product, (random(2, 3, 8), random(2, 3, 8)))
     assert gradcheck(
         lambda query, key: rotate(query, key, angles.cos(), angles.sin()),
+        (random(2, 4, 3, 8), random(2, 2, 3, 8)),
+    )
+
+
+def test_gradients_of_gradients_are_those_of_finite_differences():
+    torch.manual_seed(0)
+    norm = RMSNorm(8).double()
+    angles = torch.randn(1, 3, 4, dtype=torch.float64).repeat(1, 1, 2)
+    assert gradgradcheck(
+        lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, x),
+        (random(2, 3, 8), random(8)),
+    )
+    assert gradgradcheck(silu_product, (random(2, 3, 8), random(2, 3, 8)))
+    # A rotation's own second derivatives are nought: only what follows it has some.
+    assert gradgradcheck(
+        lambda query, key: rotate(query.sin(), key.cos(), angles.cos(), angles.sin()),
         (random(2, 4, 3, 8), random(2, 2, 3, 8)),
     )
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lpa.model.loss import _chunk_rows, head_loss
+from lpa.model.loss import _options, head_loss
 
 VOCABULARY, WIDTH = 97, 16
 
@@ -23,7 +23,7 @@ def plain(hidden, weight, bias, targets, items):
 
 
 def test_the_problem_takes_more_than_one_chunk():
-    assert _chunk_rows(VOCABULARY) < 600
+    assert _options(*problem()[:2]).batch_chunk_size < 600
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -73,3 +73,35 @@ def test_nothing_to_score_is_no_loss():
     loss.backward()
     assert loss == 0
     assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("items", [514, torch.tensor(100)])
+def test_gradients_of_gradients_are_those_of_whole_logits(bias, items):
+    """Of the embedding's gradient penalty, say; torch's chunked loss drops out of it without a word."""
+    *leaves, targets = problem(bias=bias)
+    wanted = [leaf for leaf in leaves if leaf is not None]
+
+    def second(loss):
+        first = torch.autograd.grad(3 * loss, wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    ours = second(head_loss(*leaves, targets, items))
+    theirs = second(plain(*leaves, targets, items))
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_functional_transforms_differentiate_it(times):
+    hidden, weight, _, targets = problem()
+
+    def gradient(loss):
+        def function(w):
+            return loss(hidden.detach(), w, None, targets, 100)
+
+        first = torch.func.grad(function)
+        second = torch.func.grad(lambda w: first(w).square().sum())
+        return (first if times == 1 else second)(weight.detach())
+
+    torch.testing.assert_close(gradient(head_loss), gradient(plain))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from small_models import small_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lpa.convert.merge import merge_to_llama
 from lpa.lowrank import LowRankLinear
 from lpa.model import LPAForCausalLM
 from lpa.model.configuration_lpa import PLACEMENTS
@@ -133,3 +134,36 @@ def test_padding_on_the_left_changes_nothing(tokens):
         padded, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0
     )
     assert torch.equal(both[0, 4:], alone[0])
+
+
+def test_gradients_of_gradients_are_those_of_the_merged_llama():
+    """Through the norms, the rotation, SwiGLU and the loss that are ours."""
+    model = small_model().train()
+    llama = merge_to_llama(model).train()
+    tokens = torch.randint(97, (4, 32), generator=torch.Generator().manual_seed(0))
+
+    def second(m):
+        m.set_attn_implementation("eager")  # torch's fused attention has no second derivatives
+        wanted = [m.model.embed_tokens.weight, m.lm_head.weight, m.model.norm.weight]
+        loss = m(input_ids=tokens, labels=tokens, use_cache=False).loss
+        first = torch.autograd.grad(loss, wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    for ours, theirs in zip(second(model), second(llama), strict=True):
+        # Sums of squares of rounding that differs, as products of factors are merged ones in another order.
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-3 * theirs.abs().max().item())
+
+
+def test_torch_func_takes_gradients_of_the_model():
+    model = small_model().train()
+    tokens = torch.randint(97, (4, 32), generator=torch.Generator().manual_seed(0))
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(values):
+        call = {"input_ids": tokens, "labels": tokens, "use_cache": False}
+        return torch.func.functional_call(model, values, kwargs=call).loss
+
+    found = torch.func.grad(loss)(weights)
+    loss(dict(model.named_parameters())).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, msg=name)

@@ -2,8 +2,9 @@
 
 Written out as tensor operations, each of these makes a temporary per operation and autograd keeps several
 of them. The functions here keep the inputs alone and work out the rest again in the backward pass, which
-costs less than reading it back. Where a compiler fuses such operations anyway, where tensors are spread over
-processes, and in low precision, the plain formula runs.
+costs less than reading it back. A backward pass that is to be differentiated in its turn, as all are within
+torch.func, takes steps that can be. Where a compiler fuses such operations anyway, where tensors are spread
+over processes, and in low precision, the plain formula runs.
 """
 
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 
@@ -33,23 +33,32 @@ class RMSNorm(LlamaRMSNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         exact = hidden_states.dtype in (torch.float32, torch.float64)
         if exact and _by_hand(hidden_states, self.weight):
-            return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+            return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)[0]
         return super().forward(hidden_states)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return (x * scale).mul_(weight), scale
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, ctx.epsilon = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
         # With x̂ = x · scale and g the gradient of x̂: that of x is scale · (g - x̂ · mean(g · x̂)).
         x, weight, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            scale = (x.square().mean(-1, keepdim=True) + ctx.epsilon).rsqrt()
+            normed, inner = x * scale, gradient * weight
+            of_x = scale * (inner - normed * (inner * normed).mean(-1, keepdim=True))
+            return of_x, (gradient * normed).reshape(-1, x.shape[-1]).sum(0), None
         weighted = gradient * x
         mean = (weighted @ weight).unsqueeze(-1).mul_(scale).div_(x.shape[-1])
         of_weight = weighted.mul_(scale).reshape(-1, x.shape[-1]).sum(0)
@@ -66,14 +75,20 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
 
 class _SiluProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
+    def forward(gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            share = gate.sigmoid()
+            of_gate = gradient * up * share * (1 + gate * (1 - share))
+            return of_gate, gradient * gate * share
         of_up = F.silu(gate).mul_(gradient)
         return torch.ops.aten.silu_backward(gradient * up, gate), of_up
 
@@ -91,21 +106,23 @@ def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
+    def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return _turned(x, cos, sin)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradient, cos, sin, -1), None, None  # a rotation's inverse
+        return _Rotation.apply(gradient, cos, -sin), None, None  # a rotation's inverse
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    """x · cos + direction · rotate_half(x) · sin; both halves of cos and sin are alike."""
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x · cos + rotate_half(x) · sin; both halves of cos and sin are alike."""
     half = x.shape[-1] // 2
     turned = x * cos
-    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-direction)
-    turned[..., half:].addcmul_(x[..., :half], sin[..., half:], value=direction)
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
     return turned

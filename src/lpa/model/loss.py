@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 def head_loss(
@@ -19,110 +18,94 @@ def head_loss(
 
     Shapes: hidden_states (tokens, width), weight (vocabulary, width), bias (vocabulary,), targets (tokens,)
     with -100 where there is none to score -> a scalar.
+
+    It can be differentiated twice, and by torch.func.grad, at the cost of the logits of all tokens.
     """
-    if _by_hand(hidden_states, weight):
-        return _HeadLoss.apply(hidden_states, weight, bias, targets, items)
-    total = F.linear_cross_entropy(
-        hidden_states,
-        weight,
-        targets,
-        linear_bias=bias,
-        reduction="sum",
-        options=_options(hidden_states, weight),
-    )
-    return total / items
-
-
-def _by_hand(hidden_states: Tensor, weight: Tensor) -> bool:
-    """Whether the function here takes the place of torch's: in eager float32 training on a CPU."""
-    return (
-        torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and hidden_states.device.type == "cpu"
-        and hidden_states.dtype == weight.dtype == torch.float32
-        and type(weight) in (Tensor, nn.Parameter)
-    )
+    options = _options(hidden_states, weight)
+    if options is not None and not torch.compiler.is_compiling():
+        loss: Tensor = _ChunkedLoss.apply(hidden_states, weight, bias, targets, items, options)[0]
+        return loss
+    return _torch_loss(hidden_states, weight, bias, targets, options) / items
 
 
 def _options(hidden_states: Tensor, weight: Tensor) -> "nn.LinearCrossEntropyOptions | None":
     """Chunk torch's loss where its documentation says that it is a win: more logits than hidden states."""
     tokens, width = hidden_states.shape
     wins = torch.is_grad_enabled() and tokens >= width and weight.shape[0] > width
-    return nn.LinearCrossEntropyOptions() if wins else None
+    if not wins:
+        return None
+    if hidden_states.device.type == "cpu" and weight.dtype == torch.float32:
+        # Smaller chunks run below a CPU's peak (`benchmarks/loss.py`).
+        return nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
+    return nn.LinearCrossEntropyOptions()
 
 
-class _HeadLoss(torch.autograd.Function):
-    """Loss and gradients in one walk over chunks of tokens, whose logits share one buffer.
+def _torch_loss(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: Any
+) -> Tensor:
+    return F.linear_cross_entropy(
+        hidden_states, weight, targets, linear_bias=bias, reduction="sum", options=options
+    )
 
-    The gradient of the logits is softmax(z) - onehot(target), known as soon as the logits are, so the
-    backward pass has nothing left to compute. `torch.nn.functional.linear_cross_entropy` does the same, but
-    fills two matrices of the head's size with nought on the way, and its products over as few tokens as
-    its chunks have run below the machine's peak (`benchmarks/loss.py`).
+
+class _ChunkedLoss(torch.autograd.Function):
+    """torch's chunked loss, whose gradients are known with it, but which cannot be differentiated twice.
+
+    Of gradients of gradients torch's leaves this loss out without a word, and torch.func.grad refuses it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
         hidden_states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
         items: Tensor | int,
-    ) -> Tensor:
-        rows = _chunk_rows(weight.shape[0])
-        buffer = weight.new_empty(min(rows, len(targets)), weight.shape[0])
-        of_hidden, of_weight, of_bias = (
-            torch.empty_like(tensor) if needed and tensor is not None else None
-            for tensor, needed in zip(
-                (hidden_states, weight, bias), ctx.needs_input_grad, strict=False
-            )
-        )
-        loss = hidden_states.new_zeros(())
-        for start in range(0, len(targets), rows):
-            chunk = slice(start, start + rows)
-            states, scored = hidden_states[chunk], targets[chunk] != -100
-            logits = torch.mm(states, weight.T, out=buffer[: len(states)])
-            if bias is not None:
-                logits += bias
-            loss += _losses(logits, targets[chunk], scored, items)
-            # What the buffer holds now is the gradient of the logits.
-            if of_hidden is not None:
-                torch.mm(logits, weight, out=of_hidden[chunk])
-            if of_weight is not None:
-                torch.addmm(of_weight, logits.T, states, beta=int(start > 0), out=of_weight)
-            if of_bias is not None:
-                torch.addmv(
-                    of_bias,
-                    logits.T,
-                    logits.new_ones(len(states)),
-                    beta=int(start > 0),
-                    out=of_bias,
-                )
-        ctx.save_for_backward(of_hidden, of_weight, of_bias)
-        return loss
+        options: nn.LinearCrossEntropyOptions,
+    ) -> tuple[Any, ...]:
+        inputs: list[Any] = [hidden_states, weight, bias]
+        wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
+        with torch.enable_grad():
+            for i in wanted:
+                inputs[i] = inputs[i].detach().requires_grad_()
+            states, head, offset = inputs
+            total = _torch_loss(states, head, offset, targets, options) / items
+        # Within torch.func nothing shows here that it is wanted; the backward pass computes it then.
+        found: list[Tensor | None] = [None] * len(inputs)
+        if wanted:
+            for i, gradient in zip(
+                wanted, torch.autograd.grad(total, [inputs[i] for i in wanted]), strict=True
+            ):
+                found[i] = gradient
+        return total.detach(), *found
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        hidden_states, weight, bias, targets, items, _ = inputs
+        gradients = output[1:]
+        ctx.mark_non_differentiable(*(x for x in gradients if x is not None))
+        ctx.set_materialize_grads(False)
+        items = torch.as_tensor(items, device=targets.device)
+        ctx.save_for_backward(hidden_states, weight, bias, targets, items, *gradients)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        inputs, known = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        if torch.is_grad_enabled():  # these gradients are to be differentiated
+            needed = ctx.needs_input_grad
+            known = [x if needed[i] else None for i, x in enumerate(_gradients(*inputs))]
         # Mostly one, and then a pass over the head's gradient is saved.
-        scaled = (
-            kept if kept is None or gradient == 1 else kept * gradient for kept in ctx.saved_tensors
-        )
-        return *scaled, None, None
+        elif gradient == 1:
+            return *known, None, None, None
+        return *(None if x is None else x * gradient for x in known), None, None, None
 
 
-def _losses(logits: Tensor, targets: Tensor, scored: Tensor, items: Tensor | int) -> Tensor:
-    """The summed loss over `items`; turns the logits into their gradient, in place."""
-    targets = targets.clamp(min=0).unsqueeze(1)
-    largest = logits.amax(1, keepdim=True)
-    of_target = logits.gather(1, targets)
-    total = logits.sub_(largest).exp_().sum(1, keepdim=True)
-    share = (scored / items).unsqueeze(1)
-    logits.mul_(share / total).scatter_add_(1, targets, -share)
-    losses = total.log() + largest - of_target
-    return (losses * share).sum()
-
-
-def _chunk_rows(vocabulary: int) -> int:
-    """Tokens per chunk: enough that the products run at the machine's peak, in 64 MiB where that does."""
-    return min(512, max(128, 2**24 // vocabulary))
+def _gradients(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, items: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss's gradients, of hidden states, weight and bias, by steps that can be differentiated."""
+    logits = F.linear(hidden_states, weight, bias)
+    scored = (targets != -100).unsqueeze(1)
+    hits = F.one_hot(targets.clamp(min=0), weight.shape[0])
+    of_logits = (logits.softmax(-1) - hits) * scored / items
+    return of_logits @ weight, of_logits.T @ hidden_states, of_logits.sum(0)
