@@ -71,6 +71,27 @@ def test_what_is_done_is_not_done_again(result, run, data):
     assert values[:2] == found["sst2"].models[run.name]["accuracy"].values
 
 
+@pytest.mark.parametrize(
+    ("scores", "got"),
+    [({}, "none"), ({"f1": 1.0}, "f1"), ({"accuracy": 1, "f1": 1}, "accuracy, f1")],
+)
+def test_kept_scores_of_another_metric_are_refused(result, run, data, tmp_path, scores, got):
+    _, out = result
+    shutil.copytree(out, tmp_path / "out")
+    [path] = (tmp_path / "out").rglob("pre-trained/sst2-seed0.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": scores}))
+    with pytest.raises(UserError, match=f"sst2-seed0.json: scores: got {got}; expected accuracy"):
+        run_glue(
+            [run],
+            ["sst2"],
+            data=data,
+            seeds=1,
+            settings=QUICK,
+            out=tmp_path / "out",
+            device="cpu",
+        )
+
+
 def test_the_same_seed_gives_the_same_scores(result, run, data, tmp_path):
     found, _ = result
     again = run_glue(

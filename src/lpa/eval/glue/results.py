@@ -9,6 +9,7 @@ from typing import Any
 from lpa.errors import UserError
 from lpa.eval.glue.finetune import FineTuning
 from lpa.eval.glue.reading import Examples
+from lpa.eval.glue.tasks import TASKS, scores_of
 from lpa.files import write_text
 from lpa.records import read_json
 
@@ -40,7 +41,7 @@ class Store:
         """The scores of an earlier run of the same request; None where there was none.
 
         Raises:
-            UserError: there was one with other settings, data or weights.
+            UserError: there was one with other settings, data or weights, or its file is damaged.
         """
         path = self._path(request)
         if not path.exists():
@@ -55,6 +56,12 @@ class Store:
             what = ", ".join(f"{key} was {earlier.get(key)}, now {now[key]}" for key in changed)
             raise UserError(
                 f"{path}: holds a result of something else ({what}); choose another --out"
+            )
+        expected = scores_of(TASKS[request["task"]])
+        if kept.scores.keys() != set(expected):
+            raise UserError(
+                f"{path}: scores: got {', '.join(kept.scores) or 'none'}; expected "
+                f"{', '.join(expected)}; remove it"
             )
         return kept.scores
 

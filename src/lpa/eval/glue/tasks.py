@@ -81,3 +81,8 @@ TASKS = {
 def prefix_of(split: str) -> str:
     """What comes before a metric of a dev split: `mismatched_` for MNLI's second, else nothing."""
     return "mismatched_" if split.endswith("_mismatched") else ""
+
+
+def scores_of(task: Task) -> list[str]:
+    """The names of all that a model is scored by."""
+    return [prefix_of(split) + metric for split, _ in task.dev for metric in task.metrics]
