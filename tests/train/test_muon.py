@@ -7,7 +7,7 @@ import torch
 from lpa.train import muon
 from lpa.train.muon import Muon, _fast_cpu_dtype, fast_dtype
 
-SHAPES = [(96, 40), (40, 96), (64, 64)]
+SHAPES = [(96, 40), (40, 96), (64, 64), (17, 64)]
 
 
 def stepped(make, shape, steps=5):
@@ -155,3 +155,14 @@ def test_the_device_decides_where_nothing_else_does():
     assert torch.equal(first_update(gradient, None), first_update(gradient, chosen))
     other = torch.float32 if chosen == torch.bfloat16 else torch.bfloat16
     assert not torch.equal(first_update(gradient, None), first_update(gradient, other))
+
+
+def test_processes_share_the_work_and_end_with_the_weights_of_one(run_ranks, tmp_path):
+    results = run_ranks(4, "muon.py", tmp_path / "results.json")
+    assert len(results) == 4
+    for layout, found in results.items():
+        assert all(equal for equal, _ in found), layout
+        counts = [count for _, count in found]
+        # Ten matrices in two steps: eight of one shape, two each, and two that one process has.
+        assert sum(counts) == 20, layout
+        assert sorted(counts) == [4, 4, 4, 8], layout

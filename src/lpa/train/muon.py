@@ -20,7 +20,10 @@ _STACK = 2**24  # numbers of a stack that one process works on at once, where a 
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) in a dtype of choice; in bfloat16 it is torch's to the bit.
+    """Muon (Jordan et al. 2024) in a dtype of choice.
+
+    In bfloat16 on a CPU it is `torch.optim.Muon` to the bit, unless a side of a matrix is 16 or less: torch
+    multiplies such small matrices by another kernel alone than in a stack, and some last bits differ.
 
     Matrices of one shape are orthogonalized as a stack. Of sharded ones each process orthogonalizes some and
     sends the results to the others (Liu et al. 2025; Ahn et al. 2025), so that none is worked on twice.

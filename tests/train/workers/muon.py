@@ -1,0 +1,68 @@
+"""Muon over sharded matrices in some layouts of four processes, beside plain ones.
+
+muon.py OUT    (JSON: by layout, whether all weights are equal to the bit, and how many matrices each process
+orthogonalized)
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from lpa.train import muon
+from lpa.train.shards import whole
+
+SHAPES = [(32, 24), (24, 32), (19, 21)] + 7 * [(32, 24)]
+LAYOUTS = {
+    "rows": ((4,), [Shard(0)]),
+    "columns": ((4,), [Shard(1)]),
+    "replicated rows": ((2, 2), [Replicate(), Shard(0)]),
+    "rows and columns": ((2, 2), [Shard(0), Shard(1)]),
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    orthogonalize, worked = muon.newton_schulz, [0]
+
+    def counted(stack: torch.Tensor) -> torch.Tensor:
+        worked[0] += len(stack)
+        return orthogonalize(stack)
+
+    results = {}
+    for name, (sizes, placements) in LAYOUTS.items():
+        mesh = init_device_mesh("cpu", sizes)
+
+        def spread(tensor, mesh=mesh, placements=placements):
+            return distribute_tensor(tensor.clone(), mesh, placements, src_data_rank=None)
+
+        torch.manual_seed(0)
+        plain = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+        sharded = [torch.nn.Parameter(spread(p.detach())) for p in plain]
+        alone = muon.Muon(plain, 1e-2, 0.1, dtype=torch.bfloat16)
+        together = muon.Muon(sharded, 1e-2, 0.1, dtype=torch.bfloat16)
+        worked[0] = 0
+        for _ in range(2):
+            for p, s in zip(plain, sharded, strict=True):
+                p.grad = torch.randn_like(p)
+                s.grad = spread(p.grad)
+            alone.step()
+            muon.newton_schulz = counted
+            together.step()
+            muon.newton_schulz = orthogonalize
+        equal = all(torch.equal(whole(s.detach()), p) for p, s in zip(plain, sharded, strict=True))
+        counts = [None] * dist.get_world_size()
+        dist.all_gather_object(counts, (equal, worked[0]))
+        results[name] = counts
+    if dist.get_rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
