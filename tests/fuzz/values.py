@@ -35,6 +35,14 @@ SLOW: dict[tuple[str, str], list[str]] = {
     ("bench", "compile"): [],
     ("bench", "rounds"): [value for value in VALUES if value != "2147483647"],
     ("demo", "out"): REFUSED_PATHS,
+    # A name of a task makes lm-eval read all of its own.
+    ("eval harness", "tasks"): [
+        "task.yaml",
+        "recipe.yaml",
+        "missing.yaml",
+        "data/x.yaml",
+        "a" * 300 + ".yaml",
+    ],
     ("train", "train.compile"): ["", "x", "null", "false", "0"],
 }
 
