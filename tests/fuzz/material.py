@@ -66,7 +66,6 @@ READERS = [
     "train recipe.yaml --data.path data --out out --distill.teacher merged",
     "train --data.path data --model.from merged --train.steps 1 --data.context 32 --out out",
     "eval perplexity run --data notes.txt --mode documents --device cpu",
-    "analyze merged --device cpu --out out",
     "convert factorize model.gguf --rank 8 --device cpu --out out",
     "convert factorize merged --ranks ranks.yaml --device cpu --out out",
     "generate model.gguf --prompt We --max-new-tokens 4 --device cpu",
