@@ -1,6 +1,5 @@
 """Tiny studies in process groups of their own."""
 
-import fcntl
 import os
 import re
 import signal
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 from runs import wait_until
 
 from lpa.study.runner import Job
@@ -88,9 +88,8 @@ def _has_sigterm_pending(pid: str) -> bool:
 
 def is_worked_on(job: Job) -> bool:
     """Whether any process holds the lock of a run."""
-    with open(job.log.with_suffix(".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with filelock.FileLock(job.lock, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True

@@ -39,6 +39,16 @@ def test_the_second_is_told_who_holds_it(tmp_path, other):
         pass
 
 
+def test_parts_of_a_directory_are_held_apart(tmp_path):
+    with hold_directory(tmp_path, part="one"):
+        with hold_directory(tmp_path, part="other"):
+            pass
+        with pytest.raises(UserError, match="is in use by"), hold_directory(tmp_path, part="one"):
+            pass
+    with hold_directory(tmp_path, part="one"):
+        pass
+
+
 def test_a_process_that_was_killed_holds_nothing(tmp_path, other):
     os.kill(other.pid, signal.SIGKILL)
     other.wait()

@@ -15,8 +15,7 @@ from lpa.files import write_json
 from lpa.outputs import created_directories, read_marker, resolve_output
 from lpa.records import read_json
 
-_LOCK_FILE = ".lpa.lock"
-_HOLDER_FILE = ".lpa.holder.json"
+_PREFIX = ".lpa."
 
 
 @dataclass
@@ -38,13 +37,18 @@ class Holder:
 
 @contextmanager
 def hold_directory(
-    directory: Path, *, output: Path | None = None, wait_seconds: float = 0.0
+    directory: Path,
+    *,
+    part: str | None = None,
+    output: Path | None = None,
+    wait_seconds: float = 0.0,
 ) -> Iterator[None]:
     """Keep a directory for this process; the system frees it when the process ends, however it ends.
 
     A directory that does not exist is made, and goes again where nothing was written into it.
 
     Args:
+        part: what of the directory to keep, where several processes may write into it; by default all.
         output: what the user named, where that is not `directory`.
         wait_seconds: how long to wait for another process to end.
 
@@ -53,32 +57,31 @@ def hold_directory(
     """
     resolve_output(directory)
     with created_directories(directory):
-        path = directory / _LOCK_FILE
+        prefix = _PREFIX if part is None else f"{_PREFIX}{part}."
+        path, holder = directory / f"{prefix}lock", directory / f"{prefix}holder.json"
         is_new = not path.exists()
         lock = filelock.FileLock(path, timeout=wait_seconds)
         try:
             lock.acquire()
         except filelock.Timeout as error:
             raise UserError(
-                f"--out {output or directory}: is in use by {_holder(directory)}; wait for it to end or "
+                f"--out {output or directory}: is in use by {_describe(holder)}; wait for it to end or "
                 "choose another directory"
             ) from error
         try:
             now = time.strftime("%Y-%m-%d %H:%M:%S")
-            write_json(
-                directory / _HOLDER_FILE, asdict(Holder(socket.gethostname(), os.getpid(), now))
-            )
+            write_json(holder, asdict(Holder(socket.gethostname(), os.getpid(), now)))
             yield
         except BaseException:
             if is_new and read_marker(directory) is None:
                 path.unlink(missing_ok=True)  # nothing of ours was written beside it
             raise
         finally:
-            (directory / _HOLDER_FILE).unlink(missing_ok=True)
+            holder.unlink(missing_ok=True)
             lock.release()
 
 
-def _holder(directory: Path) -> str:
+def _describe(holder: Path) -> str:
     with suppress(UserError):
-        return str(read_json(directory / _HOLDER_FILE, Holder))
+        return str(read_json(holder, Holder))
     return "another process"

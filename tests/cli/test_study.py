@@ -1,8 +1,11 @@
 """`lpa study` and `lpa report` as a user types them."""
 
 import json
+import os
 
 import pytest
+
+from lpa.locks import hold_directory
 
 # In one worker: they share a study.
 pytestmark = pytest.mark.xdist_group("study command")
@@ -40,6 +43,16 @@ def test_the_report_prints_tables_and_never_replaces_a_directory(study, lpa, tmp
     refused = lpa("report", study, "--out", tmp_path)
     assert refused.code == 2
     assert f"--out {tmp_path}: is a directory" in refused.stderr
+
+
+def test_two_processes_do_not_run_one_study(lpa, prepared, tmp_path):
+    command = ("study", "placement", *SMALL, "--data", prepared, "--out", "out")
+    with hold_directory(tmp_path / "out", part="placement-tiny"):
+        before = sorted(tmp_path.rglob("*"))
+        finished = lpa(*command, cwd=tmp_path)
+        assert sorted(tmp_path.rglob("*")) == before
+    assert finished.code == 2
+    assert f"lpa: error: --out out: is in use by process {os.getpid()} on " in finished.stderr
 
 
 def test_a_dry_run_prints_the_grid_and_writes_nothing(lpa, tmp_path):

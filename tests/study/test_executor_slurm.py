@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 
+import filelock
 import pytest
 from runs import wait_until
 from study_runs import is_worked_on, study_to_stop
@@ -12,7 +13,7 @@ from study_runs import is_worked_on, study_to_stop
 from lpa.errors import UserError
 from lpa.study.executor_slurm import run_job, submit_jobs
 from lpa.study.grid import expand
-from lpa.study.runner import hold, plan_jobs
+from lpa.study.runner import plan_jobs
 from lpa.train import checkpoint_store as store
 
 
@@ -55,7 +56,7 @@ def test_a_job_waits_for_another_process_at_its_run(prepared, tmp_path):
     job = job_of(tmp_path, prepared)
     done = []
     second = threading.Thread(target=lambda: done.append(run_job(job)))
-    with hold(job, threading.Event()):
+    with filelock.FileLock(job.lock):
         second.start()
         second.join(timeout=1)  # it would start its process at once
         assert second.is_alive()

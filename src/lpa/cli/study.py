@@ -168,9 +168,17 @@ def _print_grid(study: "Study", seeds: int) -> None:
 
 def _run(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
     """Run what is not finished; which runs failed and what was tuned, as `--json` prints it."""
-    from lpa.study.runner import plan_jobs, run_jobs
+    from lpa.locks import hold_directory
 
     out = arguments.out.resolve()
+    # Other studies may work in the same directory.
+    with hold_directory(out, part=f"{study.name}-{study.scale}", output=arguments.out):
+        return _run_held(study, arguments, data, out)
+
+
+def _run_held(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
+    from lpa.study.runner import plan_jobs, run_jobs
+
     jobs = plan_jobs(study, arguments.seeds, out, data)
     done, total = 0, len({job.identity for job in jobs})
 

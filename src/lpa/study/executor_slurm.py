@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.study.runner import Job, execute, hold, keep_failure, stop_signals
+from lpa.study.runner import Job, execute, keep_failure, stop_signals, wait_until_free
 
 
 def submit_jobs(
@@ -114,14 +114,14 @@ def _wait(
 
 def run_job(job: Job) -> str | None:
     """One job, where the cluster started it, once nobody else works on its run; as `execute`."""
-    with hold(job, threading.Event()) as lock:
-        return execute(job, lambda command: _call(command, job.log, lock))
+    wait_until_free(job, threading.Event())
+    return execute(job, lambda command: _call(command, job.log))
 
 
-def _call(command: list[str], log: Path, lock: int) -> int:
+def _call(command: list[str], log: Path) -> int:
     """Run a command, its output appended to the log; its exit code."""
     with open(log, "ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, pass_fds=[lock])
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         return process.wait()
     except BaseException:  # cancelled, or the time is nearly up

@@ -1,6 +1,5 @@
 """Run what a study asks for: once, in parallel, and on from where it was left."""
 
-import fcntl
 import json
 import os
 import signal
@@ -14,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from lpa.data.manifest import Manifest
 from lpa.errors import UserError
@@ -46,6 +47,8 @@ class Job:
         run: the run directory.
         recipe: its configuration, as `lpa train` reads it.
         log: what its process prints.
+
+    Its process holds `lock` while it works on the run, whatever becomes of the study that started it.
     """
 
     variant: str
@@ -54,6 +57,10 @@ class Job:
     run: Path
     recipe: Path
     log: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.log.with_suffix(".lock")
 
     @property
     def test(self) -> Path:
@@ -195,11 +202,12 @@ def run_jobs(
             return False
         if pool.stopping.is_set():
             return False
-        with _slot(pool) as slot, hold(job, pool.stopping) as lock:
+        with _slot(pool) as slot:
+            wait_until_free(job, pool.stopping)
             if pool.stopping.is_set():
                 return False
             say(job, "running")
-            failure = execute(job, lambda command: pool.call(command, job.log, slot, lock))
+            failure = execute(job, lambda command: pool.call(command, job.log, slot))
         if pool.stopping.is_set():
             return False
         keep_failure(job, failure)
@@ -227,7 +235,8 @@ def execute(job: Job, call: Callable[[list[str]], int]) -> str | None:
     Args:
         call: runs a command and gives its exit code.
     """
-    command = [sys.executable, "-m", "lpa.study.work", str(job.recipe), str(job.run)]
+    command = [sys.executable, "-m", "lpa.study.work", *map(str, (job.recipe, job.run, job.lock))]
+    job.log.parent.mkdir(parents=True, exist_ok=True)
     said = job.log.stat().st_size if job.log.exists() else 0
     code = call(command)
     if code == 0 and job.finished:
@@ -246,27 +255,18 @@ def keep_failure(job: Job, failure: str | None) -> None:
         write_text(job.failure, failure + "\n")
 
 
-@contextmanager
-def hold(job: Job, stopping: threading.Event) -> Iterator[int]:
-    """Wait until nobody else works on the run, or until `stopping`; the descriptor of the lock.
+def wait_until_free(job: Job, stopping: threading.Event) -> None:
+    """Wait until no process works on the run, or until `stopping`.
 
-    Processes that inherit it hold the lock beyond the death of this one: whoever starts the study again
-    waits until nobody writes to the run any more.
+    Such a process may be that of another study, or have outlived the study that started it.
     """
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log.with_suffix(".lock"), "w") as file:
-        while not _locked(file) and not stopping.wait(0.2):
-            pass
-        yield file.fileno()
-
-
-def _locked(file: Any) -> bool:
-    """Whether the lock on a file was free and now is ours."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    lock = filelock.FileLock(job.lock)
+    while not stopping.is_set():
+        try:
+            with lock.acquire(timeout=0):
+                return
+        except filelock.Timeout:
+            stopping.wait(0.2)
 
 
 @contextmanager
@@ -328,7 +328,7 @@ class _Pool:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.free = share_machine(parallel, cores, visible_gpus())
 
-    def call(self, command: list[str], log: Path, slot: Slot, lock: int) -> int:
+    def call(self, command: list[str], log: Path, slot: Slot) -> int:
         """Run a command in a slot, its output appended to the log; its exit code."""
         with self._lock, open(log, "ab") as output:
             if self.stopping.is_set():
@@ -339,7 +339,6 @@ class _Pool:
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **slot.environment},
-                pass_fds=[lock],
             )
             self._running.add(process)
             if self.stopping.is_set():  # `stop` came while the process was being made

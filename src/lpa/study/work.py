@@ -1,6 +1,7 @@
-"""One run of a study in a process of its own: `python -m lpa.study.work RECIPE RUN`.
+"""One run of a study in a process of its own: `python -m lpa.study.work RECIPE RUN LOCK`.
 
-It trains, or goes on training, and scores the run on held-out text; what is there already is kept.
+It trains, or goes on training, and scores the run on held-out text; what is there already is kept. It waits
+for another process that holds the lock of the run, and holds it until it ends.
 """
 
 import json
@@ -8,6 +9,8 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
+
+import filelock
 
 from lpa import console
 from lpa.errors import UserError
@@ -21,11 +24,12 @@ from lpa.train.run import CONFIG_FILE, train
 
 
 def main() -> None:
-    recipe, run = map(Path, sys.argv[1:])
+    recipe, run, lock = map(Path, sys.argv[1:])
     console.hide_other_progress()
     try:
         config = RunConfig.load(recipe)
-        finish(config, run)
+        with filelock.FileLock(lock):
+            finish(config, run)
     except UserError as error:
         print(f"lpa: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from lpa.convert.merge import merge_directory
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.glue.finetune import FineTuning
 from lpa.eval.glue.run import run_glue
+from lpa.locks import hold_directory
 
 QUICK = FineTuning(epochs=1, batch_size=8, learning_rate=1e-3, max_length=32)
 
@@ -156,6 +158,20 @@ def test_text_beyond_the_context_is_shortened_and_said(run, data, tmp_path):
 def test_a_setting_that_cannot_be_is_named(field, value, message):
     with pytest.raises(UserError, match=message):
         FineTuning(**{field: value})
+
+
+def test_two_processes_do_not_score_a_model_on_one_task(result, run, data):
+    found, out = result
+    folder = out / run.name / "pre-trained"
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    arguments = {"data": data, "seeds": 2, "settings": QUICK, "out": out, "device": "cpu"}
+    with hold_directory(folder, part="sst2"):
+        said = f"--out {folder}: is in use by process {os.getpid()} on "
+        with pytest.raises(UserError, match=said):
+            run_glue([run], ["stsb", "sst2"], **arguments)
+        again = run_glue([run], ["stsb"], **arguments)
+    assert again["stsb"].models[run.name] == found["stsb"].models[run.name]
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == before
 
 
 def test_no_such_task_and_no_seed(run, data):

@@ -32,7 +32,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, directory: Path, *, from_scratch: bool) -> None:
-        self._folder = folder / ("from-scratch" if from_scratch else "pre-trained")
+        self.folder = folder / ("from-scratch" if from_scratch else "pre-trained")
         # From scratch the weights do not matter, only what kind of model it is.
         weights = [] if from_scratch else sorted(directory.glob("*.safetensors"))
         self._model = {path.name: _digest(path) for path in [directory / "config.json", *weights]}
@@ -70,7 +70,7 @@ class Store:
         write_text(self._path(request), json.dumps(kept, indent=2) + "\n")
 
     def _path(self, request: dict[str, Any]) -> Path:
-        return self._folder / f"{request['task']}-seed{request['seed']}.json"
+        return self.folder / f"{request['task']}-seed{request['seed']}.json"
 
     def _described(self, request: dict[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps({**request, "model": self._model}))

@@ -3,6 +3,7 @@
 import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lpa.eval.glue.metrics import majority_predictions, score_predictions
 from lpa.eval.glue.reading import Examples, read_task
 from lpa.eval.glue.results import Store, request_of
 from lpa.eval.glue.tasks import TASKS, prefix_of
+from lpa.locks import hold_directory
 from lpa.model.loading import model_directory
 
 # (what is being done, steps done, steps in all)
@@ -79,7 +81,8 @@ def run_glue(
         report: called as the work goes on.
 
     Raises:
-        UserError: bad input, named; before any training where it can be known.
+        UserError: bad input, named, or another process that scores the same model on the same task; before
+            any training where it can be known.
     """
     _check(tasks, seeds)
     settings = settings or FineTuning()
@@ -89,6 +92,21 @@ def run_glue(
         for scratch in ((False, True) if from_scratch else (False,))
     ]
     examples = {name: read_task(name, TASKS[name], data) for name in tasks}
+    with ExitStack() as held:
+        for folder in {entrant.store.folder: None for entrant in entrants}:
+            for task in dict.fromkeys(tasks):
+                held.enter_context(hold_directory(folder, part=task))
+        return _score_all(entrants, examples, settings, seeds, device, report)
+
+
+def _score_all(
+    entrants: "list[_Entrant]",
+    examples: dict[str, dict[str, Examples]],
+    settings: FineTuning,
+    seeds: int,
+    device: str,
+    report: Report,
+) -> dict[str, TaskResult]:
     results = {}
     for task, of_task in examples.items():
         results[task] = TaskResult(
