@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,47 @@ def fsync_directory(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_files({path: text.encode()})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: all of them, or none where one cannot be written.
+
+    Each is replaced as a whole, in the order given, once all are on the disk.
+    """
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    folders = dict.fromkeys(path.parent for path in contents)
+    with created_directories(*folders):
+        try:
+            for path, content in contents.items():
+                with open(temporaries[path], "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for path, temporary in temporaries.items():
+                os.replace(temporary, path)
+        except BaseException:
+            for temporary in temporaries.values():
+                temporary.unlink(missing_ok=True)
+            raise
+    for folder in folders:
+        fsync_directory(folder)
+
+
+@contextmanager
+def created_directories(*directories: Path) -> Iterator[None]:
+    """Make directories with their parents; if the body raises, those that were made and are empty go."""
+    chains = [path for directory in directories for path in (directory, *directory.parents)]
+    missing = sorted({path for path in chains if not path.exists()}, reverse=True)
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for directory in directories:
+            directory.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for made in missing:  # those within others first
+            with suppress(OSError):
+                made.rmdir()
         raise
-    fsync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import filelock
 
 from lpa.errors import UserError
-from lpa.files import write_json
-from lpa.outputs import created_directories, read_marker, resolve_output
+from lpa.files import created_directories, write_json
+from lpa.outputs import read_marker, resolve_output
 from lpa.records import read_json
 
 _PREFIX = ".lpa."

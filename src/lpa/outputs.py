@@ -12,15 +12,16 @@ a hidden directory inside the output.
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lpa.errors import UserError
-from lpa.files import fsync_directory, write_json
+from lpa.files import created_directories, fsync_directory, write_json
 from lpa.records import read_json
 
 MARKER_FILE = ".lpa-output.json"
@@ -238,29 +239,20 @@ def new_directory(path: Path, kind: str, *, overwrite: bool = False) -> Iterator
 
 
 @contextmanager
-def created_directories(directory: Path) -> Iterator[None]:
-    """Make a directory with its parents; if the body raises, those that were made and are empty go."""
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for made in missing:
-            with suppress(OSError):
-                made.rmdir()
-        raise
-
-
-@contextmanager
 def written_files(path: Path) -> Iterator[None]:
-    """Turn what safetensors raises where a file cannot be written into the system's error.
+    """Turn what safetensors and NumPy raise where a file cannot be written into errors that name `path`.
 
     Raises:
-        OSError: with the system's number, naming `path`.
+        OSError: with the system's number.
+        UserError: where NumPy does not say why.
     """
     try:
         yield
     except Exception as error:
+        if re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+            raise UserError(
+                f"{path}: could not be written whole; expected a disk with room for it"
+            ) from error
         found = re.search(r"\(os error (\d+)\)", str(error))
         if isinstance(error, OSError) or found is None:
             raise
@@ -269,11 +261,19 @@ def written_files(path: Path) -> Iterator[None]:
 
 
 def apply_umask(directory: Path) -> None:
-    """Give files the access that the umask allows: some libraries write for the owner alone."""
-    allowed = 0o666 & ~_umask()
-    for path in directory.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(allowed)
+    """Give a directory and all in it the access that the umask allows.
+
+    Some libraries write for the owner alone, and others copy the access of what they copy.
+    """
+    mask = _umask()
+    for path in (directory, *directory.rglob("*")):
+        if path.is_symlink():
+            continue
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):  # one that gives its group to what is made in it goes on doing so
+            path.chmod((0o777 & ~mask) | (mode & stat.S_ISGID))
+        elif stat.S_ISREG(mode):
+            path.chmod(0o666 & ~mask)
 
 
 def _umask() -> int:

@@ -14,16 +14,22 @@ from lpa.printable import printable
 
 # By which a page is known again.
 _GENERATOR = '<meta name="generator" content="lpa">'
+# The same of a figure.
+_CREATOR = "lpa"
 
 # Apart for the colour-blind too (Okabe & Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
-    """Fill a template, which extends `page.html.j2`, and write the page.
+    """Write what `render_page` gives."""
+    write_text(path, render_page(template, **values))
+
+
+def render_page(template: Path, **values: Any) -> str:
+    """Fill a template, which extends `page.html.j2`.
 
     Args:
-        path: of the HTML file.
         template: of the page's content.
         values: what the template names; a missing one is an error.
     """
@@ -37,14 +43,23 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
     machine = f"{platform.processor() or platform.machine()}, {platform.system()}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("lpa", "torch", "transformers"))
     page = environment.get_template(template.name)
-    text = page.render(machine=machine, versions=versions, generator=_GENERATOR, **values)
-    write_text(path, text)
+    return page.render(machine=machine, versions=versions, generator=_GENERATOR, **values)
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page that `write_page` wrote, so that a newer one may replace it."""
+    """Whether a file is a page of `render_page`, so that a newer one may replace it."""
+    return _begins_with(path, _GENERATOR)
+
+
+def is_figure(path: Path) -> bool:
+    """Whether a file is an SVG of `draw_svg`, so that a newer one may replace it."""
+    return _begins_with(path, f"<dc:title>{_CREATOR}</dc:title>")
+
+
+def _begins_with(path: Path, sign: str) -> bool:
+    """Whether a sign stands in the first lines of a file."""
     with open(path, "rb") as file:
-        return _GENERATOR.encode() in file.read(1000)
+        return sign.encode() in file.read(2000)
 
 
 Draw = Callable[[Any], None]
@@ -57,7 +72,7 @@ def draw_svg(draw: Draw, size: tuple[float, float] = (7.5, 4.2)) -> str:
         draw: called with the figure.
         size: width and height in inches.
     """
-    text = _draw(draw, size, "svg", metadata={"Date": None}).decode()
+    text = _draw(draw, size, "svg", metadata={"Date": None, "Creator": _CREATOR}).decode()
     return text[text.index("<svg") :]
 
 

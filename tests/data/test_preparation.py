@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -313,15 +314,21 @@ def test_two_processes_do_not_prepare_one_directory(tmp_path, lines):
         prepare([lines], tmp_path / "out", vocab_size=300)
 
 
-def test_a_full_disk_keeps_what_is_finished(tmp_path, lines, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(UserError, match="no space left; what is finished is kept"):
-        prepare([lines], tmp_path / "out", vocab_size=300)
+def test_a_full_disk_keeps_what_is_finished(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {n} of very many\n" for n in range(20_000)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The tokenizer fits, the tokens do not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"out: File too large; what is finished is kept in"):
+            prepare([text], tmp_path / "out", vocab_size=300)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / ".out.partial" / "tokenizer").exists()
     assert not (tmp_path / "out").exists()
+    prepare([text], tmp_path / "out", vocab_size=300)
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_a_document_stays_in_its_split_when_others_are_added(tmp_path, lines):

@@ -62,7 +62,7 @@ def test_dense_and_low_rank_are_measured_side_by_side(lpa, tmp_path):
     [
         (["giant"], "preset: got 'giant'"),
         (["nano", "--placement", "some"], "--placement: got 'some'"),
-        (["nano", "--rounds", "0"], "--rounds: got 0; expected at least 1"),
+        (["nano", "--rounds", "0"], "--rounds: got 0; expected a whole number from 1"),
         (["nano", "--context", "4096"], "--context: got 4096; the model has 1024 positions"),
     ],
 )

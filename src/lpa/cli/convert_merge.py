@@ -27,13 +27,10 @@ def main(rest: list[str]) -> None:
 
     from lpa import console
     from lpa.convert.merge import merge_directory
-    from lpa.model.loading import model_directory
 
     console.hide_other_progress()
     with console.stderr.status("merging"):
-        merged = merge_directory(
-            model_directory(arguments.model), arguments.out, overwrite=arguments.overwrite
-        )
+        merged = merge_directory(arguments.model, arguments.out, overwrite=arguments.overwrite)
     if arguments.json:
         print(json_text(asdict(merged)))
         return

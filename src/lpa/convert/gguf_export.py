@@ -10,8 +10,9 @@ from transformers import LlamaForCausalLM
 
 from lpa.convert.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lpa.errors import UserError
-from lpa.files import fsync_directory
+from lpa.files import created_directories, fsync_directory
 from lpa.model.loading import config_fields, load_model, model_directory
+from lpa.outputs import written_files
 
 
 def export_gguf(
@@ -50,20 +51,20 @@ def export_gguf(
     tokenizer.fill_up(directory, model.config.vocab_size)
     _check_ends(directory, tokenizer, model)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        writer = gguf.GGUFWriter(temporary, "llama")
-        _add_architecture(writer, gguf, model.config, dtype)
-        _add_tokenizer(writer, gguf, tokenizer, model)
-        _add_tensors(writer, gguf, model, dtype)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_files(out), created_directories(out.parent):
+        try:
+            writer = gguf.GGUFWriter(temporary, "llama")
+            _add_architecture(writer, gguf, model.config, dtype)
+            _add_tokenizer(writer, gguf, tokenizer, model)
+            _add_tensors(writer, gguf, model, dtype)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            os.replace(temporary, out)
+        finally:
+            temporary.unlink(missing_ok=True)
     fsync_directory(out.parent)
     return out.stat().st_size
 

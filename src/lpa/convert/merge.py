@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
-from lpa.model.loading import load_model
+from lpa.model.loading import load_model, model_directory
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.outputs import MODEL, check_output, new_directory
 
@@ -93,12 +93,18 @@ def _merged_weights(model: LPAForCausalLM) -> dict[str, Tensor]:
 
 
 def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> Merged:
-    """Merge the LPA model of a Hugging Face directory into a new directory, with its tokenizer.
+    """Merge an LPA model into a new directory, with its tokenizer.
+
+    Args:
+        directory: a Hugging Face directory or a run directory.
+        out: the directory to make.
+        overwrite: replace what `out` holds.
 
     Raises:
         UserError: `out` holds something, or the model is not one that merges.
     """
     check_output(out, MODEL, overwrite=overwrite)
+    directory = model_directory(directory)
     model = load_model(directory)
     if not isinstance(model, LPAForCausalLM):
         raise UserError(

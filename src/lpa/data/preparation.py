@@ -42,6 +42,7 @@ from lpa.data.units import (
     start_worker,
     unit_name,
     units,
+    write_array,
 )
 from lpa.errors import LPAWarning, UserError
 from lpa.files import write_text
@@ -201,9 +202,9 @@ def _partial_directory(
             shutil.rmtree(partial)
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise UserError(
-                    f"--out {out}: no space left; what is finished is kept in {partial}, so free some "
+                    f"--out {out}: {error.strerror}; what is finished is kept in {partial}, so free some "
                     "space and give the same command again"
                 ) from error
             raise
@@ -414,22 +415,20 @@ def _assemble(folder: Path, result: Path, split: str, numbers: list[int], dtype:
         total.special_tokens_in_text += unit.special_tokens_in_text
     tokens = (np.load(unit_name(folder, split, n).with_suffix(".npy")) for n in numbers)
     rest = np.empty(0, dtype=dtype)
+
+    def next_tokens(count: int) -> Iterator[np.ndarray]:
+        nonlocal rest
+        while count:
+            if len(rest) == 0:
+                rest = next(tokens)
+            taken, rest = rest[:count], rest[count:]
+            count -= len(taken)
+            yield taken
+
     for start in range(0, total.tokens, SHARD_TOKENS):
         length = min(SHARD_TOKENS, total.tokens - start)
         path = result / shard_name(split, len(total.shards))
-        # Written plainly: where the disk is full a memory map ends the process with a signal.
-        with open(path, "wb") as shard:
-            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (length,)}
-            np.lib.format.write_array_header_1_0(shard, header)
-            filled = 0
-            while filled < length:
-                if len(rest) == 0:
-                    rest = next(tokens)
-                taken = rest[: length - filled]
-                shard.write(taken.data)
-                filled, rest = filled + len(taken), rest[len(taken) :]
-            shard.flush()
-            os.fsync(shard.fileno())
+        write_array(path, next_tokens(length), length, dtype)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         total.shards.append(Shard(path.name, length, digest))

@@ -118,6 +118,21 @@ class Encoding:
         return digest.hexdigest()
 
 
+def write_array(path: Path, parts: Iterable[np.ndarray], length: int, dtype: str) -> None:
+    """Write arrays one after another as one `.npy` file, which is on the disk from then on.
+
+    With plain writes: on a full disk a memory map ends the process with a signal, and `np.save` with an
+    error that does not say why.
+    """
+    with open(path, "wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(part.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class Encoder:
     """Encodes units with one thread; made once per process.
 
@@ -153,10 +168,7 @@ class Encoder:
         result.tokens = len(tokens)
         path = unit_name(self._folder, split, number)
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.save(file, tokens)
-            file.flush()
-            os.fsync(file.fileno())
+        write_array(temporary, [tokens], len(tokens), self._dtype)
         os.replace(temporary, path.with_suffix(".npy"))
         write_text(path.with_suffix(".json"), json.dumps(asdict(result)))
         return result

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.files import write_text
-from lpa.pages import draw_png, draw_svg, is_page, write_page
+from lpa.files import write_files
+from lpa.pages import draw_png, draw_svg, is_page, render_page
 from lpa.study.figures import SCALING_COSTS, scaling_fits, study_figures
 from lpa.study.grid import STUDIES, read_claims
 from lpa.study.results import Row, StudyResult, short_axes, tuned_rows
@@ -46,17 +46,14 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
             f"--out {path}: is another file; expected a new one, or an earlier report to replace"
         )
     folder = path.with_name(f"{path.stem}-figures")
-    for file in folder.glob("*"):
-        if _FIGURE.fullmatch(file.name):
-            file.unlink()
-    sections = []
+    sections, files = [], {}
     for section, result in enumerate(studies, 1):
         figures = []
         for number, (caption, draw) in enumerate(study_figures(result).items(), 1):
             svg = draw_svg(draw)
             name = f"{section}-{result.index.name}-{result.index.scale}-{number}"
-            write_text(folder / f"{name}.svg", svg)
-            (folder / f"{name}.png").write_bytes(draw_png(draw))
+            files[folder / f"{name}.svg"] = svg.encode()
+            files[folder / f"{name}.png"] = draw_png(draw)
             figures.append((caption, svg))
         sections.append(
             {
@@ -69,13 +66,16 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
                 "figures": figures,
             }
         )
-    write_page(
-        path,
+    page = render_page(
         Path(__file__).parent / "study_report.html.j2",
         studies=sections,
         headings=HEADINGS,
         source=read_claims()["source"],
     )
+    write_files({**files, path: page.encode()})
+    for file in folder.glob("*"):
+        if _FIGURE.fullmatch(file.name) and file not in files:
+            file.unlink()
 
 
 def summarize(result: StudyResult) -> list[str]:
