@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 
-def fsync_directory(path: Path) -> None:
-    """Make a rename inside `path` survive a power cut."""
+def sync(path: Path) -> None:
+    """Make what a file holds, or the names in a directory, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -43,7 +43,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                 temporary.unlink(missing_ok=True)
             raise
     for folder in folders:
-        fsync_directory(folder)
+        sync(folder)
 
 
 @contextmanager

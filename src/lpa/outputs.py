@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lpa.errors import UserError
-from lpa.files import created_directories, fsync_directory, write_json
+from lpa.files import created_directories, sync, write_json
 from lpa.records import read_json
 
 MARKER_FILE = ".lpa-output.json"
@@ -188,12 +188,12 @@ def replace_directory(new: Path, target: Path) -> None:
         return
     if not target.exists():
         os.replace(new, target)
-        fsync_directory(target.parent)
+        sync(target.parent)
         return
     old = new.with_name(f"{new.name}.old")
     os.replace(target, old)
     os.replace(new, target)
-    fsync_directory(target.parent)
+    sync(target.parent)
     shutil.rmtree(old)
 
 
@@ -206,7 +206,7 @@ def _replace_content(new: Path, target: Path) -> None:
         os.replace(entry, old / entry.name)
     for entry in sorted(new.iterdir(), key=lambda entry: entry.name == MARKER_FILE):
         os.replace(entry, target / entry.name)
-    fsync_directory(target)
+    sync(target)
     new.rmdir()
     shutil.rmtree(old)
 
@@ -229,8 +229,7 @@ def new_directory(path: Path, kind: str, *, overwrite: bool = False) -> Iterator
         new.mkdir()
         try:
             yield new
-            apply_umask(new)
-            Marker(kind, files_of(new)).save(new)
+            seal_directory(new, kind)
             check_output(path, kind, overwrite=overwrite)  # another process may have been faster
             replace_directory(new, target)
         except BaseException:
@@ -260,20 +259,23 @@ def written_files(path: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def apply_umask(directory: Path) -> None:
-    """Give a directory and all in it the access that the umask allows.
+def seal_directory(directory: Path, kind: str) -> None:
+    """Give a complete directory its marker, with all of it on the disk and open to whom the umask allows.
 
-    Some libraries write for the owner alone, and others copy the access of what they copy.
+    Some libraries write for the owner alone, others copy the access of what they copy, and none waits for
+    the disk.
     """
     mask = _umask()
     for path in (directory, *directory.rglob("*")):
         if path.is_symlink():
             continue
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):  # one that gives its group to what is made in it goes on doing so
+        if stat.S_ISDIR(mode):  # the bit by which a directory hands on its group stays
             path.chmod((0o777 & ~mask) | (mode & stat.S_ISGID))
-        elif stat.S_ISREG(mode):
+        else:
             path.chmod(0o666 & ~mask)
+        sync(path)
+    Marker(kind, files_of(directory)).save(directory)
 
 
 def _umask() -> int:

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from lpa.convert.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lpa.errors import UserError
-from lpa.files import created_directories, fsync_directory
+from lpa.files import created_directories, sync
 from lpa.model.loading import config_fields, load_model, model_directory
 from lpa.outputs import written_files
 
@@ -65,7 +65,7 @@ def export_gguf(
             os.replace(temporary, out)
         finally:
             temporary.unlink(missing_ok=True)
-    fsync_directory(out.parent)
+    sync(out.parent)
     return out.stat().st_size
 
 

@@ -48,13 +48,11 @@ from lpa.errors import LPAWarning, UserError
 from lpa.files import write_text
 from lpa.locks import hold_directory
 from lpa.outputs import (
-    Marker,
-    apply_umask,
     check_output,
     content_of,
-    files_of,
     replace_directory,
     resolve_output,
+    seal_directory,
     staging_directory,
 )
 
@@ -395,8 +393,7 @@ def _finish(
                 f"a --{split}-fraction of 0"
             )
     manifest.save(result)
-    apply_umask(result)
-    Marker(KIND, files_of(result)).save(result)
+    seal_directory(result, KIND)
     check_output(out, KIND, overwrite=overwrite)  # another process may have been faster
     replace_directory(result, resolve_output(out))
     return manifest

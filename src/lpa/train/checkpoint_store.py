@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.files import fsync_directory, write_text
+from lpa.files import sync, write_text
 from lpa.records import Count, read_json, typed
 from lpa.train.progress import Progress
 
@@ -171,12 +171,12 @@ def seal(
         partial / SEAL,
         json.dumps({"sha256": _digest(sealed), "content": sealed}, indent=1) + "\n",
     )
-    fsync_directory(partial)
+    sync(partial)
     path = _complete_path(partial)
     if path.exists():  # of an abandoned future, or whole but not remembered as the latest
         _delete(path)
     os.replace(partial, path)
-    fsync_directory(path.parent)
+    sync(path.parent)
     remember_latest(run, step_of(path))
     return path
 
