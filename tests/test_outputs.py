@@ -1,5 +1,7 @@
+import errno
 import os
 import subprocess
+from contextlib import suppress
 
 import pytest
 
@@ -172,6 +174,35 @@ def test_the_working_directory_is_written_in_place(tmp_path, monkeypatch):
         assert_holds(out, name)
         assert out.stat().st_ino == inode
     assert sorted(p.name for p in out.iterdir()) == [MARKER_FILE, "sub"]
+
+
+@pytest.mark.parametrize("place", ["beside", "in place"])
+def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch, place):
+    out = tmp_path / "out"
+    write(out)
+    if place == "in place":
+        monkeypatch.chdir(out)
+    replace = os.replace
+    number = 0
+    while files_of(out) == [MARKER_FILE, "sub/a"]:
+        left = number
+
+        def failing(source, target):
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(target))
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", failing)
+        with suppress(OSError):
+            write(out, "b", overwrite=True)
+        monkeypatch.setattr(os, "replace", replace)
+        assert files_of(out) in ([MARKER_FILE, "sub/a"], [MARKER_FILE, "sub/b"])
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+        assert not list(out.glob(".lpa.*"))
+        number += 1
+    assert number > 2
 
 
 @pytest.fixture

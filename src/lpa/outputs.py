@@ -15,7 +15,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -191,8 +191,7 @@ def replace_directory(new: Path, target: Path) -> None:
         sync(target.parent)
         return
     old = new.with_name(f"{new.name}.old")
-    os.replace(target, old)
-    os.replace(new, target)
+    _rename_all([(target, old), (new, target)])
     sync(target.parent)
     shutil.rmtree(old)
 
@@ -202,13 +201,34 @@ def _replace_content(new: Path, target: Path) -> None:
     old = target / f"{_HIDDEN}old"
     shutil.rmtree(old, ignore_errors=True)
     old.mkdir()
-    for entry in list(content_of(target)):
-        os.replace(entry, old / entry.name)
-    for entry in sorted(new.iterdir(), key=lambda entry: entry.name == MARKER_FILE):
-        os.replace(entry, target / entry.name)
+    there, coming = list(content_of(target)), list(new.iterdir())
+    coming.sort(key=lambda entry: entry.name == MARKER_FILE)
+    try:
+        _rename_all(
+            [(entry, old / entry.name) for entry in there]
+            + [(entry, target / entry.name) for entry in coming]
+        )
+    except BaseException:
+        with suppress(OSError):
+            old.rmdir()
+        raise
     sync(target)
     new.rmdir()
     shutil.rmtree(old)
+
+
+def _rename_all(renames: list[tuple[Path, Path]]) -> None:
+    """Rename in this order; where one fails, those before it are undone."""
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in renames:
+            os.replace(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            with suppress(OSError):
+                os.replace(target, source)
+        raise
 
 
 @contextmanager

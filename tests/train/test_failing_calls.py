@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from lpa.cli import main
+from lpa.data import prepare
 from lpa.train.checkpoint_store import resumable
 from lpa.train.metrics_file import read_metrics
 
@@ -53,11 +54,22 @@ class Calls:
             raise OSError(self.failing[2], os.strerror(self.failing[2]), str(path))
 
 
-pytestmark = pytest.mark.slow
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """So little of it that a whole run is done in half a second."""
+    for split, lines in (("train", 200), ("validation", 10)):
+        (tmp_path / f"{split}.txt").write_text("a few words on a line\n" * lines)
+    prepare(
+        [tmp_path / "train.txt"],
+        tmp_path / "data",
+        vocab_size=260,
+        validation=[tmp_path / "validation.txt"],
+    )
+    return tmp_path / "data"
 
 
 @pytest.fixture
-def train(prepared, tiny, tmp_path):
+def train(data, tiny):
     """Run `lpa train` in this process; its exit code."""
 
     def run(out: Path, *more: str) -> int:
@@ -72,7 +84,7 @@ def train(prepared, tiny, tmp_path):
             "1",
         ]
         try:
-            main(["train", "--data.path", str(prepared), *tiny, *options, "--out", str(out), *more])
+            main(["train", "--data.path", str(data), *tiny, *options, "--out", str(out), *more])
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -84,6 +96,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "final" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_no_failing_call_is_a_traceback_or_loses_the_run(train, tmp_path, monkeypatch, capsys):
     calls = Calls(monkeypatch, tmp_path / "whole")
     whole = tmp_path / "whole" / "run"
