@@ -1,7 +1,19 @@
 import pytest
 import torch
 
-from lpa.train.machine import peak_flops, peak_flops_by_name
+from lpa.errors import UserError
+from lpa.train.machine import peak_flops, peak_flops_by_name, pick_device
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "meta", "cpu:x", "cuda:99", "vulkan", "CPU"])
+def test_a_device_that_cannot_compute_is_refused(name):
+    with pytest.raises(UserError, match=f"device: got {name!r}; not available here"):
+        pick_device(name)
+
+
+def test_a_device_that_can():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda")
 
 
 @pytest.mark.parametrize(

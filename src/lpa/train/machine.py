@@ -19,7 +19,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which `meta` cannot give back
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device: got {name!r}; not available here, expected auto or cpu"
