@@ -55,10 +55,10 @@ def hold_directory(
     Raises:
         UserError: another process holds it, named.
     """
-    resolve_output(directory)
-    with created_directories(directory):
+    target = resolve_output(directory)
+    with created_directories(target):
         prefix = _PREFIX if part is None else f"{_PREFIX}{part}."
-        path, holder = directory / f"{prefix}lock", directory / f"{prefix}holder.json"
+        path, holder = target / f"{prefix}lock", target / f"{prefix}holder.json"
         is_new = not path.exists()
         lock = filelock.FileLock(path, timeout=wait_seconds)
         try:
@@ -73,7 +73,7 @@ def hold_directory(
             write_json(holder, asdict(Holder(socket.gethostname(), os.getpid(), now)))
             yield
         except BaseException:
-            if is_new and read_marker(directory) is None:
+            if is_new and read_marker(target) is None:
                 path.unlink(missing_ok=True)  # nothing of ours was written beside it
             raise
         finally:

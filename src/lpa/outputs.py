@@ -1,4 +1,4 @@
-"""Output directories: complete or not at all, known by a marker, and replaced only where they are ours.
+"""Outputs: complete or not at all, known as ours, and replaced only where they are.
 
 Every directory that a command writes holds a marker, which says what kind of output it is and, where it is
 written once, which files belong to it. `--overwrite` replaces a directory with such a marker and nothing
@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -56,12 +56,50 @@ def resolve_output(path: Path) -> Path:
     Raises:
         UserError: the links lead in a circle, or `path` is no directory.
     """
-    try:
-        target = path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"--out {path}: its symbolic links lead in a circle") from error
+    target = _follow_links(path, "--out")
     if target.exists() and not target.is_dir():
         raise UserError(f"--out {path}: is a file; expected a new directory")
+    return target
+
+
+def _follow_links(path: Path, option: str) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{option} {path}: its symbolic links lead in a circle") from error
+
+
+def check_output_file(
+    path: Path,
+    kind: str,
+    is_ours: Callable[[Path], bool],
+    *,
+    option: str = "--out",
+    overwrite: bool,
+) -> Path:
+    """The file that an output path means, symbolic links followed, if it may be written.
+
+    Args:
+        path: what the user named.
+        kind: what the command writes, such as "a GGUF file".
+        is_ours: whether an existing file is of that kind.
+        option: by which the user named it.
+        overwrite: replace a file of that kind.
+
+    Raises:
+        UserError: the links lead in a circle, or `path` is a directory or a file that may not be replaced.
+    """
+    target = _follow_links(path, option)
+    if target.is_dir():
+        raise UserError(f"{option} {path}: is a directory; expected a file to write")
+    if not target.exists():
+        return target
+    if not overwrite:
+        raise UserError(f"{option} {path}: already exists; choose a new file or pass --overwrite")
+    if not target.is_file() or not is_ours(target):
+        raise UserError(
+            f"{option} {path}: is not {kind} that this command wrote; choose another file"
+        )
     return target
 
 

@@ -48,10 +48,20 @@ def study(prepared, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def glue(tmp_path_factory) -> Path:
+    """One task of a few examples."""
+    folder = tmp_path_factory.mktemp("glue")
+    (folder / "SST-2").mkdir()
+    for name in ("train", "dev"):
+        (folder / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\na cat\t1\na dog\t0\n")
+    return folder
+
+
+@pytest.fixture
 def command(request, run, prepared, tiny):
     """Makes the arguments of a command that writes to `out`: `command("analyze", out)`."""
 
-    def arguments(name: str, out: Path, *more: object) -> list[str]:
+    def arguments(name: str, out: Path | str, *more: object) -> list[str]:
         def of(fixture: str) -> Path:
             return request.getfixturevalue(fixture)
 
@@ -66,6 +76,12 @@ def command(request, run, prepared, tiny):
             rest[name] = [golden, "--setting", 2, "--num-attention-heads", 4]
         elif name == "report":
             rest[name] = [of("study")]
+        elif name == "study":
+            rest[name] = ["placement", "--scale", "tiny", "--data", prepared]
+        elif name == "demo":
+            rest[name] = ["--steps", 1]
+        elif name == "eval glue":
+            rest[name] = [run, "--task", "sst2", "--data", of("glue")]
         elif name == "bench":
             shape = ["--context", 8, "--batch", 1, "--rounds", 1, "--threads", 1]
             rest[name] = ["nano", *shape, "--device", "cpu"]
@@ -117,7 +133,7 @@ def assert_follows(umask: int, out: Path) -> None:
 @contextmanager
 def mount(place: Path, size: int) -> Iterator[Path]:
     """A file system of its own of so many bytes, where this process may mount one."""
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     try:
         done = subprocess.run(["mount", *options], capture_output=True, text=True)
@@ -158,7 +174,9 @@ def test_what_a_study_keeps_follows_the_umask(study):
 
 @pytest.mark.parametrize("name", DIRECTORIES)
 def test_a_mount_point_is_written_and_replaced_in_place(command, refused, tmp_path, name):
-    with mount(tmp_path / "disk" / "out", 2**24) as out:
+    (tmp_path / "disk").mkdir()
+    with mount(tmp_path / "disk", 2**16) as disk, mount(disk / "out", 2**24) as out:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         main(command(name, out))
         written = files_of(out)
         main(command(name, out, "--overwrite"))
@@ -171,6 +189,41 @@ def test_a_mount_point_is_written_and_replaced_in_place(command, refused, tmp_pa
             command(name, out, "--overwrite")
         )
         assert files_of(out) == before
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+@pytest.mark.parametrize("place", ["working directory", "empty directory/"])
+def test_a_directory_that_is_there_is_written(command, tmp_path, monkeypatch, name, place):
+    out = tmp_path / "out"
+    out.mkdir()
+    given = f"{out}/"
+    if place == "working directory":
+        monkeypatch.chdir(out)
+        given = "."
+    main(command(name, given))
+    written = files_of(out)
+    main(command(name, given, "--overwrite"))
+    assert len(files_of(out)) == len(written) > 1
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("name", [*DIRECTORIES, *FILES])
+def test_a_link_stays_and_is_followed(command, tmp_path, name):
+    link, target = tmp_path / "link", tmp_path / "disk" / "target"
+    link.symlink_to(target)
+    for more in ([], [] if name == "report" else ["--overwrite"]):
+        main(command(name, link, *more))
+        assert link.is_symlink()
+        assert not target.is_symlink()
+        assert target.is_file() if name in FILES else files_of(target)
+
+
+@pytest.mark.parametrize("name", [*DIRECTORIES, *FILES, "study", "eval glue", "demo"])
+def test_a_circle_of_links_is_refused(command, refused, tmp_path, name):
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    assert "links lead in a circle" in refused(command(name, link))
+    assert list(tmp_path.iterdir()) == [link]
 
 
 @pytest.mark.parametrize("name", DIRECTORIES)

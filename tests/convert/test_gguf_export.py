@@ -54,7 +54,7 @@ def test_what_exists_is_spared(merged, tmp_path):
     out.write_text("mine")
     with pytest.raises(UserError, match="already exists"):
         export_gguf(merged, out)
-    with pytest.raises(UserError, match="is no GGUF file"):
+    with pytest.raises(UserError, match="is not a GGUF file"):
         export_gguf(merged, out, overwrite=True)
     assert out.read_text() == "mine"
     out.write_bytes(b"GGUF, an earlier one")

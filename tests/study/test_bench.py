@@ -54,7 +54,7 @@ def test_dense_and_low_rank_are_measured_side_by_side(lpa, tmp_path):
 
     again = lpa("bench", "nano", *SMALL, "--figure", figure)
     assert again.code == 2
-    assert "exists; pass --overwrite" in again.stderr
+    assert "already exists; choose a new file or pass --overwrite" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ def test_the_time_of_training_stands_beside_what_the_paper_says_of_it(placement)
 def test_a_report_replaces_an_earlier_one_and_nothing_else(placement):
     index, _ = placement
     before = index.read_bytes()
-    with pytest.raises(UserError, match="is another file"):
+    with pytest.raises(UserError, match="is not a report"):
         write_study_report([read_study(index)], index)
     assert index.read_bytes() == before
     page = index.parent / "report.html"

@@ -50,6 +50,7 @@ def main(rest: list[str]) -> None:
     from lpa.errors import UserError
     from lpa.model.configuration_lpa import PLACEMENTS
     from lpa.model.presets import preset_config
+    from lpa.outputs import check_output_file
     from lpa.pages import is_figure
     from lpa.study.bench import run_bench, write_figure
     from lpa.train.machine import pick_device
@@ -60,11 +61,10 @@ def main(rest: list[str]) -> None:
                 f"--placement: got {placement!r}; expected one of {', '.join(PLACEMENTS)}"
             )
     figure = arguments.figure
-    if figure is not None and figure.exists() and not arguments.overwrite:
-        raise UserError(f"--figure {figure}: exists; pass --overwrite to replace it")
-    if figure is not None and figure.exists() and not (figure.is_file() and is_figure(figure)):
-        raise UserError(
-            f"--overwrite: {figure} is no figure that this command wrote; choose another file"
+    if figure is not None:
+        overwrite = arguments.overwrite
+        figure = check_output_file(
+            figure, "a figure", is_figure, option="--figure", overwrite=overwrite
         )
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -169,8 +169,9 @@ def _print_grid(study: "Study", seeds: int) -> None:
 def _run(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
     """Run what is not finished; which runs failed and what was tuned, as `--json` prints it."""
     from lpa.locks import hold_directory
+    from lpa.outputs import resolve_output
 
-    out = arguments.out.resolve()
+    out = resolve_output(arguments.out)
     # Other studies may work in the same directory.
     with hold_directory(out, part=f"{study.name}-{study.scale}", output=arguments.out):
         return _run_held(study, arguments, data, out)

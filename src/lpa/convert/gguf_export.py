@@ -12,7 +12,7 @@ from lpa.convert.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lpa.errors import UserError
 from lpa.files import created_directories, sync
 from lpa.model.loading import config_fields, load_model, model_directory
-from lpa.outputs import written_files
+from lpa.outputs import check_output_file, written_files
 
 
 def export_gguf(
@@ -34,10 +34,7 @@ def export_gguf(
         import gguf
     except ImportError as error:
         raise UserError("gguf: the package is not installed; pip install 'lpa[gguf]'") from error
-    if out.exists() and not overwrite:
-        raise UserError(f"--out {out}: already exists; choose a new file or pass --overwrite")
-    if out.exists() and not _is_gguf(out):
-        raise UserError(f"--overwrite: {out} is no GGUF file; choose another file")
+    out = check_output_file(out, "a GGUF file", _is_gguf, overwrite=overwrite)
     if dtype not in ("float16", "float32"):
         raise UserError(f"--dtype: got {dtype!r}; expected float16 or float32")
     if (directory / "final").is_dir():
@@ -70,8 +67,6 @@ def export_gguf(
 
 
 def _is_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"
 

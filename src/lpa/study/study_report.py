@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lpa.errors import UserError
 from lpa.files import write_files
+from lpa.outputs import check_output_file
 from lpa.pages import draw_png, draw_svg, is_page, render_page
 from lpa.study.figures import SCALING_COSTS, scaling_fits, study_figures
 from lpa.study.grid import STUDIES, read_claims
@@ -39,12 +39,7 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
     Raises:
         UserError: `path` is a directory, or a file that is no such page.
     """
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a directory; expected the HTML file to write")
-    if path.exists() and not is_page(path):
-        raise UserError(
-            f"--out {path}: is another file; expected a new one, or an earlier report to replace"
-        )
+    path = check_output_file(path, "a report", is_page, overwrite=True)
     folder = path.with_name(f"{path.stem}-figures")
     sections, files = [], {}
     for section, result in enumerate(studies, 1):
