@@ -165,12 +165,21 @@ def test_a_second_sigint_ends_at_once(options, tmp_path):
     assert time.monotonic() - began < 5
 
 
-def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path):
+@pytest.mark.parametrize("moment", ["step", "asynchronous save"])
+def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path, moment):
     out = tmp_path / "run"
-    launched = torchrun(2, *options, "--train.steps", 100000, "--out", out)
+    saving = ("--checkpoint.every", 1, "--checkpoint.asynchronous", "true")
+    more = saving if moment == "asynchronous save" else ()
+    launched = torchrun(2, *options, *more, "--train.steps", 100000, "--out", out)
+
+    def reached() -> bool:
+        if more:
+            return any(store.folder(out).glob(".step-*.partial/*"))
+        return bool(read_metrics(out))
+
     try:
         workers = wait_until(
-            lambda: read_metrics(out) and (found := launched.workers())[1:] and found,
+            lambda: reached() and (found := launched.workers())[1:] and found,
             launched.process,
         )
         began = time.monotonic()
@@ -180,7 +189,7 @@ def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path
         stop_all(launched)
     assert code != 0
     assert "rank 0 ends, as rank 1 is gone" in output
-    assert "lpa/train" not in output, "a line, not a traceback"
+    assert "src/lpa" not in output, "a line, not a traceback"
     assert time.monotonic() - began < 20, "documented: within 20 seconds"
 
 
