@@ -32,7 +32,7 @@ def test_equal_parts_leave_nothing_open():
     assert (low, high) == (1.5, 1.5)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("value", [math.inf, math.nan, 1e308])
 def test_losses_without_a_mean_have_no_interval(value):
     loss = np.full(20, 3.0)

@@ -268,7 +268,7 @@ NAMES = {
 }
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_report_shows_names_as_they_are(placement, kind):
     """No name is a formula, markup or an instruction to the terminal or the page."""
