@@ -288,7 +288,6 @@ def test_what_llama_cpp_would_do_otherwise_is_refused_by_name(directory, kind, t
 
 
 SETTINGS = {
-    "dropout": 0.1,
     "continuing_subword_prefix": "##",
     "end_of_word_suffix": "</w>",
     "byte_fallback": True,

@@ -34,7 +34,6 @@ _PLAIN_NAMES = {"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"}
 
 # Settings of a BPE model that llama.cpp does not have: what each has to be, empty or false, to be none.
 _MODEL_SETTINGS = (
-    "dropout",
     "continuing_subword_prefix",
     "end_of_word_suffix",
     "byte_fallback",
