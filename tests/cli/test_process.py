@@ -96,6 +96,34 @@ def test_a_full_device(lpa):
     assert ended.stderr.count("\n") == 1
 
 
+SWALLOWING = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+later = sys.argv[2] == "True"
+from lpa.cli.process import command_process
+with command_process():
+    import optional_module
+    if later:
+        time.sleep(9)
+        print("lost", flush=True)
+"""
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_an_interrupt_is_not_lost_in_an_import(tmp_path, later):
+    (tmp_path / "optional_module.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.1)\n"
+        "except BaseException:\n"
+        "    pass\n"
+    )
+    command = [sys.executable, "-c", SWALLOWING, str(tmp_path), str(later)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "lpa: interrupted\n")
+
+
 # While modules are imported, while the tokenizer learns, while processes encode.
 @pytest.mark.parametrize("sign", ["yaml", "tokenizers", ".data.partial", ".data.partial/tokenizer"])
 def test_an_interrupt_ends_in_one_line(tmp_path, sign):

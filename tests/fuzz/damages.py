@@ -66,11 +66,9 @@ def damage_cases(material: Path) -> Iterator[tuple[str, list[str], str, Damage]]
 
 
 def _reads(line: list[str], name: str) -> bool:
-    """Whether a line names the file, a directory above it, or data that its model would be scored on."""
+    """Whether a line names the file or a directory above it."""
     parts = name.split("/")
-    return any("/".join(parts[:n]) in line for n in range(1, len(parts) + 1)) or (
-        name == "questions.jsonl" and "task.yaml" in line
-    )
+    return any("/".join(parts[:n]) in line for n in range(1, len(parts) + 1))
 
 
 def _inner_damages(path: Path) -> dict[str, Damage]:

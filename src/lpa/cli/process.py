@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 from lpa.printable import printable
@@ -73,7 +74,7 @@ def command_process() -> Iterator[None]:
     """
     _prepare_streams()
     try:
-        with _one_line_errors():
+        with _interrupts_between_imports(), _one_line_errors():
             try:
                 yield
             finally:
@@ -93,6 +94,42 @@ def command_process() -> Iterator[None]:
         with suppress(OSError):
             print("lpa: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+@contextmanager
+def _interrupts_between_imports() -> Iterator[None]:
+    """Hold Ctrl-C back while a module is imported.
+
+    Libraries try imports and take whatever is raised in them for the lack of a module: the interrupt would
+    be lost, or half a module kept.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # as in the background
+        yield
+        return
+    held_back = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal held_back
+        held_back = _is_importing(frame)
+        if not held_back:
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, 0.02)  # and see again
+
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held_back:
+            raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextmanager
