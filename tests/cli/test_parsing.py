@@ -145,3 +145,14 @@ def test_bare_lpa_and_bare_groups_print_help(lpa):
     for group in {command.split()[0] for command in COMMANDS if " " in command}:
         assert lpa(group).code == 0
         assert lpa(group).stdout == lpa(group, "--help").stdout
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000 + "]" * 5000, "{a: " * 2000 + "}" * 2000])
+@pytest.mark.parametrize("option", ["train", "model.ranks", "train.loggers", "optim.lr"])
+def test_what_yaml_cannot_hold_is_one_line(option, value, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parser_of("train").parse_args(["--data.path=x", f"--{option}={value}"])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lpa: error: ")
+    assert error.count("\n") == 1

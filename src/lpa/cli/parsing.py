@@ -14,6 +14,7 @@ import jsonargparse
 from jsonargparse.typing import extend_base_type, register_type
 
 from lpa.cli.process import fail, one_line
+from lpa.errors import UserError
 from lpa.records import in_words
 
 # What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
@@ -98,7 +99,13 @@ class Parser(jsonargparse.ArgumentParser):
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """As argparse's; text that is not Unicode is refused, and numbers are plain int and float."""
         _refuse_what_is_no_text(list(sys.argv[1:] if args is None else args))
-        arguments = super().parse_args(args, *rest, **options)
+        try:
+            arguments = super().parse_args(args, *rest, **options)
+        except UserError:
+            raise
+        # What YAML's reader raises beside its own errors, of a value that it takes to be a section.
+        except (ValueError, RecursionError) as error:
+            fail(f"an argument cannot be read ({error}); expected values as in YAML")
         for key, value in list(arguments.items()):
             _refuse_what_is_no_text(value, key)
             arguments[key] = _plain(value)
