@@ -224,12 +224,11 @@ def test_nothing_in_the_package_opens_files_in_another_way():
                 continue
             name = ast.unparse(node.func)
             assert name not in ("torch.load", "pickle.load", "pickle.loads"), path
-            if name.rpartition(".")[2] in ("from_pretrained", "from_config"):
+            # A plain name is the function of data/tokenizer.py, which calls transformers' there.
+            if name.endswith((".from_pretrained", ".from_config")):
                 said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 place = str(path.relative_to(source))
                 openers.setdefault(place, []).append(said.get("trust_remote_code"))
-    # The importer of GGUF files says it once for both of its calls.
-    assert openers.pop("convert/gguf_import.py") == [None, None]
-    assert '"trust_remote_code": False' in (source / "convert/gguf_import.py").read_text()
+    assert openers.pop("convert/gguf_import.py") == ["False"]
     assert openers.keys() == {"data/tokenizer.py", "model/loading.py"}
     assert {said for place in openers.values() for said in place} == {"False"}

@@ -126,7 +126,7 @@ def test_the_command_line_plans_presets_files_and_runs(lpa, run):
             ["giant"],
             "model: got 'giant'; expected a config.json, a directory, or one of the presets",
         ),
-        (["nano", "--rank", "0"], "rank: got 0; expected an integer from 1 to 256"),
+        (["nano", "--rank", "0"], "--rank: got 0; expected a whole number from 1 to 2,147,483,647"),
         (["nano", "--placement", "some"], "placement: got 'some'"),
     ],
 )

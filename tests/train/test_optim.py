@@ -143,10 +143,19 @@ def test_gradients_are_freed():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"down_lr_scale": 0.0}, "optim.down_lr_scale: got 0.0; expected a positive number"),
-        ({"up_lr_scale": -1.0}, "optim.up_lr_scale: got -1.0; expected a positive number"),
-        ({"down_decay": -0.1}, "optim.down_decay: got -0.1; expected a number from 0"),
-        ({"up_decay": float("nan")}, "optim.up_decay: got nan; expected a number from 0"),
+        (
+            {"down_lr_scale": 0.0},
+            "optim.down_lr_scale: got 0.0; expected a positive number, at most 1e+06",
+        ),
+        (
+            {"up_lr_scale": -1.0},
+            "optim.up_lr_scale: got -1.0; expected a positive number, at most 1e+06",
+        ),
+        ({"down_decay": -0.1}, "optim.down_decay: got -0.1; expected a number from 0 to 1,000,000"),
+        (
+            {"up_decay": float("nan")},
+            "optim.up_decay: got nan; expected a number from 0 to 1,000,000",
+        ),
         (
             {"pair_decay": "product", "up_decay": 0.1},
             "optim.up_decay: got 0.1; expected null with optim.pair_decay product, which decays by "

@@ -129,6 +129,8 @@ def check_same_tokens(field: str, directory: Path, data: Path) -> None:
     Raises:
         UserError: naming the field by which the directory was given.
     """
+    if (directory / "config.json").exists():
+        open_config(directory, field)  # in which the class of the tokenizer is looked up
     try:
         theirs = load_vocabulary(directory)
     except UserError as error:
