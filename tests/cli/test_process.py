@@ -87,6 +87,31 @@ def test_an_output_that_cannot_be(lpa, run, tmp_path, line):
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
 
 
+# A circle of links as a source, a model, a data directory and a task: whatever follows it first refuses it.
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prepare loop --vocab-size 300 --out out",
+        "data stats loop",
+        "train --data.path loop --out out",
+        "runs loop",
+        "eval glue loop --task sst2",
+        "eval perplexity loop --data loop",
+        "study placement --scale tiny --data loop --out out",
+        "report loop",
+        "plan loop",
+    ],
+)
+def test_an_input_that_is_a_circle_of_links(lpa, tmp_path, line):
+    (tmp_path / "loop").symlink_to("loop")
+    finished = lpa(*line.split(), cwd=tmp_path)
+    assert finished.code == 2
+    assert finished.stderr.startswith("lpa: error: ")
+    assert "loop" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
 def test_a_full_device(lpa):
     command = [sys.executable, "-m", "lpa", "presets"]
     with open("/dev/full", "w") as full:

@@ -109,6 +109,8 @@ def test_a_damaged_tokenizer_is_one_line(directory, name, alone):
         ({"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": ["m.T", None]}}, "code"),
         ({"auto_map": 3}, "cannot be loaded"),
         ({"eos_token": 3}, "cannot be loaded"),
+        ({"model_max_length": "x"}, "settings cannot be used"),
+        ({"model_max_length": []}, "settings cannot be used"),
     ],
 )
 def test_settings_that_cannot_serve_are_one_line(directory, change, message):

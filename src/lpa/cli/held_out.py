@@ -59,11 +59,11 @@ def score_each(
     console.hide_other_progress()
     results = {}
     with console.progress() as display:
+        report_each = console.bar_of_each(display)
         for place in places:
-            bar = display.add_task(f"scoring {Path(place).name}", total=None, status="tokens")
 
-            def report(done: int, total: int, bar: Any = bar) -> None:
-                display.update(bar, completed=done, total=total)
+            def report(done: int, total: int, place: str = place) -> None:
+                report_each(f"scoring {Path(place).name}", done, total)
 
             results[place] = score(place, report)
     return results

@@ -49,9 +49,10 @@ _OPERATING_SYSTEM = {
     errno.ENOMEM: "a machine with more memory, or less to hold in it",
 }
 
-# How torch and threading say what is a MemoryError or an OSError elsewhere.
+# How torch, threading and pathlib say what is a MemoryError or an OSError elsewhere.
 _NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
 _NO_THREAD = "can't start new thread"
+_LINKS = "Symlink loop from"
 
 
 def one_line(message: str) -> str:
@@ -150,6 +151,8 @@ def _one_line_errors() -> Iterator[None]:
     except MemoryError as error:
         _fail_for_memory(error)
     except RuntimeError as error:
+        if str(error).startswith(_LINKS):
+            fail(f"{error}; expected {_OPERATING_SYSTEM[errno.ELOOP]}")
         if _NO_THREAD in str(error):
             fail(f"{_NO_THREAD}; expected {_OPERATING_SYSTEM[errno.EAGAIN]}")
         if not any(sign in str(error) for sign in _NO_MEMORY):

@@ -174,6 +174,13 @@ def _settled(tokenizer: Any, path: str | Path) -> Any:
             f"tokenizer {path}: is a {type(tokenizer).__name__}, which the tokenizers library does not run"
         )
     switch_off(tokenizer.backend_tokenizer)
+    try:  # transformers looks at many a setting only when it is used
+        tokenizer.decode(tokenizer("a")["input_ids"])
+    except Exception as error:
+        raise UserError(
+            f"tokenizer {path}: its settings cannot be used ({_reason(error)}); expected those that "
+            f"save_pretrained writes to {_CONFIG_FILE}"
+        ) from error
     return tokenizer
 
 
