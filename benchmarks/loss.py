@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from side_by_side import add_clock, clock_of
 from torch import Tensor, nn
 
-from lpa.model import LPAForCausalLM, loss, modeling_lpa
+from lpa.model import LPAForCausalLM, modeling_lpa
+from lpa.model.layers import loss
 from lpa.model.presets import preset_config
-from lpa.study.timing import PeakMemory, ratio, take_turns
+from lpa.study.bench.timing import PeakMemory, median_ratio, time_interleaved
 
 
 def torchs(options: nn.LinearCrossEntropyOptions | None) -> Callable[..., Tensor]:
-    def head_loss(
+    def lm_head_loss(
         hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, items: Tensor | int
     ) -> Tensor:
         total = F.linear_cross_entropy(
@@ -28,11 +29,11 @@ def torchs(options: nn.LinearCrossEntropyOptions | None) -> Callable[..., Tensor
         )
         return total / items
 
-    return head_loss
+    return lm_head_loss
 
 
 LOSSES = {
-    "ours": loss.head_loss,
+    "ours": loss.lm_head_loss,
     "no chunks": torchs(None),
     "torch's choice": torchs(nn.LinearCrossEntropyOptions()),
     **{
@@ -59,8 +60,8 @@ def main() -> None:
     config = preset_config(options.preset, placement="attention", vocab_size=options.vocab_size)
     torch.manual_seed(0)
     model = LPAForCausalLM(config).train()
-    context = min(256, options.tokens)
-    ids = torch.randint(config.vocab_size, (options.tokens // context, context))
+    seq_len = min(256, options.tokens)
+    ids = torch.randint(config.vocab_size, (options.tokens // seq_len, seq_len))
     hidden = torch.randn(options.tokens, config.hidden_size, requires_grad=True)
     head, targets = model.lm_head.weight, ids.flatten()
 
@@ -73,7 +74,7 @@ def main() -> None:
 
     def step(name: str) -> Callable[[], None]:
         def call() -> None:
-            modeling_lpa.head_loss = LOSSES[name]
+            modeling_lpa.lm_head_loss = LOSSES[name]
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             model.zero_grad()
 
@@ -86,11 +87,11 @@ def main() -> None:
         ("a whole step", {name: step(name) for name in IN_STEPS}, options.step_rounds),
     ):
         print(title)
-        seconds = take_turns(runs, rounds=rounds, clock=clock)
+        seconds = time_interleaved(runs, rounds=rounds, clock=clock)
         for name, values in seconds.items():
             with PeakMemory(torch.device("cpu")) as peak:
                 runs[name]()
-            middle, spread = ratio(seconds, name, "torch, 512")
+            middle, spread = median_ratio(seconds, name, "torch, 512")
             print(
                 f"  {name:<16}{statistics.median(values):8.3f} s  {middle:6.3f} ± {spread:.3f} of torch, 512"
                 f"  peak {(peak.bytes or 0) / 2**20:6,.0f} MiB"

@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from lpa.model.presets import preset_config
-from lpa.train.materialise import meta_model
-from lpa.train.muon import Muon, fast_dtype
+from lpa.train.distributed.meta_init import build_meta_model
+from lpa.train.optim.muon import Muon, fast_dtype
 
 
 def cpu_name() -> str:
@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     placement = sys.argv[2] if len(sys.argv) > 2 else "attention"
-    model = meta_model(preset_config("130m", placement=placement))
+    model = build_meta_model(preset_config("130m", placement=placement))
     shapes = [p.shape for p in model.model.layers[0].parameters() if p.ndim == 2]
     torch.manual_seed(0)
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -6,7 +6,7 @@ TEXT is a `.txt` or `.txt.gz` with one paragraph per line, TOKENIZER a directory
 The three take turns; what is printed are medians of MB/s of text, ratios, and peak memory.
 
 - usual: `datasets` reads the lines, `map(batched=True)` tokenizes them and `map` again concatenates and cuts
-  them into blocks of 1024, as transformers' language-modelling examples do.
+  them into blocks of 1024, as transformers' language-modeling examples do.
 - tokenizer: `tokenizers.encode_batch` on lines that are already in memory, with all cores, nothing kept.
 - lpa: `lpa prepare` from the file to a prepared data directory.
 """

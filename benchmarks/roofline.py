@@ -1,6 +1,6 @@
 """What a training step would take if nothing but its arithmetic took time.
 
-    .venv/bin/python benchmarks/roofline.py [--batch 4] [--context 256] [--rounds 7]
+    .venv/bin/python benchmarks/roofline.py [--batch-size 4] [--seq-len 256] [--rounds 7]
 
 Every matrix product of a step (forward, and the gradients of input and weight) and the attention are run
 alone, into memory that is there already, as often as a step needs them; AdamW is a pass over weights,
@@ -19,7 +19,7 @@ from models import MODELS, NAMES, SHAPE
 from side_by_side import machine
 from torch import nn
 
-from lpa.study.timing import take_turns
+from lpa.study.bench.timing import time_interleaved
 
 HEADS, LAYERS = SHAPE["num_attention_heads"], SHAPE["num_hidden_layers"]
 
@@ -39,11 +39,11 @@ def products(inputs: int, outputs: int, tokens: int) -> Callable[[], None]:
     return run
 
 
-def attention(batch: int, context: int) -> Callable[[], None]:
+def attention(batch_size: int, seq_len: int) -> Callable[[], None]:
     """Causal attention of one layer, both ways."""
     width = SHAPE["hidden_size"] // HEADS
-    leaves = [torch.randn(batch, HEADS, context, width, requires_grad=True) for _ in range(3)]
-    gradient = torch.randn(batch, HEADS, context, width)
+    leaves = [torch.randn(batch_size, HEADS, seq_len, width, requires_grad=True) for _ in range(3)]
+    gradient = torch.randn(batch_size, HEADS, seq_len, width)
 
     def run() -> None:
         out = F.scaled_dot_product_attention(*leaves, is_causal=True)
@@ -60,14 +60,14 @@ def adamw(parameters: list[nn.Parameter]) -> Callable[[], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    tokens = options.batch * options.context
+    tokens = options.batch_size * options.seq_len
     print(machine())
     print(
-        f"{options.batch} × {options.context} tokens, medians of {options.rounds}, seconds per step"
+        f"{options.batch_size} × {options.seq_len} tokens, medians of {options.rounds}, seconds per step"
     )
     for name in ("a", "b", "lpa"):
         model = MODELS[name]()
@@ -78,10 +78,10 @@ def main() -> None:
         )
         runs = {str(shape): products(*shape, tokens) for shape in shapes}
         runs |= {
-            "attention": attention(options.batch, options.context),
+            "attention": attention(options.batch_size, options.seq_len),
             "adamw": adamw(list(model.parameters())),
         }
-        found = take_turns(runs, rounds=options.rounds)
+        found = time_interleaved(runs, rounds=options.rounds)
         seconds = {key: statistics.median(values) for key, values in found.items()}
         matrix = sum(count * seconds[str(shape)] for shape, count in shapes.items())
         flops = sum(count * 6 * tokens * i * o for (i, o), count in shapes.items())

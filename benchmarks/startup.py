@@ -19,7 +19,7 @@ from side_by_side import machine
 from transformers import AutoModelForCausalLM
 
 import lpa  # noqa: F401, registers the model type
-from lpa.study.timing import take_turns
+from lpa.study.bench.timing import time_interleaved
 
 
 def process(*arguments: str) -> Callable[[], None]:
@@ -44,7 +44,7 @@ def main() -> None:
         "python, import lpa": process("-c", "import lpa"),
         "lpa --help": process("-m", "lpa", "--help"),
     }
-    show(take_turns(processes, rounds=options.rounds))
+    show(time_interleaved(processes, rounds=options.rounds))
     with tempfile.TemporaryDirectory() as folder:
         runs: dict[str, Callable[[], object]] = {}
         for name in ("b", "lpa"):
@@ -55,7 +55,7 @@ def main() -> None:
             runs[f"{NAMES[name]}, loaded"] = lambda d=directory: (
                 AutoModelForCausalLM.from_pretrained(d)
             )
-        show(take_turns(runs, rounds=3))
+        show(time_interleaved(runs, rounds=3))
 
 
 if __name__ == "__main__":

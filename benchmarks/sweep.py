@@ -14,18 +14,18 @@ from side_by_side import add_clock, clock_of
 
 from lpa.lowrank import break_even_rank
 from lpa.model import LPAConfig, LPAForCausalLM
-from lpa.model.cost import projection_weights
-from lpa.study.timing import ratio, take_turns
+from lpa.model.cost import projection_parameter_count
+from lpa.study.bench.timing import median_ratio, time_interleaved
 
 CASES: list[dict[str, int]] = [
     *({"rank": rank} for rank in (32, 64, 128, 192, 256, 384)),
     *({"width": width} for width in (256, 512, 1024, 2048)),
-    *({"context": context, "tokens": max(1024, context)} for context in (128, 512, 1024, 4096)),
+    *({"seq_len": seq_len, "tokens": max(1024, seq_len)} for seq_len in (128, 512, 1024, 4096)),
     *({"tokens": tokens} for tokens in (256, 512, 2048, 4096)),
 ]
 
 
-def layer(placement: str, width: int, rank: int, context: int) -> Any:
+def layer(placement: str, width: int, rank: int, seq_len: int) -> Any:
     torch.manual_seed(0)
     return LPAForCausalLM(
         LPAConfig(
@@ -34,16 +34,16 @@ def layer(placement: str, width: int, rank: int, context: int) -> Any:
             intermediate_size=8 * width // 3,
             num_hidden_layers=1,
             num_attention_heads=width // 64,
-            max_position_embeddings=context,
+            max_position_embeddings=seq_len,
             placement=placement,
             rank=rank,
         )
     ).train()
 
 
-def flops(model: Any, context: int) -> int:
+def flops(model: Any, seq_len: int) -> int:
     """Per token, forward: products with weights, and attention over the full square."""
-    return 2 * projection_weights(model.config) + 4 * context * model.config.hidden_size
+    return 2 * projection_parameter_count(model.config) + 4 * seq_len * model.config.hidden_size
 
 
 def main() -> None:
@@ -52,26 +52,26 @@ def main() -> None:
     add_clock(parser)
     options = parser.parse_args()
     clock = clock_of(options)
-    print(f"{'rank':>6}{'width':>7}{'context':>9}{'tokens':>8}{'time':>9}{'':>8}{'FLOPs':>8}")
+    print(f"{'rank':>6}{'width':>7}{'seq_len':>9}{'tokens':>8}{'time':>9}{'':>8}{'FLOPs':>8}")
     for case in CASES:
-        width, context = case.get("width", 768), case.get("context", 256)
+        width, seq_len = case.get("width", 768), case.get("seq_len", 256)
         rank, tokens = case.get("rank", width // 6), case.get("tokens", 1024)
         runs, models = {}, {}
         for placement in ("attention", "none"):
-            model = models[placement] = layer(placement, width, rank, context)
-            x = torch.randn(max(1, tokens // context), min(tokens, context), width)
+            model = models[placement] = layer(placement, width, rank, seq_len)
+            x = torch.randn(max(1, tokens // seq_len), min(tokens, seq_len), width)
 
             def both_ways(model: Any = model, x: torch.Tensor = x) -> None:
                 model.model(inputs_embeds=x, use_cache=False).last_hidden_state.sum().backward()
                 model.zero_grad(set_to_none=True)
 
             runs[placement] = both_ways
-        seconds = take_turns(runs, rounds=options.rounds, clock=clock)
-        middle, spread = ratio(seconds, "attention", "none")
-        share = flops(models["attention"], context) / flops(models["none"], context)
+        seconds = time_interleaved(runs, rounds=options.rounds, clock=clock)
+        middle, spread = median_ratio(seconds, "attention", "none")
+        share = flops(models["attention"], seq_len) / flops(models["none"], seq_len)
         note = "  no saving" if rank >= break_even_rank(width, width) else ""
         print(
-            f"{rank:6}{width:7}{context:9}{tokens:8}{middle:9.3f} ± {spread:.3f}{share:8.3f}{note}",
+            f"{rank:6}{width:7}{seq_len:9}{tokens:8}{middle:9.3f} ± {spread:.3f}{share:8.3f}{note}",
             flush=True,
         )
 

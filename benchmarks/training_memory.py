@@ -1,6 +1,6 @@
 """Peak memory of two training steps, each model in a process of its own.
 
-    .venv/bin/python benchmarks/training_memory.py [--batch 8] [--context 256] [--only a b c lpa …]
+    .venv/bin/python benchmarks/training_memory.py [--batch-size 8] [--seq-len 256] [--only a b c lpa …]
 
 What is printed is the peak of resident memory above what the interpreter and its libraries held: of whole
 steps (with gradients and both moments of AdamW, clipped), and of forward and backward passes alone.
@@ -15,8 +15,8 @@ from models import MODELS, NAMES
 from side_by_side import machine
 from training_step import stepper
 
-from lpa.model.checkpointing import set_activation_checkpointing
-from lpa.study.timing import PeakMemory
+from lpa.model.activation_checkpointing import apply_activation_checkpointing
+from lpa.study.bench.timing import PeakMemory
 
 CASES = {
     "a": ("a", "none"),
@@ -28,14 +28,14 @@ CASES = {
 }
 
 
-def peak(case: str, batch: int, context: int, optimizer: bool) -> int:
+def peak(case: str, batch_size: int, seq_len: int, optimizer: bool) -> int:
     name, mode = CASES[case]
-    tokens = torch.randint(32000, (batch, context), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(32000, (batch_size, seq_len), generator=torch.Generator().manual_seed(0))
     with PeakMemory(torch.device("cpu")) as memory:
-        model = MODELS[name](max_position_embeddings=context).train()
+        model = MODELS[name](max_position_embeddings=seq_len).train()
         if mode != "none":
-            set_activation_checkpointing(model, mode)
-        step = stepper(model, batch, context)
+            apply_activation_checkpointing(model, mode)
+        step = stepper(model, batch_size, seq_len)
         for _ in range(2):
             if optimizer:
                 step()
@@ -48,22 +48,22 @@ def peak(case: str, batch: int, context: int, optimizer: bool) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         case, optimizer = options.one
-        print(peak(case, options.batch, options.context, optimizer == "True"))
+        print(peak(case, options.batch_size, options.seq_len, optimizer == "True"))
         return
     print(machine())
-    print(f"{options.batch} × {options.context} tokens; MiB, and of b's")
+    print(f"{options.batch_size} × {options.seq_len} tokens; MiB, and of b's")
     found: dict[tuple[str, bool], int] = {}
     for case in options.only:
         for optimizer in (True, False):
             command = [sys.executable, __file__, "--one", case, str(optimizer)]
-            sizes = ["--batch", str(options.batch), "--context", str(options.context)]
+            sizes = ["--batch-size", str(options.batch_size), "--seq-len", str(options.seq_len)]
             output = subprocess.run([*command, *sizes], stdout=subprocess.PIPE, check=True)
             found[case, optimizer] = int(output.stdout)
         cells = []

@@ -1,6 +1,6 @@
 """A training step of LPA beside three baselines, in one run.
 
-    .venv/bin/python benchmarks/training_step.py [--compile] [--batch 4] [--context 256] [--rounds 9]
+    .venv/bin/python benchmarks/training_step.py [--compile] [--batch-size 4] [--seq-len 256] [--rounds 9]
         [--only a b c lpa]
 
 A step is forward, backward, clipping and fused AdamW, float32, in the shape of setting 2 at 130M. The
@@ -22,16 +22,16 @@ from models import MODELS, NAMES
 from side_by_side import add_clock, clock_of
 from torch import nn
 
-from lpa.study.timing import ratio, take_turns
+from lpa.study.bench.timing import median_ratio, time_interleaved
 
 PAIRS = [("lpa", "b"), ("lpa", "c"), ("c", "a"), ("lpa", "a")]
 
 
-def stepper(model: nn.Module, batch: int, context: int) -> Callable[[], None]:
+def stepper(model: nn.Module, batch_size: int, seq_len: int) -> Callable[[], None]:
     """One optimizer step on random tokens."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    tokens = torch.randint(32000, (batch, context), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(32000, (batch_size, seq_len), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
         model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
@@ -45,8 +45,8 @@ def stepper(model: nn.Module, batch: int, context: int) -> Callable[[], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--seq-len", type=int, default=256)
     add_clock(parser)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
@@ -56,24 +56,24 @@ def main() -> None:
     steps = {}
     for name in options.only:
         torch.manual_seed(0)
-        model = MODELS[name](max_position_embeddings=max(256, options.context))
+        model = MODELS[name](max_position_embeddings=max(256, options.seq_len))
         if options.compile:
             for layer in model.model.layers:
                 layer.compile(fullgraph=True)
-        steps[name] = stepper(model, options.batch, options.context)
+        steps[name] = stepper(model, options.batch_size, options.seq_len)
         start = time.perf_counter()
         steps[name]()
         if options.compile:
             print(f"{name:<4}first step {time.perf_counter() - start:.1f} s", flush=True)
-    seconds = take_turns(steps, rounds=options.rounds, clock=clock)
+    seconds = time_interleaved(steps, rounds=options.rounds, clock=clock)
 
     how = "compiled layer by layer" if options.compile else "eager"
-    print(f"{options.batch} × {options.context} tokens, {how}, {options.rounds} rounds")
+    print(f"{options.batch_size} × {options.seq_len} tokens, {how}, {options.rounds} rounds")
     for name, values in seconds.items():
         print(f"{name:<4}{NAMES[name]:<32}{statistics.median(values):7.3f} s")
     for name, base in PAIRS:
         if name in seconds and base in seconds:
-            middle, spread = ratio(seconds, name, base)
+            middle, spread = median_ratio(seconds, name, base)
             print(f"{name} / {base:<4}{middle:6.3f} ± {spread:.3f}")
 
 

@@ -21,10 +21,10 @@ from contextlib import suppress
 
 PRELOADED = [
     "lpa.convert.merge",
-    "lpa.data.preparation",
-    "lpa.eval.generation",
+    "lpa.data.preparation.prepare",
+    "lpa.eval.generate",
     "lpa.eval.perplexity",
-    "lpa.study.bench",
+    "lpa.study.bench.benchmark",
     "lpa.train.run",
 ]
 

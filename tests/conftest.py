@@ -12,7 +12,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # A model and a run so small that a step takes milliseconds.
 TINY = [
-    *("--data.context", "32"),
+    *("--data.seq_len", "32"),
     *("--model.hidden_size", "32", "--model.intermediate_size", "64"),
     *("--model.num_hidden_layers", "2", "--model.num_attention_heads", "2", "--model.rank", "8"),
     *("--train.batch_size", "4", "--train.threads", "1", "--train.device", "cpu"),

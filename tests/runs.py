@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lpa.train.metrics_file import read_metrics
+from lpa.train.logging.metrics_file import read_metrics
 
 
 @dataclass

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from lpa.data.dataset import IGNORE, TokenDataset
+from lpa.data.dataset import IGNORE_INDEX, TokenDataset
 from lpa.train.config import (
     CheckpointConfig,
     DataConfig,
@@ -15,7 +15,7 @@ from lpa.train.config import (
     RunConfig,
     TrainConfig,
 )
-from lpa.train.distributed import World
+from lpa.train.distributed.process_group import World
 from lpa.train.trainer import Trainer
 
 MODEL = {
@@ -33,7 +33,7 @@ class UnequalDocuments(TokenDataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = super().__getitem__(index)
         labels = sample["shift_labels"].clone()
-        labels[: (index * 7) % len(labels)] = IGNORE
+        labels[: (index * 7) % len(labels)] = IGNORE_INDEX
         return {**sample, "shift_labels": labels}
 
 
@@ -53,9 +53,9 @@ def small_config(
     **train,
 ) -> RunConfig:
     return RunConfig(
-        data=DataConfig(data, context=32),
+        data=DataConfig(data, seq_len=32),
         model=ModelConfig(**with_path(MODEL | (model or {}), "from_")),
-        optim=OptimConfig(**({"warmup_steps": 2, "clip": 0.5} | (optim or {}))),
+        optim=OptimConfig(**({"warmup_steps": 2, "max_grad_norm": 0.5} | (optim or {}))),
         train=TrainConfig(**({"steps": 10, "batch_size": 8, "device": "cpu"} | train)),
         checkpoint=CheckpointConfig(**(checkpoint or {})),
         parallel=ParallelConfig(**(parallel or {})),
@@ -73,5 +73,5 @@ def small_trainer(
 ) -> Trainer:
     trainer = Trainer(small_config(data, **fields), out, world)
     if unequal:
-        trainer.data.stream.__class__ = UnequalDocuments
+        trainer.data.dataset.__class__ = UnequalDocuments
     return trainer

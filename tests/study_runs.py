@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 from runs import wait_until
 
-from lpa.study.runner import Job
+from lpa.study.job_runner import Job
 
 WORKERS = Path(__file__).parent / "study" / "workers"
 

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.table import Table
 
-from lpa.console import bar_of_each, duration, progress, stderr, stdout
+from lpa.console import bar_per_task, format_duration, progress_display, stderr, stdout
 from lpa.printable import printable
 
 
@@ -18,7 +18,7 @@ from lpa.printable import printable
     ],
 )
 def test_duration(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 LITERAL = ["[bold]x[/nope]", "[/]", ":smile:", "$x$", "<b>", "100%", "{name}"]
@@ -37,8 +37,8 @@ def test_names_reach_the_terminal_as_they_are(name, monkeypatch):
     console.print(table)
     console.print(f"{name}: done")
     monkeypatch.setattr(stderr, "file", screen)
-    with progress() as display:
-        bar_of_each(display)(name, 1, 2)
+    with progress_display() as display:
+        bar_per_task(display)(name, 1, 2)
     with stderr.status(name):
         pass
     assert screen.getvalue().count(shown) >= 4

@@ -3,13 +3,13 @@ import os
 
 import pytest
 
-from lpa.files import write_json, write_text
+from lpa.files import write_json, write_text_atomic
 
 
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "deep" / "file.txt"
-    write_text(path, "one")
-    write_text(path, "two")
+    write_text_atomic(path, "one")
+    write_text_atomic(path, "two")
     assert path.read_text() == "two"
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 

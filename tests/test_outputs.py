@@ -9,9 +9,9 @@ from lpa.errors import UserError
 from lpa.outputs import (
     MARKER_FILE,
     Marker,
-    check_output,
+    atomic_directory,
+    check_output_directory,
     files_of,
-    new_directory,
     read_marker,
     resolve_output,
     staging_directory,
@@ -22,13 +22,13 @@ KIND = "a thing"
 
 
 def write(out, name="a", *, overwrite=False, kind=KIND):
-    with new_directory(out, kind, overwrite=overwrite) as directory:
+    with atomic_directory(out, kind, overwrite=overwrite) as directory:
         (directory / "sub").mkdir()
         (directory / "sub" / name).write_text(name)
 
 
 def write_and_fail(out):
-    with new_directory(out, KIND, overwrite=True) as directory:
+    with atomic_directory(out, KIND, overwrite=True) as directory:
         (directory / "b").write_text("b")
         raise RuntimeError
 
@@ -40,7 +40,7 @@ def assert_holds(out, name="a"):
 
 def test_a_directory_appears_once_it_is_complete(tmp_path):
     out = tmp_path / "out"
-    with new_directory(out, KIND) as directory:
+    with atomic_directory(out, KIND) as directory:
         (directory / "a").write_text("a")
         assert not out.exists()
     assert sorted(p.name for p in out.iterdir()) == [MARKER_FILE, "a"]
@@ -132,10 +132,10 @@ def test_a_growing_directory_is_known_by_patterns(tmp_path):
     (tmp_path / "steps").mkdir()
     (tmp_path / "steps" / "1.json").write_text("1")
     Marker(KIND, ["steps/*.json"]).save(tmp_path)
-    check_output(tmp_path, KIND, overwrite=True)
+    check_output_directory(tmp_path, KIND, overwrite=True)
     (tmp_path / "steps" / "1.txt").write_text("1")
     with pytest.raises(UserError, match=r"holds steps/1\.txt"):
-        check_output(tmp_path, KIND, overwrite=True)
+        check_output_directory(tmp_path, KIND, overwrite=True)
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
@@ -223,7 +223,7 @@ def mounted(tmp_path):
 
 def test_a_mount_point_is_written_in_place(mounted):
     for name in "ab":
-        with new_directory(mounted, KIND, overwrite=name == "b") as directory:
+        with atomic_directory(mounted, KIND, overwrite=name == "b") as directory:
             assert directory.stat().st_dev == mounted.stat().st_dev
             (directory / "sub").mkdir()
             (directory / "sub" / name).write_text(name)
@@ -233,7 +233,7 @@ def test_a_mount_point_is_written_in_place(mounted):
 
 
 def write_too_much(out):
-    with new_directory(out, KIND, overwrite=True) as directory:
+    with atomic_directory(out, KIND, overwrite=True) as directory:
         (directory / "large").write_bytes(bytes(2**21))
 
 
@@ -274,7 +274,7 @@ def test_files_follow_the_umask(tmp_path, umask):
 
     before = os.umask(umask)
     try:
-        with new_directory(tmp_path / "out", KIND) as directory:
+        with atomic_directory(tmp_path / "out", KIND) as directory:
             save_file({"x": torch.zeros(1)}, directory / "model.safetensors")
             (directory / "model.safetensors").chmod(0o600)
             (directory / "sub").mkdir()

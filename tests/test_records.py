@@ -14,36 +14,36 @@ import yaml
 
 from lpa.data.dataset import TokenSplit
 from lpa.data.manifest import Manifest, Shard, Split
-from lpa.data.units import UnitSplit, load_unit
+from lpa.data.preparation.encode_jobs import JobStats, load_job_stats
 from lpa.errors import LPAWarning, UserError
-from lpa.eval.glue.results import Store
+from lpa.eval.glue.score_cache import ScoreCache
 from lpa.eval.perplexity import Evaluation
 from lpa.records import YamlLoader, read_json, read_yaml, typed
 from lpa.study.grid import Study, Variant, read_tuned
-from lpa.study.index import IndexedRun, StudyIndex, read_index
-from lpa.study.results import find_studies
-from lpa.study.runner import read_test
-from lpa.train import checkpoint_store as store
+from lpa.study.job_runner import read_test
+from lpa.study.study_index import IndexedRun, StudyIndex, read_index
+from lpa.study.study_results import find_studies
+from lpa.train.checkpoint import store
 from lpa.train.config import DataConfig, RunConfig
-from lpa.train.metrics_file import read_metrics
+from lpa.train.config.recipe import check_recipe
+from lpa.train.init_weights import InitialWeights
+from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.perplexity import Perplexity
-from lpa.train.progress import Progress
-from lpa.train.recipe import check_recipe
 from lpa.train.result import RunResult
-from lpa.train.runs import read_run
-from lpa.train.starting import Start
+from lpa.train.run_table import read_run
+from lpa.train.state import TrainState
 
 PERPLEXITY = Perplexity(100, 4.0, 54.6, 300.0, 2.0)
 RESULT = RunResult(8, 1024, 5000, 30000, 900.5, 1.5, 2.5, 2**20, PERPLEXITY)
 EVALUATION = Evaluation(
     **asdict(PERPLEXITY),
     mode="blocks",
-    context=32,
+    seq_len=32,
     stride=32,
     documents=3,
     standard_error=float("nan"),
     interval=(50.0, 60.0),
-    resampled="documents",
+    resampling_unit="documents",
 )
 SPLIT = Split([Shard("train-00000.npy", 40, "ab")], tokens=40, documents=2, bytes=160, words=30)
 MANIFEST = Manifest("cd", 300, "uint16", 0, {"train": SPLIT}, {"sources": {}})
@@ -53,7 +53,7 @@ INDEX = StudyIndex(
     seeds=1,
     split="test",
     data="data",
-    data_identity={"tokenizer": "cd"},
+    data_hashes={"tokenizer": "cd"},
     runs=[IndexedRun("dense", 0, "0123")],
 )
 INDEX.variants.append(Variant("dense", "dense", {"model.placement": "none"}, None, 10, 60, 100))
@@ -67,8 +67,8 @@ NOTHING = hashlib.sha256().hexdigest()
 
 SEAL = {
     "format": 2,
-    "progress": asdict(Progress(step=8)),
-    "identity": {"data.tokens": "aa"},
+    "state": asdict(TrainState(step=8)),
+    "fingerprints": {"data.tokens": "aa"},
     "torch": "2.13.0",
     "files": {"shard.safetensors": {"bytes": 3, "sha256": "ab"}},
 }
@@ -104,7 +104,7 @@ class File:
 def scores(folder: Path) -> Any:
     """Of a model that has no files."""
     (folder / "config.json").touch()
-    return Store(folder, folder, from_scratch=True).load({"task": "sst2", "seed": 0})
+    return ScoreCache(folder, folder, from_scratch=True).load({"task": "sst2", "seed": 0})
 
 
 FILES = [
@@ -112,12 +112,12 @@ FILES = [
     File("result.json", asdict(RESULT), RunResult.load, ("validation", "loss")),
     File("test.json", asdict(EVALUATION), read_test, ("interval", 0)),
     File("metrics.jsonl", {"step": 1, "loss": 2.5}, read_metrics, ("step",)),
-    File("start.json", {"sha256": "ab", "config": {}}, Start.load, ("sha256",)),
+    File("start.json", {"sha256": "ab", "config": {}}, InitialWeights.load, ("sha256",)),
     File(
         "checkpoints/step-00000008/state.json",
         sealed(SEAL),
-        lambda folder: store.read_seal(store.checkpoint_path(folder, 8)),
-        ("content", "progress", "step"),
+        lambda folder: store.read_manifest(store.checkpoint_path(folder, 8)),
+        ("content", "state", "step"),
     ),
     File(
         "placement-tiny.json",
@@ -279,7 +279,7 @@ def test_a_missing_or_unknown_field_is_named(whole, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data: {context: 8}", "data.path: is missing; expected a path"),
+        ("data: {seq_len: 8}", "data.path: is missing; expected a path"),
         ("data: {path: x}\nmodle: {}", "section: got modle; expected one of data, model"),
         ("data: {path: x}\noptim: {lrr: 1}", "optim.lrr: unknown field; expected one of beta1"),
         ("data: {path: x}\noptim: {lr: .nan}", "optim.lr: got nan; expected a positive number"),
@@ -395,25 +395,25 @@ def test_a_damaged_shard_is_one_line(tmp_path, damage):
 def test_a_unit_with_damaged_tokens_is_not_finished(tmp_path, damage):
     content = shard_bytes(tmp_path)
     unit = tmp_path / "train-0000003"
-    unit.with_suffix(".json").write_text(json.dumps(asdict(UnitSplit("ab", tokens=40))))
+    unit.with_suffix(".json").write_text(json.dumps(asdict(JobStats("ab", tokens=40))))
     unit.with_suffix(".npy").write_bytes(content)
-    assert load_unit(tmp_path, "train", 3) == UnitSplit("ab", tokens=40)
+    assert load_job_stats(tmp_path, "train", 3) == JobStats("ab", tokens=40)
     unit.with_suffix(".npy").write_bytes(SHARDS[damage](content))
-    assert load_unit(tmp_path, "train", 3) is None
+    assert load_job_stats(tmp_path, "train", 3) is None
 
 
 @pytest.mark.parametrize("damage", DESTROYED)
 def test_what_has_a_substitute_is_passed_over(tmp_path, damage):
     """A unit is encoded again, and without a note of the latest checkpoint the highest step is it."""
     (tmp_path / "train-0000003.json").write_bytes(DESTROYED[damage])
-    assert load_unit(tmp_path, "train", 3) is None
+    assert load_job_stats(tmp_path, "train", 3) is None
     path = store.checkpoint_path(tmp_path, 8)
     path.mkdir(parents=True)
     (path / "state.json").write_text(json.dumps(sealed(SEAL)))
-    (store.folder(tmp_path) / "latest.json").write_bytes(DESTROYED[damage])
-    assert store.resumable(tmp_path) == [path]
+    (store.checkpoints_directory(tmp_path) / "latest.json").write_bytes(DESTROYED[damage])
+    assert store.resumable_checkpoints(tmp_path) == [path]
     (path / "state.json").write_bytes(DESTROYED[damage])
-    assert store.resumable(tmp_path) == []
+    assert store.resumable_checkpoints(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "result.json"])

@@ -10,13 +10,13 @@ import pytest
 
 import lpa
 from lpa.convert.calibration import calibration_windows
-from lpa.data import prepare, split_tokens
-from lpa.eval.generation import generate_text
-from lpa.eval.glue.encoding import PairEncoder
-from lpa.eval.glue.reading import Examples
-from lpa.eval.texts import load_text
+from lpa.data import load_split_tokens, prepare
+from lpa.eval.generate import generate_text
+from lpa.eval.glue.examples import Examples
+from lpa.eval.glue.tokenization import TextPairEncoder
+from lpa.eval.tokenized_text import load_text
 from lpa.train.loading import load_with_tokenizer
-from lpa.train.sampling import sample_text
+from lpa.train.logging.samples import sample_text
 
 SOURCE = Path(lpa.__file__).parent
 # Where tokenizers are opened or made, and where they encode.
@@ -103,7 +103,7 @@ def with_carried(directory, field):
 def prepared_tokens(model, text, folder):
     for place in (model, model / "tokenizer.json"):
         prepare([text], folder / "data", tokenizer=place, validation_fraction=0, overwrite=True)
-        yield split_tokens(folder / "data", "train").tolist()
+        yield load_split_tokens(folder / "data", "train").tolist()
 
 
 def sampled(model, prepared, folder):
@@ -120,11 +120,11 @@ USES = {
     "eval": lambda model, text, **_: load_text(
         text, None, load_with_tokenizer(model, "cpu")[1]
     ).tokens.tolist(),
-    "glue": lambda model, **_: PairEncoder(load_with_tokenizer(model, "cpu")[1], 100).encode(
+    "glue": lambda model, **_: TextPairEncoder(load_with_tokenizer(model, "cpu")[1], 100).encode(
         Examples([(TEXT, "Two."), ("One.",)], [0, 1])
     ),
     "convert": lambda model, text, **_: calibration_windows(
-        text, load_with_tokenizer(model, "cpu")[1], tokens=40, context=10
+        text, load_with_tokenizer(model, "cpu")[1], tokens=40, seq_len=10
     ).tolist(),
     "prepare": lambda model, text, folder, **_: list(prepared_tokens(model, text, folder)),
     "generate": lambda model, **_: generate_text(

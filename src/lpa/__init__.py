@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lowrank": ["LowRankLinear", "break_even_rank"],
         "model": ["LPAConfig", "LPAForCausalLM", "LPAForSequenceClassification", "LPAModel"],
         "model.loading": ["load"],
-        "model.surgery": ["apply"],
+        "model.surgery.factorize": ["factorize"],
     },
 )
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lpa.lowrank import LowRankLinear, break_even_rank
     from lpa.model import LPAConfig, LPAForCausalLM, LPAForSequenceClassification, LPAModel
     from lpa.model.loading import load
-    from lpa.model.surgery import apply
+    from lpa.model.surgery.factorize import factorize
 
 
 # These modules of transformers hold the Auto classes. They learn of this package as soon as they exist,

@@ -28,10 +28,10 @@ from lpa.printable import printable
 __all__ = [
     "Progress",
     "TaskID",
-    "bar_of_each",
-    "duration",
-    "hide_other_progress",
-    "progress",
+    "bar_per_task",
+    "format_duration",
+    "progress_display",
+    "silence_transformers",
     "stderr",
     "stdout",
 ]
@@ -66,7 +66,7 @@ def stdout(*, width: int = 0) -> Console:
 
 
 @contextmanager
-def progress(*, transient: bool = False, visible: bool = True) -> Iterator[Progress]:
+def progress_display(*, transient: bool = False, visible: bool = True) -> Iterator[Progress]:
     """A progress display on standard error; tasks may set a `status` field shown at the end of the line."""
     display = _Progress(
         SpinnerColumn(),
@@ -97,7 +97,7 @@ class _Progress(Progress):
         return super().add_task(*args, **kwargs)
 
 
-def bar_of_each(display: Progress) -> Callable[[str, int, int], None]:
+def bar_per_task(display: Progress) -> Callable[[str, int, int], None]:
     """A function to report with, `(what, done, total)`, that gives each piece of work a bar of its own."""
     bars: dict[str, TaskID] = {}
 
@@ -109,7 +109,7 @@ def bar_of_each(display: Progress) -> Callable[[str, int, int], None]:
     return report
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as `8 s`, `3 min 20 s`, `5 h 04 min` or `2 d 03 h`."""
     whole = round(seconds)
     if whole < 60:
@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02} h"
 
 
-def hide_other_progress() -> None:
+def silence_transformers() -> None:
     """Switch off the bars and reports that transformers prints while it reads and writes files."""
     from transformers.utils import logging
 

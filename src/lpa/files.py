@@ -17,7 +17,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
     write_files({path: text.encode()})
 
@@ -64,4 +64,4 @@ def created_directories(*directories: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """The same for a JSON value, over several lines."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text_atomic(path, json.dumps(value, indent=2) + "\n")

@@ -108,7 +108,7 @@ def is_in_use(directory: Path) -> bool:
     return directory.is_dir() and any(content_of(directory))
 
 
-def check_output(path: Path, kind: str, *, overwrite: bool = False) -> None:
+def check_output_directory(path: Path, kind: str, *, overwrite: bool = False) -> None:
     """Refuse an output directory that holds anything, unless it may be replaced.
 
     Args:
@@ -270,17 +270,17 @@ def _rename_all(renames: list[tuple[Path, Path]]) -> None:
 
 
 @contextmanager
-def new_directory(path: Path, kind: str, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(path: Path, kind: str, *, overwrite: bool = False) -> Iterator[Path]:
     """Build a directory apart and put it at `path` once it is complete.
 
     Yields the directory to write into. If the body raises, it is removed and `path` is as before. What is at
     `path` is replaced only with `overwrite`, and only after the new directory is complete.
 
     Raises:
-        UserError: as `check_output`.
+        UserError: as `check_output_directory`.
         OSError: a file cannot be written.
     """
-    check_output(path, kind, overwrite=overwrite)
+    check_output_directory(path, kind, overwrite=overwrite)
     target = resolve_output(path)
     new = staging_directory(target, f"{uuid.uuid4().hex[:8]}.tmp")
     with written_files(path), created_directories(new.parent):
@@ -288,7 +288,9 @@ def new_directory(path: Path, kind: str, *, overwrite: bool = False) -> Iterator
         try:
             yield new
             seal_directory(new, kind)
-            check_output(path, kind, overwrite=overwrite)  # another process may have been faster
+            check_output_directory(
+                path, kind, overwrite=overwrite
+            )  # another process may have been faster
             replace_directory(new, target)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)

@@ -50,8 +50,8 @@ def test_a_missing_source(refused):
 
 def test_a_value_of_another_type_in_plain_words(refused):
     refused(
-        *("convert", "factorize", "model", "--out", "cut", "--keep", "much"),
-        naming=["keep: got much; expected a number"],
+        *("convert", "factorize", "model", "--out", "cut", "--rank-fraction", "much"),
+        naming=["rank-fraction: got much; expected a number"],
     )
     refused(
         *("train", "--out", "run", "--model.head_dim", "wide"),

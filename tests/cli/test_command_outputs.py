@@ -13,9 +13,9 @@ from lpa.cli import main
 from lpa.convert.merge import merge_directory
 from lpa.data import bundled_corpus
 from lpa.outputs import content_of, files_of
-from lpa.study.grid import expand
-from lpa.study.runner import plan_jobs
-from lpa.study.work import finish
+from lpa.study.grid import expand_grid
+from lpa.study.job_runner import create_jobs
+from lpa.study.run_worker import train_and_score
 from lpa.train.config import RunConfig
 
 DIRECTORIES = [
@@ -40,10 +40,10 @@ def merged(run, tmp_path_factory) -> Path:
 def study(prepared, tmp_path_factory) -> Path:
     """A study of a single run, which is finished."""
     out = tmp_path_factory.mktemp("study") / "out"
-    grid = expand("placement", "tiny", vocab_size=300, steps=2)
+    grid = expand_grid("placement", "tiny", vocab_size=300, steps=2)
     del grid.variants[1:]
-    [job] = plan_jobs(grid, 1, out, prepared)
-    finish(RunConfig.load(job.recipe), job.run)
+    [job] = create_jobs(grid, 1, out, prepared)
+    train_and_score(RunConfig.load(job.recipe), job.run)
     return out
 
 
@@ -83,7 +83,7 @@ def command(request, run, prepared, tiny):
         elif name == "eval glue":
             rest[name] = [run, "--task", "sst2", "--data", of("glue")]
         elif name == "bench":
-            shape = ["--context", 8, "--batch", 1, "--rounds", 1, "--threads", 1]
+            shape = ["--seq-len", 8, "--batch-size", 1, "--rounds", 1, "--threads", 1]
             rest[name] = ["nano", *shape, "--device", "cpu"]
         else:
             more = ("--rank", 4, *more) if name == "convert factorize" else more

@@ -15,14 +15,14 @@ from small_runs import small_config, small_trainer
 import lpa as package
 from lpa import console
 from lpa.cli import plan
-from lpa.convert.factorize import Request, factorize_directory
+from lpa.convert.factorize import FactorizeConfig, factorize_directory
 from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
-from lpa.eval.analysis.run import analyze
+from lpa.eval.analysis.analyze import analyze
 from lpa.eval.compare import compare
-from lpa.eval.generation import generate_text
-from lpa.eval.glue.finetune import FineTuning, fine_tune
-from lpa.eval.glue.reading import Examples
+from lpa.eval.generate import generate_text
+from lpa.eval.glue.examples import Examples
+from lpa.eval.glue.finetune import FineTuningConfig, fine_tune
 from lpa.eval.glue.tasks import TASKS
 from lpa.eval.perplexity import evaluate_perplexity
 from lpa.train.dry_run import plan_run
@@ -35,7 +35,12 @@ _FROM |= {"num_attention_heads": None, "rank": None}
 def _glue(model: Path, _: Path, *, from_scratch: bool = False) -> None:
     some = Examples([("a b",), ("b a",)], [0, 1])
     fine_tune(
-        *(model, TASKS["cola"], {"train": some, "validation": some}, FineTuning(batch_size=2)),
+        *(
+            model,
+            TASKS["cola"],
+            {"train": some, "validation": some},
+            FineTuningConfig(batch_size=2),
+        ),
         seed=0,
         from_scratch=from_scratch,
         device="cpu",
@@ -44,7 +49,7 @@ def _glue(model: Path, _: Path, *, from_scratch: bool = False) -> None:
 
 # Command -> the function that it calls, given a model's directory and prepared data.
 OF_CONFIGS: dict[str, Callable[[Path, Path], object]] = {
-    "plan": lambda model, data: plan._configuration(str(model)),
+    "plan": lambda model, data: plan._load_config(str(model)),
     "glue --from-scratch": lambda model, data: _glue(model, data, from_scratch=True),
     "train --dry-run --model.from": lambda model, data: plan_run(
         small_config(data, model=_FROM | {"from_": model})
@@ -64,7 +69,7 @@ OF_MODELS: dict[str, Callable[[Path, Path], object]] = {
     "analyze": lambda model, data: analyze(model, model.parent / "out", device="cpu"),
     "generate": lambda model, data: generate_text(model, "a", max_new_tokens=2, device="cpu"),
     "convert factorize": lambda model, data: factorize_directory(
-        model, model.parent / "out", Request(placement="ffn", rank=4)
+        model, model.parent / "out", FactorizeConfig(placement="ffn", rank=4)
     ),
     "convert merge": lambda model, data: merge_directory(model, model.parent / "out"),
     "train --distill.teacher": lambda model, data: small_trainer(data, distill={"teacher": model}),
@@ -82,7 +87,7 @@ def model(run, tmp_path) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def no_bars():
-    console.hide_other_progress()
+    console.silence_transformers()
 
 
 @pytest.fixture(autouse=True)

@@ -117,7 +117,7 @@ def test_text_of_a_recipe_is_unicode(recipe, key, tmp_path, capsys):
         (["eval", "perplexty"], "did you mean lpa eval perplexity?"),
         (["generate", "run", "--sed", "3"], "did you mean --seed?"),
         (["train", "--model.rnk", "3"], "did you mean --model.rank?"),
-        (["convert", "factorize", "m", "--out", "o", "--cut", "svg"], "did you mean svd?"),
+        (["convert", "factorize", "m", "--out", "o", "--method", "svg"], "did you mean svd?"),
         (["generate"], "got no MODEL; expected MODEL (a run directory or"),
         (["train"], "RECIPE: got nothing; expected a YAML file such as recipes/nano.yaml"),
         (["train", "--out", "run"], "expected --data.path (a prepared data directory)"),

@@ -100,7 +100,7 @@ def test_a_mistake_is_one_line_before_anything_runs(lpa, tmp_path, arguments, me
 
 
 def test_data_without_held_out_text_are_refused(lpa, prepared, tmp_path):
-    """Scores on the text that a model has learnt would be none."""
+    """Scores on the text that a model has learned would be none."""
     manifest = json.loads((prepared / "manifest.json").read_text())
     manifest["splits"] = {"train": manifest["splits"]["train"]}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))

@@ -6,8 +6,8 @@ from architectures import tiny
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from lpa.convert.calibration import input_moments, layers_of, open_stream
-from lpa.convert.factorize import cut_model
+from lpa.convert.calibration import capture_layer_inputs, find_decoder_layers, input_moments
+from lpa.convert.factorize import factorize_layers
 from lpa.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")
@@ -85,10 +85,10 @@ def inputs_by_hand(model, layer, modules):
 @pytest.mark.parametrize("make", [LlamaMLP, Experts, Twice])
 def test_moments_are_means_over_the_rows_that_each_projection_read(make):
     model = model_with(make)
-    _, layers = layers_of(model)
+    _, layers = find_decoder_layers(model)
     modules = projections(layers[0])
     expected = inputs_by_hand(model, layers[0], modules)
-    groups = input_moments(open_stream(model, windows()), layers[0], 0, modules)
+    groups = input_moments(capture_layer_inputs(model, windows()), layers[0], 0, modules)
     assert sorted(name for group in groups for name in group.names) == sorted(modules)
     rows = {len(x) for x in expected.values()}
     assert len(rows) > (1 if make is Experts else 0)
@@ -108,13 +108,13 @@ def test_moments_are_means_over_the_rows_that_each_projection_read(make):
 def test_a_whitened_cut_of_full_rank_is_exact(make):
     model, tokens = model_with(make), windows()
     before = model(tokens).logits
-    prefix, layers = layers_of(model)
+    prefix, layers = find_decoder_layers(model)
     ranks = {
         f"{prefix}.{index}.{name}": min(module.weight.shape)
         for index, layer in enumerate(layers)
         for name, module in projections(layer).items()
     }
-    errors = cut_model(model, ranks, "whitened", tokens)
+    errors = factorize_layers(model, ranks, "svd-llm", tokens)
     torch.testing.assert_close(model(tokens).logits, before, atol=1e-4, rtol=0)
     assert max(errors.values()) < 1e-4
 
@@ -122,8 +122,10 @@ def test_a_whitened_cut_of_full_rank_is_exact(make):
 def test_a_projection_that_reads_other_tokens_in_the_cut_model_is_not_corrected_for_drift():
     model = model_with(Experts)
     name = "model.layers.0.mlp.experts.1.up_proj"
-    with pytest.raises(UserError, match=rf"--cut updated: {name} does not read every token"):
-        cut_model(model, {name: 4}, "updated", windows())
+    with pytest.raises(
+        UserError, match=rf"--method svd-llm-update: {name} does not read every token"
+    ):
+        factorize_layers(model, {name: 4}, "svd-llm-update", windows())
 
 
 def test_an_expert_that_no_token_is_sent_to_is_named():
@@ -139,4 +141,4 @@ def test_an_expert_that_no_token_is_sent_to_is_named():
     read = inputs_by_hand(model, model.model.layers[0], down)
     idle = next(name for name, rows in read.items() if not len(rows))
     with pytest.raises(UserError, match=rf"{idle} reads nothing on the calibration text"):
-        cut_model(model, dict.fromkeys(down, 4), "whitened", windows())
+        factorize_layers(model, dict.fromkeys(down, 4), "svd-llm", windows())

@@ -10,12 +10,13 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 import lpa
 from lpa import load
-from lpa.convert.factorize import cut_model, factorize
+from lpa.convert.factorize import factorize, factorize_layers
 from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
-from lpa.model.plan import parameter_parts
-from lpa.model.surgery import dense_weight, find_projections
+from lpa.model.plan import parameter_breakdown
+from lpa.model.surgery.low_rank_modules import dense_weight
+from lpa.model.surgery.projections import find_projections
 
 pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")
 TEXT = "Low rank is what is left when the rest is thrown away, said the singular value. " * 40
@@ -29,12 +30,12 @@ def windows():
     return torch.randint(300, (6, 24), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("cut", ["svd", "updated"])
+@pytest.mark.parametrize("method", ["svd", "svd-llm-update"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_full_rank_is_exact(name, cut):
+def test_full_rank_is_exact(name, method):
     model, tokens = tiny(name), windows()
     before = model(tokens).logits
-    result, figures = factorize(model, full_ranks(model), cut, tokens)
+    result, figures = factorize(model, full_ranks(model), method, tokens)
     torch.testing.assert_close(result(tokens).logits, before, atol=1e-4, rtol=0)
     assert max(figures.relative_error.values()) < 1e-4
     assert (figures.model_class == "LPAForCausalLM") == (name in ("llama", "mistral"))
@@ -66,7 +67,7 @@ def test_every_architecture_comes_back_in_a_fresh_process_generates_and_trains(t
     for name in CONFIGS:
         model = tiny(name)
         ranks = dict.fromkeys(find_projections(model, "all"), 5)
-        result, _ = factorize(model, ranks, "whitened", tokens)
+        result, _ = factorize(model, ranks, "svd-llm", tokens)
         result.save_pretrained(tmp_path / name)
         torch.save(tokens, tmp_path / name / "tokens.pt")
         torch.save(result(tokens).logits.detach(), tmp_path / name / "logits.pt")
@@ -80,7 +81,7 @@ def test_every_architecture_comes_back_in_a_fresh_process_generates_and_trains(t
 def test_apply_returns_what_it_replaced_and_keeps_biases():
     model = tiny("gpt2")
     bias = model.transformer.h[0].attn.c_attn.bias.detach().clone()
-    replaced = lpa.apply(model, rank=4, ranks={"c_proj": None})
+    replaced = lpa.factorize(model, rank=4, ranks={"c_proj": None})
     assert set(replaced) == {f"transformer.h.{i}.attn.c_attn" for i in (0, 1)}
     pair = model.transformer.h[0].attn.c_attn
     assert isinstance(pair, LowRankLinear)
@@ -89,20 +90,20 @@ def test_apply_returns_what_it_replaced_and_keeps_biases():
 
 def test_fresh_pairs_have_the_deviation_of_the_dense_weights():
     model = tiny("llama")
-    replaced = lpa.apply(model, "ffn", rank=16, fresh=True)
+    replaced = lpa.factorize(model, "ffn", rank=16, reinitialize=True)
     for name, dense in replaced.items():
-        ratio = model.get_submodule(name).dense().weight.std() / dense.weight.std()
+        ratio = model.get_submodule(name).to_dense().weight.std() / dense.weight.std()
         assert 0.8 < ratio < 1.2  # of 2048 entries of rank 16
 
 
 def test_whitened_beats_plain_at_the_outputs():
     errors = {}
-    for cut in ("svd", "whitened"):
+    for method in ("svd", "svd-llm"):
         model = tiny("llama")
-        errors[cut] = cut_model(
-            model, dict.fromkeys(find_projections(model, "all"), 6), cut, windows()
+        errors[method] = factorize_layers(
+            model, dict.fromkeys(find_projections(model, "all"), 6), method, windows()
         )
-    assert all(errors["whitened"][k] <= errors["svd"][k] + 1e-6 for k in errors["svd"])
+    assert all(errors["svd-llm"][k] <= errors["svd"][k] + 1e-6 for k in errors["svd"])
 
 
 @pytest.fixture(scope="module")
@@ -132,15 +133,15 @@ def test_a_budget_by_command_line_plans_and_merges(lpa, source, tmp_path):
             "--placement",
             "all",
         ),
-        *("--budget", "parameters=0.5", "--calibrate", source / "text.txt", "--context", 32),
-        *("--cut", "updated", "--json"),
+        *("--budget", "parameters=0.5", "--calibration-data", source / "text.txt", "--seq-len", 32),
+        *("--method", "svd-llm-update", "--json"),
     )
     assert done.code == 0, done.stderr
     figures = done.json
     model = load(tmp_path / "cut")
     assert model.num_parameters() == figures["parameters"] < figures["parameters_dense"]
-    assert parameter_parts(model.config)["total"] == figures["parameters"]
-    plan = lpa("plan", tmp_path / "cut", "--context", 32, "--json")
+    assert parameter_breakdown(model.config)["total"] == figures["parameters"]
+    plan = lpa("plan", tmp_path / "cut", "--seq-len", 32, "--json")
     assert plan.json["parameters"]["total"] == figures["parameters"]
     assert (tmp_path / "cut" / "chat_template.jinja").is_file()
     merge_directory(tmp_path / "cut", tmp_path / "merged")
@@ -151,7 +152,7 @@ def test_a_budget_by_command_line_plans_and_merges(lpa, source, tmp_path):
 
 def cut_by(source, out, *flags):
     """The ranks and figures of a conversion, by the real command in this process."""
-    from lpa.cli.convert_factorize import main
+    from lpa.cli.convert.factorize import main
 
     main([str(source), "--out", str(out), *map(str, flags)])
     config = load(out).config
@@ -162,8 +163,8 @@ def cut_by(source, out, *flags):
 
 
 def test_a_budget_spread_by_loss_is_kept(source, tmp_path):
-    text = ("--calibrate", source / "text.txt", "--context", 32, "--calibrate-tokens", 128)
-    budget = ("--budget", "parameters=0.5", "--spread", "loss")
+    text = ("--calibration-data", source / "text.txt", "--seq-len", 32, "--calibration-tokens", 128)
+    budget = ("--budget", "parameters=0.5", "--budget-criterion", "loss")
     ranks, model = cut_by(source / "llama", tmp_path / "cut", *budget, *text)
     projections = find_projections(load(source / "llama"))
     dense = sum(dense_weight(module).numel() for module in projections.values())
@@ -192,7 +193,7 @@ def test_ranks_come_from_a_file(source, tmp_path):
 
 def test_the_trainer_of_transformers_trains_what_was_cut(tmp_path):
     model = tiny("gpt2")
-    lpa.apply(model, rank=4)
+    lpa.factorize(model, rank=4)
     before = model.transformer.h[0].attn.c_attn.up.weight.detach().clone()
     rows = [{"input_ids": row, "labels": row} for row in windows()]
     arguments = TrainingArguments(
@@ -213,7 +214,7 @@ def broken(source, out, change):
 
 def refused(source, *flags):
     """The message, by the real parser and library in this process."""
-    from lpa.cli.convert_factorize import main
+    from lpa.cli.convert.factorize import main
 
     out = source.parent / "never"
     with pytest.raises(UserError) as error:
@@ -228,22 +229,24 @@ def test_bad_input_is_one_line_and_writes_nothing(source, tmp_path):
     assert "from 1 to 32" in refused(llama, "--rank", 33, "--projections", "q_proj")
     assert "--projections REGEX" in refused(llama, "--rank", 4, "--projections", "nothing")
     (tmp_path / "short.txt").write_text("three words only")
-    short = refused(llama, "--rank", 4, "--calibrate", tmp_path / "short.txt")
+    short = refused(llama, "--rank", 4, "--calibration-data", tmp_path / "short.txt")
     assert "at least one context of 64" in short
-    assert "needs --calibrate" in refused(llama, "--rank", 4, "--cut", "whitened")
-    assert "exactly one of" in refused(llama, "--rank", 4, "--keep", 0.5)
-    assert "at most 1" in refused(llama, "--keep", 1.5)
+    assert "needs --calibration-data" in refused(llama, "--rank", 4, "--method", "svd-llm")
+    assert "exactly one of" in refused(llama, "--rank", 4, "--rank-fraction", 0.5)
+    assert "at most 1" in refused(llama, "--rank-fraction", 1.5)
     assert "such as parameters=0.8" in refused(llama, "--budget", "parameters=much")
-    assert "needs --calibrate" in refused(llama, "--budget", "kv=0.5", "--spread", "loss")
-    assert "v_proj" in refused(source / "gpt2", "--budget", "kv=0.5", "--calibrate", text)
+    assert "needs --calibration-data" in refused(
+        llama, "--budget", "kv=0.5", "--budget-criterion", "loss"
+    )
+    assert "v_proj" in refused(source / "gpt2", "--budget", "kv=0.5", "--calibration-data", text)
 
     def poison(model):
         model.model.layers[1].self_attn.k_proj.weight.data[0, 0] = torch.nan
 
     nan = refused(broken(llama, tmp_path / "nan", poison), "--rank", 4)
     assert "model.layers.1.self_attn.k_proj.weight" in nan
-    quantised = broken(llama, tmp_path / "int8", lambda model: None)
-    config = json.loads((quantised / "config.json").read_text())
+    quantized = broken(llama, tmp_path / "int8", lambda model: None)
+    config = json.loads((quantized / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    (quantised / "config.json").write_text(json.dumps(config))
-    assert "bitsandbytes" in refused(quantised, "--rank", 4)
+    (quantized / "config.json").write_text(json.dumps(config))
+    assert "bitsandbytes" in refused(quantized, "--rank", 4)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lpa.convert.gguf_export import export_gguf
 from lpa.data import bundled_corpus
-from lpa.data.readers import read_documents
+from lpa.data.sources.documents import read_documents
 from lpa.data.tokenizer import train_tokenizer
 from lpa.errors import UserError
 

@@ -4,20 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from lpa.data import Manifest, TokenDataset, eval_windows, split_tokens
-from lpa.data.dataset import permute
+from lpa.data import Manifest, TokenDataset, eval_batches, load_split_tokens
+from lpa.data.dataset import permuted_index
 from lpa.errors import UserError
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 65, 1000])
 @pytest.mark.parametrize("epoch", [0, 7])
 def test_permute_is_a_permutation(size, epoch):
-    assert sorted(permute(i, size, seed=3, epoch=epoch) for i in range(size)) == list(range(size))
+    assert sorted(permuted_index(i, size, seed=3, epoch=epoch) for i in range(size)) == list(
+        range(size)
+    )
 
 
 def test_permutations_differ_by_seed_and_epoch_and_look_random():
     orders = {
-        (seed, epoch): [permute(i, 1000, seed=seed, epoch=epoch) for i in range(1000)]
+        (seed, epoch): [permuted_index(i, 1000, seed=seed, epoch=epoch) for i in range(1000)]
         for seed in (0, 1)
         for epoch in (0, 1)
     }
@@ -29,13 +31,13 @@ def test_permutations_differ_by_seed_and_epoch_and_look_random():
 
 def test_the_order_is_the_same_for_ever():
     # A run that goes on with a later version must see the samples that it would have seen.
-    order = [permute(i, 10, seed=0, epoch=0) for i in range(10)]
+    order = [permuted_index(i, 10, seed=0, epoch=0) for i in range(10)]
     assert order == [5, 8, 4, 3, 9, 6, 7, 1, 2, 0]
 
 
 def test_an_epoch_holds_every_window_once(prepared):
-    data = TokenDataset(prepared, "train", context=64, seed=1)
-    tokens = split_tokens(prepared, "train")
+    data = TokenDataset(prepared, "train", seq_len=64, seed=1)
+    tokens = load_split_tokens(prepared, "train")
     assert len(data) == (len(tokens) - 1) // 64
     windows = {}
     for index in range(len(data), 2 * len(data)):  # the second epoch
@@ -48,12 +50,12 @@ def test_an_epoch_holds_every_window_once(prepared):
 
 def test_a_sample_depends_on_seed_and_index_alone(prepared):
     index = 1234
-    first = TokenDataset(prepared, "train", context=64, seed=1)
+    first = TokenDataset(prepared, "train", seq_len=64, seed=1)
     for other in range(50):
         first[other]
-    again = TokenDataset(prepared, "train", context=64, seed=1)
+    again = TokenDataset(prepared, "train", seq_len=64, seed=1)
     assert torch.equal(first[index]["input_ids"], again[index]["input_ids"])
-    other_seed = TokenDataset(prepared, "train", context=64, seed=2)
+    other_seed = TokenDataset(prepared, "train", seq_len=64, seed=2)
     assert not torch.equal(first[index]["input_ids"], other_seed[index]["input_ids"])
 
 
@@ -71,8 +73,8 @@ def test_windows_reach_across_shards(prepared, tmp_path):
             type(shard)(f"train-{number:05d}.npy", len(piece), "unused")
         )
     manifest.save(tmp_path)
-    whole = TokenDataset(prepared, "train", context=50, seed=0)
-    parts = TokenDataset(tmp_path, "train", context=50, seed=0)
+    whole = TokenDataset(prepared, "train", seq_len=50, seed=0)
+    parts = TokenDataset(tmp_path, "train", seq_len=50, seed=0)
     assert len(whole) == len(parts)
     for index in range(len(whole)):
         assert torch.equal(whole[index]["input_ids"], parts[index]["input_ids"])
@@ -83,7 +85,7 @@ def test_windows_reach_across_shards(prepared, tmp_path):
 def test_evaluation_scores_every_token_but_the_first_once(length):
     tokens = np.arange(100, 100 + length)
     scored = []
-    for input_ids, labels in eval_windows(tokens, context=8, batch_size=2):
+    for input_ids, labels in eval_batches(tokens, seq_len=8, batch_size=2):
         assert input_ids.shape == labels.shape
         assert input_ids.shape[0] <= 2
         mask = labels != -100
@@ -102,23 +104,23 @@ def test_a_truncated_shard_is_refused_by_name(prepared, tmp_path):
     for cut in (content[:-2], content[: len(content) // 2], content[:50], b""):
         copy_with_shard(prepared, tmp_path, cut)
         with pytest.raises(UserError, match=r"train-00000\.npy: shard is truncated"):
-            TokenDataset(tmp_path, "train", context=64, seed=0)
+            TokenDataset(tmp_path, "train", seq_len=64, seed=0)
 
 
 def test_a_shard_of_other_length_is_refused(prepared, tmp_path):
     np.save(tmp_path / "short.npy", np.zeros(10, np.uint16))
     copy_with_shard(prepared, tmp_path, (tmp_path / "short.npy").read_bytes())
     with pytest.raises(UserError, match="the manifest says"):
-        TokenDataset(tmp_path, "train", context=64, seed=0)
+        TokenDataset(tmp_path, "train", seq_len=64, seed=0)
 
 
 def test_text_shorter_than_a_context_is_refused(prepared):
-    tokens = len(split_tokens(prepared, "train"))
-    TokenDataset(prepared, "train", context=tokens - 1, seed=0)
+    tokens = len(load_split_tokens(prepared, "train"))
+    TokenDataset(prepared, "train", seq_len=tokens - 1, seed=0)
     with pytest.raises(UserError, match=f"{tokens} tokens; expected at least {tokens + 1}"):
-        TokenDataset(prepared, "train", context=tokens, seed=0)
+        TokenDataset(prepared, "train", seq_len=tokens, seed=0)
 
 
 def test_a_missing_split_is_refused_and_the_present_named(prepared):
     with pytest.raises(UserError, match="no 'dev'; it has train, validation, test"):
-        split_tokens(prepared, "dev")
+        load_split_tokens(prepared, "dev")

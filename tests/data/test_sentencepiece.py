@@ -3,7 +3,7 @@ from itertools import islice
 
 import pytest
 
-from lpa.data import bundled_corpus, load_tokenizer, prepare, read_documents, split_tokens
+from lpa.data import bundled_corpus, load_split_tokens, load_tokenizer, prepare, read_documents
 from lpa.errors import UserError
 
 LLAMA = {
@@ -86,7 +86,7 @@ def test_a_model_or_its_directory_prepares(model, documents, tmp_path):
     for place in (path, tmp_path / "directory"):
         out = tmp_path / f"out-{place.name}"
         prepare([tmp_path / "text.txt"], out, tokenizer=place, validation_fraction=0)
-        tokens = split_tokens(out, "train")
+        tokens = load_split_tokens(out, "train")
         tokenizer = load_tokenizer(out / "tokenizer")
         assert tokens[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(tokens[:-1]) == documents[0]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizer_kinds import tokenizer_kind
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from lpa.data.preparation.word_cache import WordCacheEncoder
 from lpa.data.text_encoder import TextEncoder
-from lpa.data.words import WordEncoder
 from lpa.errors import UserError
 
 END = "<|endoftext|>"
@@ -181,7 +181,7 @@ def test_text_that_a_tokenizer_cannot_encode_is_refused():
 def test_word_by_word_as_the_library_whatever_is_added(parts, parse):
     text = "".join(parts)
     reference, encoder = with_added_token(parse)
-    ids = WordEncoder(encoder.backend, "uint16").encode([text])[0][0].tolist()
+    ids = WordCacheEncoder(encoder.backend, "uint16").encode([text])[0][0].tolist()
     assert ids == reference.encode(text, add_special_tokens=False).ids
 
 

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from lpa.convert.factorize import load_dense
 from lpa.data import load_tokenizer
-from lpa.data.tokenizer import load_vocabulary, plain_tokenizer, tokenizer_hash
+from lpa.data.tokenizer import load_fast_tokenizer, load_vocabulary, tokenizer_hash
 from lpa.errors import UserError
+from lpa.train.init_weights import check_same_tokenizer
 from lpa.train.loading import load_with_tokenizer
-from lpa.train.starting import check_same_tokens
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def directory(prepared, tmp_path):
 
 
 def test_what_prepare_wrote_opens_without_transformers_to_the_same_tokenizer(directory, tmp_path):
-    plain, whole = plain_tokenizer(directory), load_tokenizer(directory)
+    plain, whole = load_fast_tokenizer(directory), load_tokenizer(directory)
     assert plain.eos_token_id == whole.eos_token_id
     assert len(plain) == len(whole)
     assert tokenizer_hash(plain) == tokenizer_hash(whole)
@@ -42,13 +42,13 @@ def test_what_prepare_wrote_opens_without_transformers_to_the_same_tokenizer(dir
 def test_what_transformers_might_change_is_left_to_it(directory, change):
     config = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps(config | change))
-    assert plain_tokenizer(directory) is None
+    assert load_fast_tokenizer(directory) is None
 
 
 def test_other_files_may_say_more(directory):
     (directory / "chat_template.jinja").write_text("{{ messages }}")
-    assert plain_tokenizer(directory) is None
-    assert plain_tokenizer(directory / "gone") is None
+    assert load_fast_tokenizer(directory) is None
+    assert load_fast_tokenizer(directory / "gone") is None
 
 
 def damaged():
@@ -98,7 +98,7 @@ def test_a_damaged_tokenizer_is_one_line(directory, name, alone):
     data = directory.parent / "data"
     shutil.copytree(directory, data / "tokenizer")
     with pytest.raises(UserError, match=r"distill\.teacher .*cannot be loaded"):
-        check_same_tokens("distill.teacher", directory, data)
+        check_same_tokenizer("distill.teacher", directory, data)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ def test_a_vocabulary_without_a_tokenizer_json_is_compared_too(directory, tmp_pa
     """A model's directory may hold its tokenizer as vocab.json and merges.txt."""
     data = tmp_path / "data"
     shutil.copytree(directory, data / "tokenizer")
-    check_same_tokens("distill.teacher", directory, data)
+    check_same_tokenizer("distill.teacher", directory, data)
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     (teacher / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     (teacher / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<|endoftext|>": 2}))
     (teacher / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(UserError, match="its tokenizer is not that of the data"):
-        check_same_tokens("distill.teacher", teacher, data)
+        check_same_tokenizer("distill.teacher", teacher, data)
 
 
 @pytest.mark.parametrize("load", [lambda path: load_with_tokenizer(path, "cpu"), load_dense])

@@ -8,8 +8,15 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lpa.cli.prepare import main
-from lpa.data import Manifest, bundled_corpus, load_tokenizer, prepare, read_documents, split_tokens
-from lpa.data.dataset import check_shards
+from lpa.data import (
+    Manifest,
+    bundled_corpus,
+    load_split_tokens,
+    load_tokenizer,
+    prepare,
+    read_documents,
+)
+from lpa.data.dataset import verify_shards
 from lpa.data.tokenizer import vocabulary_size
 
 END = "<|endoftext|>"
@@ -61,7 +68,7 @@ def test_tokens_are_those_of_transformers(kind, parse, documents, source, tmp_pa
     for text in documents:
         ids = reference(text, add_special_tokens=False, split_special_tokens=not parse)["input_ids"]
         expected += [*ids, reference.eos_token_id]
-    assert split_tokens(tmp_path / "data", "train").tolist() == expected
+    assert load_split_tokens(tmp_path / "data", "train").tolist() == expected
     assert expected.count(reference.eos_token_id) == len(documents) + 2 * parse
     assert manifest.parse_special_tokens is parse
     assert manifest.splits["train"].documents == len(documents)
@@ -92,20 +99,20 @@ def test_the_summary_says_how_often_text_spells_a_special_token(
 def test_parsing_special_tokens_encodes_units_of_a_stopped_process_anew(
     source, tmp_path, monkeypatch
 ):
-    from lpa.data import preparation
+    from lpa.data.preparation import prepare as preparation
 
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
     options = {"vocab_size": 300, "validation_fraction": 0.0}
-    monkeypatch.setattr(preparation, "_finish", stop)
+    monkeypatch.setattr(preparation, "_finalize", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare([source], tmp_path / "data", **options)
     monkeypatch.undo()
-    assert list(tmp_path.glob(".data.partial*/units/*.npy"))
+    assert list(tmp_path.glob(".data.partial*/jobs/*.npy"))
     prepare([source], tmp_path / "data", **options, parse_special_tokens=True)
     prepare([source], tmp_path / "new", **options, parse_special_tokens=True)
-    tokens = [split_tokens(tmp_path / name, "train").tolist() for name in ("data", "new")]
+    tokens = [load_split_tokens(tmp_path / name, "train").tolist() for name in ("data", "new")]
     assert tokens[0] == tokens[1]
 
 
@@ -138,7 +145,7 @@ def test_the_highest_id_decides_where_ids_leave_gaps(name, tmp_path):
     assert manifest.vocab_size == highest + 1
     assert manifest.dtype == ("uint16" if highest < 2**16 else "uint32")
     assert vocabulary_size(load_tokenizer(tmp_path / "data" / "tokenizer")) == highest + 1
-    check_shards(tmp_path / "data", "train")
-    tokens = split_tokens(tmp_path / "data", "train")
+    verify_shards(tmp_path / "data", "train")
+    tokens = load_split_tokens(tmp_path / "data", "train")
     assert {vocabulary["a"], vocabulary["b"]} <= set(tokens.tolist())
     assert tokens[-1] == vocabulary[END] or manifest.splits["train"].documents == 1

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lpa.eval.bootstrap import DRAWS, bootstrap
+from lpa.eval.bootstrap import NUM_RESAMPLES, bootstrap
 
 
 def ratio(loss, size):
@@ -18,7 +18,7 @@ def test_it_is_the_percentile_bootstrap_over_pairs(count, monkeypatch):
     loss, size = generator.gamma(3, 100, count), generator.integers(1, 80, count)
     monkeypatch.setattr("lpa.eval.bootstrap._AT_ONCE", 7 * count)  # several batches of draws
     error, (low, high) = bootstrap(ratio, loss, size)
-    draws = np.random.default_rng(0).integers(0, count, (DRAWS, count))
+    draws = np.random.default_rng(0).integers(0, count, (NUM_RESAMPLES, count))
     figures = loss[draws].sum(axis=1) / size[draws].sum(axis=1)
     assert error == pytest.approx(figures.std(ddof=1))  # sums in another order, as below
     assert (low, high) == pytest.approx(tuple(np.quantile(figures, [0.025, 0.975])))

@@ -25,13 +25,13 @@ def test_a_model_is_not_distinguishable_from_itself(run, prepared):
     result = compare(run, run, prepared, device="cpu")
     assert (result.change, result.interval) == (0, (0, 0))
     assert result.verdict == "not distinguishable"
-    assert "not distinguishable" in result.in_words("A", "B")
+    assert "not distinguishable" in result.to_sentence("A", "B")
 
 
 def test_a_spoiled_model_is_worse_and_pairing_makes_it_sure(run, spoiled, prepared):
     result = compare(spoiled, run, prepared, device="cpu")
     assert result.verdict == "worse"
-    assert result.in_words("A", "B").startswith("A is worse than B (perplexity +")
+    assert result.to_sentence("A", "B").startswith("A is worse than B (perplexity +")
     assert result.change == pytest.approx(result.a.perplexity / result.b.perplexity - 1)
     low, high = result.interval
     assert 0 < low < result.change < high
@@ -59,7 +59,7 @@ def test_models_of_different_tokenizers_are_compared_in_bits_per_byte(
             file.writelines(" ".join(words[i : i + 20]) + "\n" for i in range(0, 800, 20))
     result = compare(run, tmp_path / "run", f"{tmp_path / 'text.txt'}#boundary=line", device="cpu")
     assert result.measure == "bits_per_byte"
-    assert result.a.resampled == "documents"
+    assert result.a.resampling_unit == "documents"
     assert result.change == pytest.approx(result.a.bits_per_byte / result.b.bits_per_byte - 1)
 
 

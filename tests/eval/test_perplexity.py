@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lpa.data import Manifest, read_documents, split_tokens
-from lpa.data.sources import bundled_corpus
+from lpa.data import Manifest, load_split_tokens, read_documents
+from lpa.data.sources.source import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
-from lpa.eval.windowing import Windowing
+from lpa.eval.windows import WindowConfig
 from lpa.train.loading import load_with_tokenizer
 
 
@@ -22,10 +22,10 @@ def held_out(tmp_path_factory):
     return path
 
 
-def by_hand(model, tokens, context=32) -> float:
+def by_hand(model, tokens, seq_len=32) -> float:
     total = 0.0
-    for start in range(0, len(tokens) - 1, context):
-        window = torch.tensor(tokens[start : start + context + 1])
+    for start in range(0, len(tokens) - 1, seq_len):
+        window = torch.tensor(tokens[start : start + seq_len + 1])
         with torch.no_grad():
             logits = model(window[None, :-1]).logits[0]
         total += F.cross_entropy(logits.double(), window[1:], reduction="sum").item()
@@ -35,7 +35,7 @@ def by_hand(model, tokens, context=32) -> float:
 def test_prepared_data_token_by_token(run, prepared):
     result = evaluate_perplexity(run, prepared, device="cpu")
     model, _ = load_with_tokenizer(run, "cpu")
-    tokens = split_tokens(prepared, "test")  # the default where there is one
+    tokens = load_split_tokens(prepared, "test")  # the default where there is one
     total = by_hand(model, tokens)
     split = Manifest.load(prepared).split("test")
     assert result.tokens == len(tokens) - 1
@@ -58,7 +58,7 @@ def test_a_text_file_is_tokenized_with_the_models_tokenizer(run, held_out):
 
 def test_batch_size_changes_nothing(run, prepared):
     results = [
-        evaluate_perplexity(run, prepared, windowing=Windowing(batch_size=n), device="cpu")
+        evaluate_perplexity(run, prepared, window_config=WindowConfig(batch_size=n), device="cpu")
         for n in (1, 16)
     ]
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
@@ -98,12 +98,14 @@ def test_data_of_another_tokenizer_is_refused(tmp_path, run, held_out):
         evaluate_perplexity(run, tmp_path / "data", device="cpu")
 
 
-@pytest.mark.parametrize("context", [0, 33])
-def test_a_context_beyond_the_models_is_refused(run, prepared, context):
-    with pytest.raises(UserError, match=f"--context: got {context}; expected from 1 to 32"):
-        evaluate_perplexity(run, prepared, windowing=Windowing(context=context), device="cpu")
+@pytest.mark.parametrize("seq_len", [0, 33])
+def test_a_context_beyond_the_models_is_refused(run, prepared, seq_len):
+    with pytest.raises(UserError, match=f"--seq-len: got {seq_len}; expected from 1 to 32"):
+        evaluate_perplexity(
+            run, prepared, window_config=WindowConfig(seq_len=seq_len), device="cpu"
+        )
 
 
 def test_a_batch_of_nothing_is_refused(run, prepared):
     with pytest.raises(UserError, match="--batch-size: got 0; expected at least 1"):
-        evaluate_perplexity(run, prepared, windowing=Windowing(batch_size=0), device="cpu")
+        evaluate_perplexity(run, prepared, window_config=WindowConfig(batch_size=0), device="cpu")

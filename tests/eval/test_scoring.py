@@ -13,12 +13,12 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from lpa.data import bundled_corpus, read_documents, split_tokens
+from lpa.data import bundled_corpus, load_split_tokens, read_documents
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity, summarize
-from lpa.eval.scoring import score, windows
-from lpa.eval.texts import TokenizedText
-from lpa.eval.windowing import Windowing, positions_of
+from lpa.eval.scoring import iter_windows, score
+from lpa.eval.tokenized_text import TokenizedText
+from lpa.eval.windows import WindowConfig, max_positions
 from lpa.train.loading import load_with_tokenizer
 
 
@@ -40,7 +40,7 @@ def text_of(lengths, bos=None, seed=0):
 
 @pytest.mark.parametrize("bos", [None, 1])
 @pytest.mark.parametrize(
-    ("mode", "context", "stride"),
+    ("mode", "seq_len", "stride"),
     [
         ("blocks", 7, 7),
         ("sliding", 7, 3),
@@ -49,31 +49,31 @@ def text_of(lengths, bos=None, seed=0):
         ("documents", 64, 32),
     ],
 )
-def test_every_token_is_scored_once(mode, context, stride, bos):
+def test_every_token_is_scored_once(mode, seq_len, stride, bos):
     text = text_of([5, 0, 1, 30, 13], bos)
     count = np.zeros(len(text.tokens), dtype=int)
-    for window in windows(text, mode=mode, context=context, stride=stride):
-        assert len(window.ids) <= context + 1
-        places = slice(window.stop - window.scored, window.stop)
-        assert window.ids[-window.scored :].tolist() == text.tokens[places].tolist()
+    for window in iter_windows(text, mode=mode, seq_len=seq_len, stride=stride):
+        assert len(window.ids) <= seq_len + 1
+        places = slice(window.stop - window.num_scored, window.stop)
+        assert window.ids[-window.num_scored :].tolist() == text.tokens[places].tolist()
         count[places] += 1
     first = 0 if bos is None and mode != "documents" else 1
     assert count.tolist() == [first] + [1] * (len(count) - 1)
 
 
 def test_a_document_alone_begins_once():
-    ended = list(windows(text_of([3, 4]), mode="documents", context=8, stride=4))
+    ended = list(iter_windows(text_of([3, 4]), mode="documents", seq_len=8, stride=4))
     assert [window.ids[0] for window in ended] == [0, 0]  # as after another document
-    begun = list(windows(text_of([3, 4], bos=1), mode="documents", context=8, stride=4))
+    begun = list(iter_windows(text_of([3, 4], bos=1), mode="documents", seq_len=8, stride=4))
     assert [window.ids.tolist().count(1) for window in begun] == [1, 1]
-    one = list(windows(text_of([3, 4], bos=1), mode="blocks", context=99, stride=99))
+    one = list(iter_windows(text_of([3, 4], bos=1), mode="blocks", seq_len=99, stride=99))
     assert len(one) == 1
     assert one[0].ids[0] == 1
 
 
 def test_sliding_windows_give_the_context_that_they_promise():
-    found = list(windows(text_of([100]), mode="sliding", context=10, stride=4))
-    assert all(len(window.ids) - window.scored >= 10 - 4 for window in found[1:])
+    found = list(iter_windows(text_of([100]), mode="sliding", seq_len=10, stride=4))
+    assert all(len(window.ids) - window.num_scored >= 10 - 4 for window in found[1:])
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def stock():
     return LlamaForCausalLM(config).eval()
 
 
-def by_hand(model, text, mode, context, stride):
+def by_hand(model, text, mode, seq_len, stride):
     """Full logits in float64, one window at a time, from the definition."""
     model = model.double()
     total = 0.0
@@ -102,7 +102,7 @@ def by_hand(model, text, mode, context, stride):
         ids = [*([0] if mode == "documents" else []), *text.tokens[begin:end]]
         for target in range(1, len(ids)):
             # The first window that reaches the target's predecessor.
-            k = max(0, math.ceil((target - context) / stride))
+            k = max(0, math.ceil((target - seq_len) / stride))
             window = torch.tensor(ids[k * stride : target])
             with torch.no_grad():
                 logits = model(window[None]).logits[0, -1]
@@ -117,7 +117,7 @@ def by_hand(model, text, mode, context, stride):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_against_full_logits_in_float64(stock, mode, stride, batch_size):
     text = text_of([40, 0, 3, 25, 9])
-    scores = score(stock, text, mode=mode, context=16, stride=stride, batch_size=batch_size)
+    scores = score(stock, text, mode=mode, seq_len=16, stride=stride, batch_size=batch_size)
     expected = by_hand(stock, text, mode, 16, stride)
     # float32 logits: the stated tolerance of a loss, whatever batch and padding.
     assert scores.loss.sum() == pytest.approx(expected, rel=1e-5)
@@ -127,10 +127,10 @@ def test_against_full_logits_in_float64(stock, mode, stride, batch_size):
 def test_the_recipe_of_the_transformers_documentation(stock):
     """https://huggingface.co/docs/transformers/perplexity, its loop on the same ids."""
     text = text_of([300])
-    ids, context, stride = torch.from_numpy(text.tokens)[None], 32, 8
+    ids, seq_len, stride = torch.from_numpy(text.tokens)[None], 32, 8
     nll_sum, n_tokens, prev_end = 0.0, 0, 0
     for begin in range(0, ids.size(1), stride):
-        end = min(begin + context, ids.size(1))
+        end = min(begin + seq_len, ids.size(1))
         input_ids = ids[:, begin:end]
         target_ids = input_ids.clone()
         target_ids[:, : -(end - prev_end)] = -100
@@ -140,21 +140,21 @@ def test_the_recipe_of_the_transformers_documentation(stock):
         nll_sum, n_tokens, prev_end = nll_sum + loss.item() * valid, n_tokens + valid, end
         if end == ids.size(1):
             break
-    scores = score(stock, text, mode="sliding", context=32, stride=stride, batch_size=4)
+    scores = score(stock, text, mode="sliding", seq_len=32, stride=stride, batch_size=4)
     assert scores.tokens.sum() == n_tokens
     # Its first window has one input less, since it counts targets into the context; so all windows
     # begin one token later here and some predictions see one token more or less.
     assert scores.loss.sum() / n_tokens == pytest.approx(nll_sum / n_tokens, rel=5e-3)
-    exact = score(stock, text, mode="sliding", context=31, stride=stride, batch_size=4)
+    exact = score(stock, text, mode="sliding", seq_len=31, stride=stride, batch_size=4)
     assert exact.loss.sum() == pytest.approx(nll_sum, rel=1e-5)
 
 
 def test_the_standard_error_is_that_of_a_mean_over_documents(stock):
     text = text_of([20] * 200)
-    cut = {"mode": "documents", "context": 32, "stride": 16, "batch_size": 16}
+    cut = {"mode": "documents", "seq_len": 32, "stride": 16, "batch_size": 16}
     scores = score(stock, text, **cut)
     result = summarize(text, scores, cut)
-    assert result.resampled == "documents"
+    assert result.resampling_unit == "documents"
     means = scores.loss / scores.tokens  # equal lengths: perplexity = exp of their mean
     by_theory = result.perplexity * means.std(ddof=1) / math.sqrt(len(means))
     # 1000 draws know a standard deviation to 1 / sqrt(2000) = 2.2%, and 200 documents to 5%.
@@ -167,19 +167,21 @@ def test_the_standard_error_is_that_of_a_mean_over_documents(stock):
 def test_a_text_of_few_documents_is_resampled_in_blocks(run, prepared):
     result = evaluate_perplexity(run, prepared, device="cpu")
     assert result.documents < 30
-    assert result.resampled == "blocks of 32 tokens"
+    assert result.resampling_unit == "blocks of 32 tokens"
     assert 0 < result.standard_error < result.perplexity
 
 
 def test_documents_are_told_apart_in_prepared_data(run, prepared):
     _, tokenizer = load_with_tokenizer(run, "cpu")
-    tokens = split_tokens(prepared, "train")
+    tokens = load_split_tokens(prepared, "train")
     result = evaluate_perplexity(
-        run, prepared, split="train", windowing=Windowing(mode="documents"), device="cpu"
+        run, prepared, split="train", window_config=WindowConfig(mode="documents"), device="cpu"
     )
     assert result.documents == (tokens == tokenizer.eos_token_id).sum()
     assert result.tokens == len(tokens)
-    assert result.resampled == ("documents" if result.documents >= 30 else "blocks of 32 tokens")
+    assert result.resampling_unit == (
+        "documents" if result.documents >= 30 else "blocks of 32 tokens"
+    )
 
 
 def test_a_tokenizer_with_a_beginning_token_sets_it_once(tmp_path, run):
@@ -214,7 +216,7 @@ def test_a_tokenizer_with_a_beginning_token_sets_it_once(tmp_path, run):
         result = evaluate_perplexity(
             tmp_path / "model",
             tmp_path / "text.txt",
-            windowing=Windowing(mode=mode),
+            window_config=WindowConfig(mode=mode),
             device="cpu",
         )
         assert result.tokens == len(ids) - 1
@@ -223,10 +225,10 @@ def test_a_tokenizer_with_a_beginning_token_sets_it_once(tmp_path, run):
 
 def test_other_architectures_say_how_much_they_read_by_other_names():
     gpt2 = GPT2LMHeadModel(GPT2Config(n_positions=48, n_embd=8, n_head=2, n_layer=1, vocab_size=9))
-    assert positions_of(gpt2) == 48
+    assert max_positions(gpt2) == 48
     bloom = BloomForCausalLM(BloomConfig(hidden_size=8, n_head=2, n_layer=1, vocab_size=9))
     with pytest.raises(UserError, match="BloomForCausalLM does not say how many tokens it reads"):
-        positions_of(bloom)
+        max_positions(bloom)
 
 
 @pytest.mark.parametrize(
@@ -240,4 +242,4 @@ def test_other_architectures_say_how_much_they_read_by_other_names():
 )
 def test_a_window_that_cannot_be_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
-        Windowing(**fields).resolved(64)
+        WindowConfig(**fields).resolve(64)

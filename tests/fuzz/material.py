@@ -12,7 +12,7 @@ from lpa.data import bundled_corpus
 
 # A recipe of a model and a run so small that a step takes milliseconds.
 RECIPE = """\
-data: {context: 32}
+data: {seq_len: 32}
 model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, rank: 8}
 optim: {warmup_steps: 1}
 train: {steps: 2, batch_size: 4, threads: 1, device: cpu, eval_tokens: 200, max_seconds: 5, loggers: []}
@@ -46,14 +46,14 @@ LINES = {
     "eval harness": "eval harness run --tasks task.yaml --limit 2 --device cpu",
     "analyze": "analyze run --data notes.txt --tokens 64 --ranks 4 --device cpu --out out",
     "generate": "generate run --prompt We --max-new-tokens 4 --device cpu",
-    "convert factorize": "convert factorize merged --rank 8 --calibrate notes.txt "
-    "--calibrate-tokens 64 --device cpu --out out",
+    "convert factorize": "convert factorize merged --rank 8 --calibration-data notes.txt "
+    "--calibration-tokens 64 --device cpu --out out",
     "convert merge": "convert merge run --out out",
     "convert gguf": "convert gguf merged --out out.gguf",
     "convert import-published": "convert import-published published.safetensors --setting 2 "
-    "--num-attention-heads 4 --context 16 --out out",
+    "--num-attention-heads 4 --seq-len 16 --out out",
     "plan": "plan run",
-    "bench": "bench nano --context 8 --batch 1 --rounds 1 --device cpu --figure out.svg",
+    "bench": "bench nano --seq-len 8 --batch-size 1 --rounds 1 --device cpu --figure out.svg",
     "presets": "presets --placement attention",
     "study": "study placement --scale tiny --seeds 1 --tuned tuned.yaml --data data --dry-run",
     "report": "report studies --out out.html",
@@ -64,7 +64,7 @@ LINES = {
 READERS = [
     "train recipe.yaml --data.path data --out stopped --resume",
     "train recipe.yaml --data.path data --out out --distill.teacher merged",
-    "train --data.path data --model.from merged --train.steps 1 --data.context 32 --out out",
+    "train --data.path data --model.from merged --train.steps 1 --data.seq_len 32 --out out",
     "eval perplexity run --data notes.txt --mode documents --device cpu",
     "convert factorize model.gguf --rank 8 --device cpu --out out",
     "convert factorize merged --ranks ranks.yaml --device cpu --out out",
@@ -142,18 +142,18 @@ def _write_texts(folder: Path) -> None:
 def _study(out: Path, data: Path) -> None:
     """Dense and LPA of the tiny placement study, one seed each, in this process."""
     from lpa.data.manifest import Manifest
-    from lpa.study.grid import expand
-    from lpa.study.runner import plan_jobs
-    from lpa.study.work import finish
+    from lpa.study.grid import expand_grid
+    from lpa.study.job_runner import create_jobs
+    from lpa.study.run_worker import train_and_score
 
-    study = expand("placement", "tiny", vocab_size=Manifest.load(data).vocab_size, steps=2)
+    study = expand_grid("placement", "tiny", vocab_size=Manifest.load(data).vocab_size, steps=2)
     del study.variants[2:]
-    for job in plan_jobs(study, 1, out, data):
+    for job in create_jobs(study, 1, out, data):
         import yaml
 
         from lpa.train.config import RunConfig
 
-        finish(RunConfig.from_dict(yaml.safe_load(job.recipe.read_text())), job.run)
+        train_and_score(RunConfig.from_dict(yaml.safe_load(job.recipe.read_text())), job.run)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_has_r_times_in_plus_out_weights():
 @pytest.mark.parametrize("down_bias", [False, True])
 def test_dense_is_the_same_map(bias, down_bias):
     pair = LowRankLinear(6, 4, 3, bias=bias, down_bias=down_bias)
-    linear = pair.dense()
+    linear = pair.to_dense()
     assert (linear.bias is None) == (not bias and not down_bias)
     x = torch.randn(10, 6)
     torch.testing.assert_close(linear(x), pair(x))
@@ -34,7 +34,7 @@ def test_dense_is_the_same_map(bias, down_bias):
 def test_dense_rounds_the_exact_product_once():
     pair = LowRankLinear(64, 64, 48)
     exact = pair.up.weight.double() @ pair.down.weight.double()
-    assert torch.equal(pair.dense().weight, exact.float())
+    assert torch.equal(pair.to_dense().weight, exact.float())
 
 
 def test_from_dense_leaves_the_error_that_no_rank_r_matrix_beats():
@@ -51,7 +51,7 @@ def test_from_dense_at_full_rank_gives_the_map_back():
     x = torch.randn(10, 12)
     pair = LowRankLinear.from_dense(linear, 9)
     torch.testing.assert_close(pair(x), linear(x), atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(pair.dense().weight, linear.weight, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pair.to_dense().weight, linear.weight, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [0, -1, 5])

@@ -67,7 +67,7 @@ def test_the_rank_defaults_to_a_quarter_of_the_width():
         ({"decoder_type": "paper", "ranks": {"up_proj": 4}}, "ranks: got 'up_proj'"),
         ({"resid_pdrop": 1.0}, "resid_pdrop: got 1.0; expected at least 0 and below 1"),
         ({"head_dim": 7}, "head_dim: got 7; expected an even number"),
-        ({"initialization": "svd"}, "initialization: got 'svd'; expected one of default, scaled"),
+        ({"initialization": "svd"}, "initialization: got 'svd'; expected one of linear, scaled"),
         ({"initializer_range": 0.0}, "initializer_range: got 0.0; expected a positive number"),
     ],
 )

@@ -64,10 +64,10 @@ def test_flops_equal_what_torch_counts(preset, placement):
     config = preset_config(
         preset, placement=placement, num_hidden_layers=2, attn_implementation="eager"
     )
-    batch, context = 2, 256
+    batch, seq_len = 2, 256
     with torch.device("meta"):
         model = LPAForCausalLM(config)
-        input_ids = torch.zeros(batch, context, dtype=torch.long)
+        input_ids = torch.zeros(batch, seq_len, dtype=torch.long)
 
     counter = FlopCounterMode(display=False)
     with counter:
@@ -79,10 +79,10 @@ def test_flops_equal_what_torch_counts(preset, placement):
 
     # torch also counts the outer product of RoPE's angles: context × head_dim / 2 products per call.
     tolerance = 1e-4
-    tokens = batch * context
+    tokens = batch * seq_len
     assert forward / tokens == pytest.approx(
-        forward_flops_per_token(config, context), rel=tolerance
+        forward_flops_per_token(config, seq_len), rel=tolerance
     )
     assert (forward + backward) / tokens == pytest.approx(
-        training_flops_per_token(config, context), rel=tolerance
+        training_flops_per_token(config, seq_len), rel=tolerance
     )

@@ -9,14 +9,14 @@ from small_models import small_config, small_model
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from lpa.lowrank import INITIALISATIONS, LowRankLinear
+from lpa.lowrank import INITIALIZATIONS, LowRankLinear
 from lpa.model import LPAForCausalLM, LPAForSequenceClassification, LPAModel
 
 UNITS = (LowRankLinear, nn.Linear, nn.Embedding, LlamaRMSNorm, nn.LayerNorm)
 KINDS = [
     {"decoder_type": decoder_type, "placement": placement, "initialization": method}
     for decoder_type in ("llama", "paper")
-    for placement, method in [("none", "scaled"), *(("all", name) for name in INITIALISATIONS)]
+    for placement, method in [("none", "scaled"), *(("all", name) for name in INITIALIZATIONS)]
 ]
 
 
@@ -31,7 +31,7 @@ def units(model):
 
 
 def effective(module):
-    return module.dense().weight if isinstance(module, LowRankLinear) else module.weight
+    return module.to_dense().weight if isinstance(module, LowRankLinear) else module.weight
 
 
 @pytest.mark.parametrize("fields", KINDS)
@@ -91,7 +91,7 @@ def test_projections_start_with_the_deviation_they_promise(fields):
         if isinstance(unit, (LlamaRMSNorm, nn.LayerNorm)):
             continue
         deviation = effective(unit).square().mean().sqrt().item()
-        if fields["initialization"] == "default" and isinstance(unit, LowRankLinear):
+        if fields["initialization"] == "linear" and isinstance(unit, LowRankLinear):
             expected = 1 / (3 * math.sqrt(unit.in_features))
         else:
             expected = 0.02
@@ -102,12 +102,12 @@ def test_projections_start_with_the_deviation_they_promise(fields):
         else:
             assert deviation == pytest.approx(expected, rel=0.05), name  # 4096 entries or more
     biases = [p for n, p in model.named_parameters() if n.endswith("proj.down.bias")]
-    bound = 128**-0.5 if fields["initialization"] == "default" else 0
+    bound = 128**-0.5 if fields["initialization"] == "linear" else 0
     assert all(bias.abs().max() <= bound for bias in biases)
     assert all((bias != 0).all() == (bound > 0) for bias in biases)
 
 
-@pytest.mark.parametrize("method", INITIALISATIONS)
+@pytest.mark.parametrize("method", INITIALIZATIONS)
 def test_loaded_weights_stay_and_cost_no_random_number(tmp_path, method):
     saved = small_model(
         placement="all", decoder_type="paper", initialization=method, residual_scaling=True
@@ -124,7 +124,7 @@ def test_loaded_weights_stay_and_cost_no_random_number(tmp_path, method):
         assert torch.equal(loaded.get_parameter(name), parameter), name
 
 
-@pytest.mark.parametrize("method", INITIALISATIONS)
+@pytest.mark.parametrize("method", INITIALIZATIONS)
 def test_what_a_checkpoint_lacks_starts_and_the_rest_is_loaded(tmp_path, method):
     """A base model saved without its last layer's o_proj, loaded under a new head."""
     config = small_config(initialization=method)
@@ -141,6 +141,6 @@ def test_what_a_checkpoint_lacks_starts_and_the_rest_is_loaded(tmp_path, method)
             assert torch.equal(loaded.model.get_parameter(name), value + 1), name
     # 64 entries, whose sample deviation errs by 9%.
     assert loaded.score.weight.std().item() == pytest.approx(config.initializer_range, rel=0.4)
-    product = loaded.model.layers[1].self_attn.o_proj.dense().weight
-    expected = {"default": 1 / (3 * math.sqrt(32)), "spectral": 0.22}.get(method, 0.3)
+    product = loaded.model.layers[1].self_attn.o_proj.to_dense().weight
+    expected = {"linear": 1 / (3 * math.sqrt(32)), "spectral": 0.22}.get(method, 0.3)
     assert product.std().item() == pytest.approx(expected, rel=0.2)

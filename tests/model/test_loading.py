@@ -149,7 +149,7 @@ def test_masks_that_older_files_have_are_no_weights(tmp_path):
 def cut(tmp_path) -> Path:
     """A model that keeps its own class, with pairs inside."""
     model = tiny("gpt2")
-    lpa.apply(model, rank=4)
+    lpa.factorize(model, rank=4)
     model.save_pretrained(tmp_path)
     return tmp_path
 

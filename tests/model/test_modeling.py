@@ -42,7 +42,7 @@ def test_factors_start_with_the_deviation_that_their_product_needs():
     expected = math.sqrt(0.02 / math.sqrt(64))
     for factor in (pair.down, pair.up):
         assert factor.weight.std().item() == pytest.approx(expected, rel=0.02)
-    assert pair.dense().weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert pair.to_dense().weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 

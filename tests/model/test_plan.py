@@ -6,12 +6,12 @@ import torch
 from lpa.errors import UserError
 from lpa.model import LPAConfig, LPAForCausalLM, parameter_count, preset_config
 from lpa.model.cost import forward_flops_per_token
-from lpa.model.plan import activation_bytes, dense_twin, make_plan, match_dense
+from lpa.model.plan import activation_bytes, dense_config, match_dense_cost, plan_model
 
 
 def test_the_parts_of_a_plan_add_up():
     config = preset_config("paper-130m-s2")
-    plan = make_plan(config, context=256, batch=8, devices=4, dtype=torch.bfloat16)
+    plan = plan_model(config, seq_len=256, batch_size=8, devices=4, dtype=torch.bfloat16)
     parts = dict(plan.parameters)
     total = parts.pop("total")
     assert total == sum(parts.values()) == parameter_count(config)
@@ -26,7 +26,7 @@ def test_the_parts_of_a_plan_add_up():
     assert memory["optimizer"] == 2 * memory["weights"]
 
 
-def measured_bytes(model, config, batch: int, context: int) -> int:
+def measured_bytes(model, config, batch_size: int, seq_len: int) -> int:
     """What autograd keeps in a real forward pass on the CPU, parameters apart."""
     kept = {}
 
@@ -36,7 +36,7 @@ def measured_bytes(model, config, batch: int, context: int) -> int:
         return tensor
 
     held: list[torch.Tensor] = []
-    tokens = torch.zeros(batch, context, dtype=torch.long)
+    tokens = torch.zeros(batch_size, seq_len, dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model.model(tokens, use_cache=False).last_hidden_state
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -59,8 +59,8 @@ def test_activations_are_what_a_real_forward_pass_keeps(decoder_type, placement)
         dense_layers=[2],
     )
     model = LPAForCausalLM(config).train()
-    real = measured_bytes(model, config, batch=2, context=256)
-    planned = activation_bytes(config, context=256, batch=2, dtype=torch.float32)
+    real = measured_bytes(model, config, batch_size=2, seq_len=256)
+    planned = activation_bytes(config, seq_len=256, batch_size=2, dtype=torch.float32)
     # The final norm and the embedding, which the plan leaves out, weigh little beside six layers.
     assert planned == pytest.approx(real, rel=0.05)
 
@@ -68,8 +68,8 @@ def test_activations_are_what_a_real_forward_pass_keeps(decoder_type, placement)
 @pytest.mark.parametrize("what", ["params", "flops"])
 def test_a_match_costs_what_the_dense_model_does(what):
     config = preset_config("130m")
-    dense = dense_twin(config)
-    matches = {match.field: match for match in match_dense(config, what, context=512)}
+    dense = dense_config(config)
+    matches = {match.field: match for match in match_dense_cost(config, what, seq_len=512)}
     assert set(matches) == {"intermediate_size", "num_hidden_layers", "rank"}
     for name in ("intermediate_size", "rank"):
         changed = preset_config("130m", **{name: matches[name].value})
@@ -86,26 +86,26 @@ def test_a_match_costs_what_the_dense_model_does(what):
 
 def test_a_dense_model_has_nothing_to_spend():
     with pytest.raises(UserError, match="--match: the model is dense"):
-        match_dense(preset_config("nano", placement="none"), "params", context=256)
+        match_dense_cost(preset_config("nano", placement="none"), "params", seq_len=256)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": 0}, "--context: got 0"),
-        ({"context": 9999}, "--context: got 9999; the model has 1024 positions"),
-        ({"context": 16, "batch": 0}, "--batch: got 0"),
-        ({"context": 16, "devices": 0}, "--devices: got 0"),
+        ({"seq_len": 0}, "--seq-len: got 0"),
+        ({"seq_len": 9999}, "--seq-len: got 9999; the model has 1024 positions"),
+        ({"seq_len": 16, "batch_size": 0}, "--batch-size: got 0"),
+        ({"seq_len": 16, "devices": 0}, "--devices: got 0"),
     ],
 )
 def test_bad_values_are_refused_by_name(options, message):
     with pytest.raises(UserError) as error:
-        make_plan(preset_config("nano"), **options)
+        plan_model(preset_config("nano"), **options)
     assert message in str(error.value)
 
 
 def test_the_command_line_plans_presets_files_and_runs(lpa, run):
-    plan = lpa("plan", "3b", "--context", 2048, "--batch", 4, "--devices", 8, "--json")
+    plan = lpa("plan", "3b", "--seq-len", 2048, "--batch-size", 4, "--devices", 8, "--json")
     assert plan.code == 0, plan.stderr
     figures = plan.json
     assert 3.1e9 < figures["dense"]["parameters"]["total"] < 3.3e9

@@ -10,7 +10,7 @@ from lpa.study.statistics import Difference, PowerLaw, Summary, pareto_front
 def test_paired_difference_is_students_t_over_log_ratios():
     dense = {0: 100.0, 1: 200.0, 2: 400.0}
     ours = {0: 100 * math.exp(-0.1), 1: 200 * math.exp(-0.2), 2: 400 * math.exp(-0.3)}
-    found = Difference.of(ours, dense)
+    found = Difference.between(ours, dense)
     # Deviation 0.1, so the error is 0.1/√3; t(0.975, 2) = 4.302653 in every table.
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert found.mean == pytest.approx(math.expm1(-0.2))
@@ -23,13 +23,13 @@ def test_paired_difference_is_students_t_over_log_ratios():
 def test_a_verdict_needs_the_whole_interval_on_one_side(sign, verdict):
     dense = {0: 100.0, 1: 120.0, 2: 90.0}
     ours = {seed: value * (1 + sign * (0.1 + 0.001 * seed)) for seed, value in dense.items()}
-    assert Difference.of(ours, dense).verdict == verdict
+    assert Difference.between(ours, dense).verdict == verdict
 
 
 def test_one_seed_decides_nothing_and_seeds_that_do_not_pair_are_left_out():
-    assert Difference.of({0: 1.0, 5: 2.0}, {0: 9.0, 1: 2.0}).verdict == "undecided (one seed)"
-    assert Difference.of({0: 1.0}, {1: 1.0}) is None
-    assert math.isnan(Summary.of([1.0]).deviation)
+    assert Difference.between({0: 1.0, 5: 2.0}, {0: 9.0, 1: 2.0}).verdict == "undecided (one seed)"
+    assert Difference.between({0: 1.0}, {1: 1.0}) is None
+    assert math.isnan(Summary.from_values([1.0]).std)
 
 
 def test_a_power_law_is_found_again():
@@ -55,7 +55,7 @@ def test_any_two_values_have_a_difference_and_a_verdict(ours, baseline, seeds):
     """One pair that is no pair of positive numbers leaves all undecided, whichever side it is on."""
     left, right = dict.fromkeys(range(seeds), 4.0), dict.fromkeys(range(seeds), 4.0)
     left[0], right[0] = ours, baseline
-    found = Difference.of(left, right)
+    found = Difference.between(left, right)
     good = all(math.isfinite(value) and value > 0 for value in (ours, baseline))
     if not good:
         assert math.isnan(found.mean)
@@ -66,14 +66,14 @@ def test_any_two_values_have_a_difference_and_a_verdict(ours, baseline, seeds):
         assert math.isnan(found.low)
     else:
         assert found.low <= found.mean <= found.high
-    summary = Summary.of(list(left.values()))
+    summary = Summary.from_values(list(left.values()))
     assert math.isnan(ours) == math.isnan(summary.mean)
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
 def test_equal_differences_have_an_interval_without_width(factor):
     dense = dict.fromkeys(range(3), 20.0)
-    found = Difference.of({seed: factor * value for seed, value in dense.items()}, dense)
+    found = Difference.between({seed: factor * value for seed, value in dense.items()}, dense)
     assert found.low == pytest.approx(factor - 1, abs=1e-12)
     assert found.high == pytest.approx(factor - 1, abs=1e-12)
     assert found.verdict == {0.9: "better", 1.0: "no difference shown", 1.1: "worse"}[factor]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from lpa.cli import main
 from lpa.data import prepare
-from lpa.train.checkpoint_store import resumable
-from lpa.train.metrics_file import read_metrics
+from lpa.train.checkpoint.store import resumable_checkpoints
+from lpa.train.logging.metrics_file import read_metrics
 
 
 class Calls:
@@ -73,7 +73,14 @@ def train(data, tiny):
     """Run `lpa train` in this process; its exit code."""
 
     def run(out: Path, *more: str) -> int:
-        options = ["--train.steps", "2", "--checkpoint.every", "1", "--checkpoint.keep", "1"]
+        options = [
+            "--train.steps",
+            "2",
+            "--checkpoint.every",
+            "1",
+            "--checkpoint.keep_latest_k",
+            "1",
+        ]
         options += ["--train.eval_every", "1", "--train.eval_tokens", "64"]
         options += [
             "--checkpoint.keep_best",
@@ -117,7 +124,7 @@ def test_no_failing_call_is_a_traceback_or_loses_the_run(train, tmp_path, monkey
         assert "Traceback" not in said, (key, said)
 
         failing.failing = None
-        again = "--resume" if resumable(run) else "--overwrite"
+        again = "--resume" if resumable_checkpoints(run) else "--overwrite"
         assert train(run, again) == 0, (key, capsys.readouterr().err)
         ours, theirs = weights(run), weights(whole)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), key

@@ -18,8 +18,8 @@ from runs import (
     wait_until,
 )
 
-from lpa.train import checkpoint_store as store
-from lpa.train.metrics_file import read_metrics
+from lpa.train.checkpoint import store
+from lpa.train.logging.metrics_file import read_metrics
 
 STEPS = 40
 
@@ -116,9 +116,9 @@ def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
     assert f"exitcode  : {128 + number}" in output
     assert not (out / "final").exists()
     reached = int(output.partition(f"stopped by {number.name} at step ")[2].split(";")[0])
-    newest = store.resumable(out)[0]
+    newest = store.resumable_checkpoints(out)[0]
     assert store.step_of(newest) == reached
-    assert not store.unfinished(out)
+    assert not store.unfinished_checkpoints(out)
     code, output = torchrun(2, *options, "--out", out, *_slow_down(moment), "--resume").finish()
     assert code == 0, output
     assert output.count("validation perplexity") == 1, "one process speaks for all"
@@ -136,7 +136,7 @@ def _slow_down(moment: str) -> tuple:
 
 def _at(moment: str, out) -> bool:
     if moment == "save":
-        return any(store.folder(out).glob(".step-*.partial"))
+        return any(store.checkpoints_directory(out).glob(".step-*.partial"))
     steps = [record["step"] for record in read_metrics(out)]
     return bool(steps) if moment == "step" else any(step >= 10 for step in steps)
 
@@ -168,13 +168,13 @@ def test_a_second_sigint_ends_at_once(options, tmp_path):
 @pytest.mark.parametrize("moment", ["step", "asynchronous save"])
 def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path, moment):
     out = tmp_path / "run"
-    saving = ("--checkpoint.every", 1, "--checkpoint.asynchronous", "true")
+    saving = ("--checkpoint.every", 1, "--checkpoint.async_save", "true")
     more = saving if moment == "asynchronous save" else ()
     launched = torchrun(2, *options, *more, "--train.steps", 100000, "--out", out)
 
     def reached() -> bool:
         if more:
-            return any(store.folder(out).glob(".step-*.partial/*"))
+            return any(store.checkpoints_directory(out).glob(".step-*.partial/*"))
         return bool(read_metrics(out))
 
     try:
@@ -198,7 +198,9 @@ def test_torchrun_starts_again_and_the_run_goes_on_by_itself(straight, options, 
     launched = torchrun(2, *options, "--out", out, options=("--max-restarts", "1"))
     try:
         workers = wait_until(
-            lambda: store.resumable(out) and (found := launched.workers())[1:] and found,
+            lambda: (
+                store.resumable_checkpoints(out) and (found := launched.workers())[1:] and found
+            ),
             launched.process,
         )
         os.kill(workers[1], signal.SIGKILL)
@@ -231,7 +233,7 @@ def test_a_number_that_is_none_on_one_rank_never_reaches_the_weights(
     run_ranks(2, "nonfinite.py", prepared, run, what, action, out)
     endings = [json.loads((tmp_path / f"out.json.{rank}").read_text()) for rank in (0, 1)]
     assert all(ending["finite"] for ending in endings)
-    kept = [store.step_of(path) for path in store.checkpoints(run)]
+    kept = [store.step_of(path) for path in store.list_checkpoints(run)]
     records = read_metrics(run)
     assert all(math.isfinite(value) for record in records for value in record.values())
     if action == "stop":

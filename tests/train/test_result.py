@@ -2,7 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lpa.train.perplexity import Perplexity
-from lpa.train.result import RunResult, summary
+from lpa.train.result import RunResult, format_summary
 
 RESULT = RunResult(
     steps=31800,
@@ -13,19 +13,19 @@ RESULT = RunResult(
     train_seconds=10_420.0,
     wall_seconds=11_000.0,
     peak_memory_bytes=3 * 2**29,
-    validation=Perplexity.from_total(300.0, tokens=100, words=0, bytes=0),
+    validation=Perplexity.from_total_nll(300.0, tokens=100, words=0, bytes=0),
 )
 
 
 def test_a_run_in_one_line():
-    assert summary(RESULT, Path("runs/lpa")) == (
+    assert format_summary(RESULT, Path("runs/lpa")) == (
         "runs/lpa: 31,800 steps, 4,168,089,600 tokens, validation perplexity 20.09, "
         "400,000 tokens/s, 280.00 TFLOP/s, peak memory 1.50 GiB, 3 h 03 min"
     )
 
 
 def test_mfu_where_the_peak_is_known_and_no_perplexity_without_validation():
-    line = summary(replace(RESULT, peak_flops=989.4e12, validation=None), Path("run"))
+    line = format_summary(replace(RESULT, peak_flops=989.4e12, validation=None), Path("run"))
     assert "MFU 28.3%" in line  # 280 / 989.4
     assert "FLOP/s" not in line
     assert "perplexity" not in line
@@ -33,7 +33,9 @@ def test_mfu_where_the_peak_is_known_and_no_perplexity_without_validation():
 
 def test_a_result_is_read_back(tmp_path):
     result = replace(
-        RESULT, peak_flops=1e12, validation=Perplexity.from_total(3.0, tokens=1, words=2, bytes=3)
+        RESULT,
+        peak_flops=1e12,
+        validation=Perplexity.from_total_nll(3.0, tokens=1, words=2, bytes=3),
     )
     result.save(tmp_path)
     assert RunResult.load(tmp_path) == result

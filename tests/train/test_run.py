@@ -14,8 +14,8 @@ from small_runs import small_config
 from lpa.errors import LPAWarning, UserError
 from lpa.locks import hold_directory
 from lpa.outputs import files_of
-from lpa.train.checkpoint_store import checkpoints
-from lpa.train.metrics_file import DAMAGED_FILE, METRICS_FILE, read_metrics
+from lpa.train.checkpoint.store import list_checkpoints
+from lpa.train.logging.metrics_file import DAMAGED_FILE, METRICS_FILE, read_metrics
 from lpa.train.result import RunResult, RunStopped
 from lpa.train.run import train
 
@@ -72,12 +72,12 @@ def test_weights_outlive_a_model_that_cannot_be_written(tmp_path, config, straig
     message = rf"final: the model could not be written .*checkpoint is {re.escape(str(last))}, so --resume"
     with pytest.raises(UserError, match=message):
         train(settings, run, resume=True)
-    assert last in checkpoints(run)
+    assert last in list_checkpoints(run)
     (run / "final").unlink()
     assert isinstance(train(settings, run, resume=True), RunResult)
     assert_equal_weights(run, straight)
     assert validations(run) == [2, STEPS]
-    assert bool(checkpoints(run)) == bool(every)
+    assert bool(list_checkpoints(run)) == bool(every)
 
 
 def test_the_best_model_that_cannot_be_written_stops_nothing(tmp_path, config, straight):

@@ -14,9 +14,9 @@ import yaml
 from runs import untimed_metrics
 from safetensors.torch import load_file
 
-from lpa.train.checkpoint_store import checkpoints
+from lpa.train.checkpoint.store import list_checkpoints
 from lpa.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from lpa.train.metrics_file import read_metrics
+from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.trainer import Trainer
 
 STEPS = 60
@@ -41,7 +41,7 @@ def straight(tmp_path_factory, lpa, options) -> Path:
 
 
 def assert_same_run(run: Path, other: Path) -> None:
-    (shard,) = (path.name for path in checkpoints(run)[-1].glob("*.safetensors"))
+    (shard,) = (path.name for path in list_checkpoints(run)[-1].glob("*.safetensors"))
     for name in ("final/model.safetensors", f"checkpoints/step-00000060/{shard}"):
         ours, theirs = load_file(run / name), load_file(other / name)
         assert ours.keys() == theirs.keys()
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(straight, options, lpa, tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 60
-    while not checkpoints(out):
+    while not list_checkpoints(out):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -112,7 +112,7 @@ def test_a_run_directory_holds_what_the_contract_says(straight):
     config = yaml.safe_load((straight / "config.yaml").read_text())
     assert config["train"]["steps"] == STEPS
     assert config["optim"]["beta2"] == 0.95  # resolved: defaults are written out
-    assert [path.name for path in checkpoints(straight)] == ["step-00000040", "step-00000060"]
+    assert [path.name for path in list_checkpoints(straight)] == ["step-00000040", "step-00000060"]
     final = {path.name for path in (straight / "final").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= final
     assert list(straight.glob("events.out.tfevents.*"))
@@ -137,11 +137,11 @@ print(type(model).__name__, tokenizer.decode(output[0]).startswith("My fellow"),
 
 def small_config(prepared, micro_batch_size: int) -> RunConfig:
     return RunConfig(
-        data=DataConfig(prepared, context=32),
+        data=DataConfig(prepared, seq_len=32),
         model=ModelConfig(
             hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, rank=8
         ),
-        optim=OptimConfig(warmup_steps=2, clip=0.5),
+        optim=OptimConfig(warmup_steps=2, max_grad_norm=0.5),
         train=TrainConfig(steps=10, batch_size=8, micro_batch_size=micro_batch_size, device="cpu"),
     )
 
@@ -150,8 +150,8 @@ def test_accumulated_micro_batches_equal_one_batch(prepared, tmp_path):
     models = {}
     for size in (8, 2, 1):
         trainer = Trainer(small_config(prepared, size), tmp_path)
-        trainer._open_reader()
-        losses = [trainer._step().loss for _ in range(5)]
+        trainer._open_batch_reader()
+        losses = [trainer.train_step().loss for _ in range(5)]
         models[size] = losses, dict(trainer.model.named_parameters())
     for size in (2, 1):
         assert models[size][0] == pytest.approx(models[8][0], rel=1e-5)
@@ -163,19 +163,19 @@ def test_accumulated_micro_batches_equal_one_batch(prepared, tmp_path):
 
 def test_the_loss_reported_is_the_mean_over_the_batch(prepared, tmp_path):
     trainer = Trainer(small_config(prepared, 2), tmp_path)
-    samples = [trainer.data.stream[index] for index in range(8)]
+    samples = [trainer.data.dataset[index] for index in range(8)]
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
     expected = trainer.model(**batch).loss.item()
-    trainer._open_reader()
-    assert trainer._step().loss == pytest.approx(expected, rel=1e-5)
+    trainer._open_batch_reader()
+    assert trainer.train_step().loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_bfloat16_trains_and_keeps_float32_weights(prepared, tmp_path):
     config = small_config(prepared, 8)
     config.train.dtype = "bfloat16"
     trainer = Trainer(config, tmp_path)
-    trainer._open_reader()
-    losses = [trainer._step().loss for _ in range(10)]
+    trainer._open_batch_reader()
+    losses = [trainer.train_step().loss for _ in range(10)]
     assert losses[-1] < losses[0]
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
@@ -187,15 +187,15 @@ def test_compiled_steps_equal_plain_ones(prepared, tmp_path):
         config = small_config(prepared, 8)
         config.train.compile = compiled
         trainer = Trainer(config, tmp_path)
-        trainer._open_reader()
-        losses[compiled] = [trainer._step().loss for _ in range(3)]
+        trainer._open_batch_reader()
+        losses[compiled] = [trainer.train_step().loss for _ in range(3)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 
 
 def test_separate_documents_train_and_go_on_to_the_same_bits(options, lpa, tmp_path):
-    apart = [*options, "--data.separate_documents", "true"]
+    apart = [*options, "--data.intra_document_mask", "true"]
     assert lpa(*apart, "--out", tmp_path / "one").code == 0
     assert lpa(*apart, "--out", tmp_path / "two", "--train.stop_at", 33).code == 0
-    finished = lpa(*apart, "--out", tmp_path / "two", "--data.workers", 2, "--resume")
+    finished = lpa(*apart, "--out", tmp_path / "two", "--data.num_workers", 2, "--resume")
     assert finished.code == 0, finished.stderr
     assert_same_run(tmp_path / "two", tmp_path / "one")

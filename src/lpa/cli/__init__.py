@@ -5,29 +5,32 @@ import sys
 import warnings
 from typing import Any
 
-from lpa.cli.process import command_process, fail
+from lpa.cli.process import command_process, exit_with_error
 
 # Command -> (module, one line of help). A nested command is written with a space.
 COMMANDS = {
     "prepare": ("lpa.cli.prepare", "documents in, tokens on disk"),
-    "data stats": ("lpa.cli.data_stats", "what a prepared data directory holds"),
-    "data show": ("lpa.cli.data_show", "decoded documents of it"),
-    "data verify": ("lpa.cli.data_verify", "whether it is intact"),
+    "data stats": ("lpa.cli.data.stats", "what a prepared data directory holds"),
+    "data show": ("lpa.cli.data.show", "decoded documents of it"),
+    "data verify": ("lpa.cli.data.verify", "whether it is intact"),
     "train": ("lpa.cli.train", "train a model from a recipe"),
     "runs": ("lpa.cli.runs", "tabulate runs, finished or not"),
-    "eval perplexity": ("lpa.cli.eval_perplexity", "perplexity of a model on held-out text"),
+    "eval perplexity": ("lpa.cli.eval.perplexity", "perplexity of a model on held-out text"),
     "eval compare": (
-        "lpa.cli.eval_compare",
+        "lpa.cli.eval.compare",
         "whether one model predicts a text better than another",
     ),
-    "eval glue": ("lpa.cli.eval_glue", "fine-tune on GLUE tasks, several seeds each, and score"),
-    "eval harness": ("lpa.cli.eval_harness", "tasks of the lm-evaluation-harness"),
+    "eval glue": ("lpa.cli.eval.glue", "fine-tune on GLUE tasks, several seeds each, and score"),
+    "eval harness": ("lpa.cli.eval.harness", "tasks of the lm-evaluation-harness"),
     "analyze": ("lpa.cli.analyze", "where a model bears low rank: spectra, attention, cuts"),
     "generate": ("lpa.cli.generate", "continue a prompt"),
-    "convert factorize": ("lpa.cli.convert_factorize", "cut a dense checkpoint to low rank"),
-    "convert merge": ("lpa.cli.convert_merge", "fold low-rank pairs and write a stock Llama"),
-    "convert gguf": ("lpa.cli.convert_gguf", "a merged model as a GGUF file for llama.cpp"),
-    "convert import-published": ("lpa.cli.convert_import", "weights of the published LPA code"),
+    "convert factorize": ("lpa.cli.convert.factorize", "cut a dense checkpoint to low rank"),
+    "convert merge": ("lpa.cli.convert.merge", "fold low-rank pairs and write a stock Llama"),
+    "convert gguf": ("lpa.cli.convert.gguf", "a merged model as a GGUF file for llama.cpp"),
+    "convert import-published": (
+        "lpa.cli.convert.import_published",
+        "weights of the published LPA code",
+    ),
     "plan": ("lpa.cli.plan", "what a model costs, before a weight exists"),
     "bench": ("lpa.cli.bench", "what low rank saves in time and memory on this machine"),
     "presets": ("lpa.cli.presets", "the named architectures and their sizes"),
@@ -94,7 +97,7 @@ def _refuse_command(given: str, known: list[str]) -> None:
     last = [name for name in known if name.split()[-1] == given.split()[-1]]
     near = last or difflib.get_close_matches(given, known, n=1)
     meant = f"; did you mean lpa {near[0]}?" if near else ""
-    fail(f"unknown command '{given}'; expected one of: {', '.join(known)}{meant}")
+    exit_with_error(f"unknown command '{given}'; expected one of: {', '.join(known)}{meant}")
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from lpa.cli.parsing import Count, Parser, add_model_arguments, add_output_arguments, json_text
+from lpa.cli.parsing import Count, Parser, add_model_arguments, add_output_arguments, to_json
 
 
 def build_parser() -> Parser:
@@ -29,7 +29,7 @@ def build_parser() -> Parser:
         "--tokens", type=Count, default=8192, help="of the text's beginning, to use"
     )
     parser.add_argument(
-        "--context", type=Count, help="tokens per window; by default the model's, at most 512"
+        "--seq-len", type=Count, help="tokens per window; by default the model's, at most 512"
     )
     parser.add_argument(
         "--ranks",
@@ -42,38 +42,38 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
 
     from lpa import console
-    from lpa.eval.analysis.run import analyze
+    from lpa.eval.analysis.analyze import analyze
 
-    console.hide_other_progress()
-    with console.progress() as display:
+    console.silence_transformers()
+    with console.progress_display() as display:
         result = analyze(
             arguments.model,
             arguments.out,
             data=arguments.data,
             split=arguments.split,
             tokens=arguments.tokens,
-            context=arguments.context,
+            seq_len=arguments.seq_len,
             ranks=arguments.ranks,
             batch_size=arguments.batch_size,
             device=arguments.device,
             overwrite=arguments.overwrite,
-            report=console.bar_of_each(display),
+            on_progress=console.bar_per_task(display),
         )
     if arguments.json:
-        print(json_text(asdict(result)))
+        print(to_json(asdict(result)))
         return
-    for block in ("attention", "ffn"):
-        ranks = [s.entropy_rank / min(s.shape) for s in result.spectra if s.block == block]
+    for sublayer in ("attention", "ffn"):
+        ranks = [s.entropy_rank / min(s.shape) for s in result.spectra if s.sublayer == sublayer]
         if ranks:
-            share = sum(ranks) / len(ranks)
-            print(f"{block:<10} entropy rank {share:.0%} of the width on average")
-    for cut in result.cuts or []:
-        if cut.layer is None:
+            fraction = sum(ranks) / len(ranks)
+            print(f"{sublayer:<10} entropy rank {fraction:.0%} of the width on average")
+    for row in result.truncations or []:
+        if row.layer is None:
             print(
-                f"{cut.name:<10} cut to rank {cut.rank:<5} loss {cut.loss:.4f} ({cut.increase:+.4f})"
+                f"{row.name:<10} cut to rank {row.rank:<5} loss {row.loss:.4f} ({row.loss_increase:+.4f})"
             )
     print(f"report     {arguments.out / 'report.html'}")

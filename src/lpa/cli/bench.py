@@ -4,10 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpa.cli.parsing import Count, Parser, Threads, add_json_flag, add_overwrite_flag, json_text
+from lpa.cli.parsing import Count, Parser, Threads, add_json_flag, add_overwrite_flag, to_json
 
 if TYPE_CHECKING:
-    from lpa.study.bench import BenchResult
+    from lpa.study.bench.benchmark import BenchResult
 
 
 def build_parser() -> Parser:
@@ -17,7 +17,7 @@ def build_parser() -> Parser:
         "rank saves in time and memory here, against what it saves in FLOPs.",
         examples="""\
   lpa bench nano
-  lpa bench 130m --context 256 --batch 4 --placement attention ffn all
+  lpa bench 130m --seq-len 256 --batch-size 4 --placement attention ffn all
   lpa bench paper-130m-s2 --rank 64 --compile --figure bench.svg --json""",
     )
     parser.add_argument("preset", type=str, metavar="PRESET", help="a named architecture")
@@ -29,8 +29,8 @@ def build_parser() -> Parser:
         help="beside the dense model: attention, ffn, all",
     )
     parser.add_argument("--rank", type=Count, help="of the low-rank projections")
-    parser.add_argument("--context", type=Count, default=256, help="tokens per sequence")
-    parser.add_argument("--batch", type=Count, default=4, help="sequences per step")
+    parser.add_argument("--seq-len", type=Count, default=256, help="tokens per sequence")
+    parser.add_argument("--batch-size", type=Count, default=4, help="sequences per step")
     parser.add_argument("--rounds", type=Count, default=5, help="of turns that count")
     parser.add_argument("--compile", action="store_true", help="compile each decoder layer")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
@@ -41,19 +41,19 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
 
     import torch
 
     from lpa import console
+    from lpa.device import resolve_device
     from lpa.errors import UserError
+    from lpa.html_pages import is_figure
     from lpa.model.configuration_lpa import PLACEMENTS
     from lpa.model.presets import preset_config
     from lpa.outputs import check_output_file
-    from lpa.pages import is_figure
-    from lpa.study.bench import run_bench, write_figure
-    from lpa.train.machine import pick_device
+    from lpa.study.bench.benchmark import run_bench, write_figure
 
     for placement in arguments.placement:
         if placement not in PLACEMENTS:
@@ -69,21 +69,21 @@ def main(rest: list[str]) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     changes = {} if arguments.rank is None else {"rank": arguments.rank}
-    with console.progress(transient=True) as display:
+    with console.progress_display(transient=True) as display:
         result = run_bench(
             preset_config(arguments.preset, **changes),
             arguments.placement,
-            context=arguments.context,
-            batch=arguments.batch,
+            seq_len=arguments.seq_len,
+            batch_size=arguments.batch_size,
             rounds=arguments.rounds,
-            device=pick_device(arguments.device),
+            device=resolve_device(arguments.device),
             compiled=arguments.compile,
-            report=console.bar_of_each(display),
+            on_progress=console.bar_per_task(display),
         )
     if figure is not None:
         write_figure(figure, result)
     if arguments.json:
-        print(json_text(asdict(result)))
+        print(to_json(asdict(result)))
         return
     _print(arguments.preset, result)
 
@@ -100,7 +100,7 @@ def _print(preset: str, result: "BenchResult") -> None:
     models = list(result.models.values())
     rows = [
         ("step (s)", [f"{m.step_seconds:.3f}" for m in models]),
-        ("step / dense", [f"{m.step_ratio:.3f} ± {m.step_ratio_spread:.3f}" for m in models]),
+        ("step / dense", [f"{m.step_ratio:.3f} ± {m.step_ratio_half_iqr:.3f}" for m in models]),
         ("FLOPs / dense", [f"{m.flops_ratio:.3f}" for m in models]),
         ("training tokens/s", [f"{m.tokens_per_second:,.0f}" for m in models]),
         ("training GFLOP/s", [f"{m.flops_per_second / 1e9:,.1f}" for m in models]),

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import asdict
 from pathlib import Path
 
-from lpa.cli.parsing import Count, Parser, Seed, add_json_flag, add_overwrite_flag, json_text
+from lpa.cli.parsing import Count, Parser, Seed, add_json_flag, add_overwrite_flag, to_json
 
 
 def build_parser() -> Parser:
@@ -29,21 +29,21 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
 
     from lpa import console
-    from lpa.study.demo import run_demo
-    from lpa.study.report import ROWS, cells
+    from lpa.study.demo.demo import run_demo
+    from lpa.study.demo.demo_report import TABLE_ROWS, row_cells
 
-    console.hide_other_progress()
+    console.silence_transformers()
     out = arguments.out or _free_directory()
     result = run_demo(
         out, steps=arguments.steps, seed=arguments.seed, overwrite=arguments.overwrite
     )
     figures = {name: asdict(value) for name, value in result.figures.items()}
     if arguments.json:
-        print(json_text(figures))
+        print(to_json(figures))
         return
 
     from rich.table import Table
@@ -52,8 +52,8 @@ def main(rest: list[str]) -> None:
     table.add_column("")
     for heading in ("dense", "LPA", "LPA/dense"):
         table.add_column(heading, justify="right")
-    for key, label, _ in ROWS:
-        table.add_row(label, *cells(key, figures))
+    for key, label, _ in TABLE_ROWS:
+        table.add_row(label, *row_cells(key, figures))
     stdout = console.stdout()
     stdout.print(table)
     for name, sample in result.samples.items():

@@ -7,7 +7,7 @@ from lpa.cli.parsing import (
     Seed,
     add_json_flag,
     add_model_arguments,
-    json_text,
+    to_json,
 )
 
 
@@ -40,13 +40,13 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
 
     from lpa import console
-    from lpa.eval.generation import generate_text
+    from lpa.eval.generate import generate_text
 
-    console.hide_other_progress()
+    console.silence_transformers()
     with console.stderr.status("generating"):
         texts = generate_text(
             arguments.model,
@@ -59,6 +59,6 @@ def main(rest: list[str]) -> None:
             device=arguments.device,
         )
     if arguments.json:
-        print(json_text({"texts": texts}))
+        print(to_json({"texts": texts}))
     else:
         print("\n\n---\n\n".join(texts))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import jsonargparse
 from jsonargparse.typing import extend_base_type, register_type
 
-from lpa.cli.process import fail, one_line
+from lpa.cli.process import exit_with_error, one_line
 from lpa.errors import UserError
 from lpa.records import in_words
 
@@ -96,23 +96,23 @@ class Parser(jsonargparse.ArgumentParser):
             formatter_class=_HelpFormatter,
         )
 
-    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+    def parse_args(self, args: Any = None, *argv: Any, **options: Any) -> Any:
         """As argparse's; text that is not Unicode is refused, and numbers are plain int and float."""
         _refuse_what_is_no_text(list(sys.argv[1:] if args is None else args))
         try:
-            arguments = super().parse_args(args, *rest, **options)
+            arguments = super().parse_args(args, *argv, **options)
         except UserError:
             raise
         # What YAML's reader raises beside its own errors, of a value that it takes to be a section.
         except (ValueError, RecursionError) as error:
-            fail(f"an argument cannot be read ({error}); expected values as in YAML")
+            exit_with_error(f"an argument cannot be read ({error}); expected values as in YAML")
         for key, value in list(arguments.items()):
             _refuse_what_is_no_text(value, key)
             arguments[key] = _plain(value)
         return arguments
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(self._say_what_is_accepted(one_line(message)))
+        exit_with_error(self._say_what_is_accepted(one_line(message)))
 
     def _say_what_is_accepted(self, message: str) -> str:
         """A message of jsonargparse as: the option or key, what it got, what it accepts."""
@@ -201,7 +201,7 @@ def _refuse_what_is_no_text(value: Any, key: str | None = None) -> None:
     text = str(value) if isinstance(value, str | Path) else ""
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         where = "" if key is None else f"{key}: "
-        fail(f"{where}got {text!a}; expected text in UTF-8")
+        exit_with_error(f"{where}got {text!a}; expected text in UTF-8")
 
 
 def _plain(value: Any) -> Any:
@@ -236,7 +236,7 @@ def add_json_flag(parser: Any) -> None:
     )
 
 
-def json_text(value: Any) -> str:
+def to_json(value: Any) -> str:
     """JSON in which a number that is none is null, as JSON knows no nan."""
     return json.dumps(_without_nan(value))
 

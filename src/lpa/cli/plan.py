@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.parsing import Count, Parser, add_json_flag, json_text
+from lpa.cli.parsing import Count, Parser, add_json_flag, to_json
 
 
 def build_parser() -> Parser:
@@ -13,7 +13,7 @@ def build_parser() -> Parser:
         description="What a model costs to train and to serve, beside its dense twin, before a weight "
         "exists.",
         examples="""\
-  lpa plan 3b --context 2048 --batch 4 --devices 8
+  lpa plan 3b --seq-len 2048 --batch-size 4 --devices 8
   lpa plan runs/lpa --placement all --json
   lpa plan 130m --match params""",
     )
@@ -26,9 +26,9 @@ def build_parser() -> Parser:
     parser.add_argument("--placement", type=str, help="none, attention, ffn or all")
     parser.add_argument("--rank", type=Count, help="of the low-rank projections")
     parser.add_argument(
-        "--context", type=Count, help="tokens per sequence; by default the positions"
+        "--seq-len", type=Count, help="tokens per sequence; by default the positions"
     )
-    parser.add_argument("--batch", type=Count, default=1, help="sequences per device")
+    parser.add_argument("--batch-size", type=Count, default=1, help="sequences per device")
     parser.add_argument(
         "--devices",
         type=Count,
@@ -50,24 +50,24 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
 
     import torch
 
-    from lpa.model.plan import dense_twin, make_plan, match_dense
+    from lpa.model.plan import dense_config, match_dense_cost, plan_model
 
-    config = _configuration(arguments.model, placement=arguments.placement, rank=arguments.rank)
-    context = config.max_position_embeddings if arguments.context is None else arguments.context
+    config = _load_config(arguments.model, placement=arguments.placement, rank=arguments.rank)
+    seq_len = config.max_position_embeddings if arguments.seq_len is None else arguments.seq_len
     options = {
-        "context": context,
-        "batch": arguments.batch,
+        "seq_len": seq_len,
+        "batch_size": arguments.batch_size,
         "devices": arguments.devices,
         "dtype": getattr(torch, arguments.dtype),
     }
-    plan = asdict(make_plan(config, **options))
-    dense = asdict(make_plan(dense_twin(config), **options))
-    matches = match_dense(config, arguments.match, context=context) if arguments.match else []
+    plan = asdict(plan_model(config, **options))
+    dense = asdict(plan_model(dense_config(config), **options))
+    matches = match_dense_cost(config, arguments.match, seq_len=seq_len) if arguments.match else []
     if arguments.json:
         output = {**plan, "dense": dense}
         if arguments.match:
@@ -75,7 +75,7 @@ def main(rest: list[str]) -> None:
                 {**asdict(match), "within_one_percent": match.within_one_percent}
                 for match in matches
             ]
-        print(json_text(output))
+        print(to_json(output))
         return
     _print_table(plan, dense)
     for match in matches:
@@ -85,7 +85,7 @@ def main(rest: list[str]) -> None:
         )
 
 
-def _configuration(source: str, **overrides: Any) -> Any:
+def _load_config(source: str, **overrides: Any) -> Any:
     """The configuration that a preset, a file or a directory means, with some fields changed.
 
     Raises:

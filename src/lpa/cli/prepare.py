@@ -9,7 +9,7 @@ from lpa.cli.parsing import (
     VocabSize,
     Workers,
     add_output_arguments,
-    json_text,
+    to_json,
 )
 
 
@@ -87,18 +87,18 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
 
     from lpa import console
     from lpa.data import prepare
-    from lpa.data.listing import left_out_in_words
+    from lpa.data.sources.listing import left_out_in_words
 
-    with console.progress() as display:
+    with console.progress_display() as display:
         # What is being done -> its bar, and when it began.
         stages: dict[str, tuple[console.TaskID, float]] = {}
 
-        def report(what: str, done: int, total: int) -> None:
+        def on_progress(what: str, done: int, total: int) -> None:
             if what not in stages:
                 for finished, _ in stages.values():
                     display.update(finished, total=1, completed=1)
@@ -124,10 +124,10 @@ def main(rest: list[str]) -> None:
             parse_special_tokens=arguments.parse_special_tokens,
             workers=arguments.workers,
             overwrite=arguments.overwrite,
-            report=report,
+            on_progress=on_progress,
         )
     if arguments.json:
-        print(json_text(asdict(manifest)))
+        print(to_json(asdict(manifest)))
         return
     print(f"{arguments.out}: vocabulary of {manifest.vocab_size:,}")
     for name, split in manifest.splits.items():

@@ -1,6 +1,6 @@
 """`lpa presets`."""
 
-from lpa.cli.parsing import Parser, add_json_flag, json_text
+from lpa.cli.parsing import Parser, add_json_flag, to_json
 
 
 def build_parser() -> Parser:
@@ -18,8 +18,8 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
 
     from lpa.errors import UserError
     from lpa.model.configuration_lpa import PLACEMENTS
@@ -32,14 +32,15 @@ def main(rest: list[str]) -> None:
         )
     placements = [arguments.placement] if arguments.placement else list(PLACEMENTS)
     counts = {
-        name: {place: parameter_count(preset_config(name, placement=place)) for place in placements}
+        name: {
+            placement: parameter_count(preset_config(name, placement=placement))
+            for placement in placements
+        }
         for name in PRESETS
     }
     if arguments.json:
         print(
-            json_text(
-                {n: {"origin": PRESETS[n].origin, "parameters": c} for n, c in counts.items()}
-            )
+            to_json({n: {"origin": PRESETS[n].origin, "parameters": c} for n, c in counts.items()})
         )
         return
 
@@ -50,8 +51,8 @@ def main(rest: list[str]) -> None:
     table = Table(title="parameters by placement")
     for heading in ("preset", "origin", "layers × width", "rank"):
         table.add_column(heading, no_wrap=True)
-    for place in placements:
-        table.add_column(place, justify="right", no_wrap=True)
+    for placement in placements:
+        table.add_column(placement, justify="right", no_wrap=True)
     for name, preset in PRESETS.items():
         config = preset_config(name)
         table.add_row(

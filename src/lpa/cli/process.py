@@ -60,7 +60,7 @@ def one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def fail(message: str) -> NoReturn:
+def exit_with_error(message: str) -> NoReturn:
     """End the process as a user's mistake ends: one line on standard error, exit code 2."""
     print(f"lpa: error: {printable(one_line(message))}", file=sys.stderr)
     raise SystemExit(2)
@@ -140,21 +140,21 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        fail(str(error))
+        exit_with_error(str(error))
     except BrokenPipeError:
         raise
     except OSError as error:
         if error.errno not in _OPERATING_SYSTEM:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        fail(f"{where}{error.strerror}; expected {_OPERATING_SYSTEM[error.errno]}")
+        exit_with_error(f"{where}{error.strerror}; expected {_OPERATING_SYSTEM[error.errno]}")
     except MemoryError as error:
         _fail_for_memory(error)
     except RuntimeError as error:
         if str(error).startswith(_LINKS):
-            fail(f"{error}; expected {_OPERATING_SYSTEM[errno.ELOOP]}")
+            exit_with_error(f"{error}; expected {_OPERATING_SYSTEM[errno.ELOOP]}")
         if _NO_THREAD in str(error):
-            fail(f"{_NO_THREAD}; expected {_OPERATING_SYSTEM[errno.EAGAIN]}")
+            exit_with_error(f"{_NO_THREAD}; expected {_OPERATING_SYSTEM[errno.EAGAIN]}")
         if not any(sign in str(error) for sign in _NO_MEMORY):
             raise
         _fail_for_memory(error)
@@ -163,7 +163,7 @@ def _one_line_errors() -> Iterator[None]:
 def _fail_for_memory(error: Exception) -> NoReturn:
     amount = re.search(r"allocate ([\d.]+ \w+)", str(error))
     of = f" for {amount[1]} at once" if amount else ""
-    fail(f"not enough memory{of}; expected {_OPERATING_SYSTEM[errno.ENOMEM]}")
+    exit_with_error(f"not enough memory{of}; expected {_OPERATING_SYSTEM[errno.ENOMEM]}")
 
 
 def _prepare_streams() -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lpa.cli.parsing import Parser, add_json_flag, json_text
+from lpa.cli.parsing import Parser, add_json_flag, to_json
 
 
 def build_parser() -> Parser:
@@ -32,14 +32,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
 
-    from lpa.study.results import find_studies
+    from lpa.study.study_results import find_studies
 
     studies = find_studies(arguments.directories, arguments.baseline)
     if arguments.json:
-        print(json_text({"studies": [study.table() for study in studies]}))
+        print(to_json({"studies": [study.table() for study in studies]}))
         return
 
     from lpa.printable import printable

@@ -4,14 +4,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpa.cli.parsing import Parser, add_json_flag, json_text
+from lpa.cli.parsing import Parser, add_json_flag, to_json
 
 if TYPE_CHECKING:
-    from lpa.train.runs import RunRow
+    from lpa.train.run_table import RunRow
 
 
 def build_parser() -> Parser:
-    from lpa.train.runs import FIELDS
+    from lpa.train.run_table import SORT_FIELDS
 
     parser = Parser(
         "runs",
@@ -27,27 +27,27 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--sort",
-        choices=FIELDS,
+        choices=SORT_FIELDS,
         default="name",
         metavar="FIELD",
-        help=f"sort upwards by one of {', '.join(FIELDS)}",
+        help=f"sort upwards by one of {', '.join(SORT_FIELDS)}",
     )
     add_json_flag(parser)
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
 
     from dataclasses import asdict
 
-    from lpa.train.runs import find_runs, read_run, sort_runs
+    from lpa.train.run_table import find_runs, read_run, sort_runs
 
     # Absolute only to find the same run once where one DIR lies within another.
     runs = {run.resolve(): run for root in arguments.dirs for run in find_runs(root)}
     rows = sort_runs([read_run(run, str(run)) for run in runs.values()], arguments.sort)
     if arguments.json:
-        print(json_text({"runs": [asdict(row) for row in rows]}))
+        print(to_json({"runs": [asdict(row) for row in rows]}))
     else:
         _print_table(rows)
 
@@ -55,7 +55,7 @@ def main(rest: list[str]) -> None:
 def _print_table(rows: "list[RunRow]") -> None:
     from rich.table import Table
 
-    from lpa.console import duration, stdout
+    from lpa.console import format_duration, stdout
 
     table = Table()
     for heading in ("run", "placement", "rank"):
@@ -79,7 +79,7 @@ def _print_table(rows: "list[RunRow]") -> None:
             _cell(row.loss, ".4f"),
             _cell(row.perplexity, ",.2f"),
             _cell(row.tokens_per_second, ",.0f"),
-            duration(row.seconds) if row.seconds and math.isfinite(row.seconds) else "",
+            format_duration(row.seconds) if row.seconds and math.isfinite(row.seconds) else "",
         ]
         table.add_row(*cells, *[row.problem] * broken)
     # Exact numbers matter more here than the width of the terminal.

@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpa.cli.parsing import Count, Parser, Seeds, Workers, add_json_flag, fail, json_text
+from lpa.cli.parsing import Count, Parser, Seeds, Workers, add_json_flag, exit_with_error, to_json
 
 if TYPE_CHECKING:
     from lpa.study.grid import Study
-    from lpa.study.runner import Job
+    from lpa.study.job_runner import Job
 
 # Here too, so that --help needs none of the library; a test compares them with the grids.
 QUESTIONS = {
@@ -66,26 +66,26 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(rest: list[str]) -> None:
-    arguments = build_parser().parse_args(rest)
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
     if arguments.out is None and not arguments.dry_run:
-        fail("--out: got nothing; expected the directory for the runs")
+        exit_with_error("--out: got nothing; expected the directory for the runs")
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
-        fail(f"--out {arguments.out}: is a file; expected a directory")
+        exit_with_error(f"--out {arguments.out}: is a file; expected a directory")
     if arguments.tuned is not None and arguments.name == "tuning":
-        fail("--tuned: goes with every study but tuning, which finds the settings")
+        exit_with_error("--tuned: goes with every study but tuning, which finds the settings")
     arguments.slurm = _slurm_parameters(arguments.slurm, arguments.executor)
 
     from lpa.data.manifest import Manifest
-    from lpa.study.data import prepare_bundled
-    from lpa.study.grid import expand, read_tuned
+    from lpa.study.bundled_data import prepare_bundled
+    from lpa.study.grid import expand_grid, read_tuned
 
     tuned = read_tuned(arguments.tuned) if arguments.tuned else None
     data = arguments.data
 
     def grid() -> "Study":
         vocab_size = Manifest.load(data).vocab_size if data else None
-        return expand(
+        return expand_grid(
             arguments.name,
             arguments.scale,
             vocab_size=vocab_size,
@@ -99,25 +99,29 @@ def main(rest: list[str]) -> None:
         study = grid()
     if not arguments.json:
         _print_grid(study, arguments.seeds)
-    outcome = {} if arguments.dry_run else _run(study, arguments, data.resolve())
+    outcome = {} if arguments.dry_run else _run_study(study, arguments, data.resolve())
     if arguments.json:
-        print(json_text(_grid_figures(study, arguments.seeds) | outcome))
+        print(to_json(_grid_figures(study, arguments.seeds) | outcome))
     if outcome.get("failed"):
         raise SystemExit(1)
 
 
 def _slurm_parameters(given: list[str], executor: str) -> dict[str, int | str]:
     if given and executor != "slurm":
-        fail(f"--slurm: got {given[0]} without --executor slurm; expected both or neither")
+        exit_with_error(
+            f"--slurm: got {given[0]} without --executor slurm; expected both or neither"
+        )
     parameters: dict[str, int | str] = {}
     for pair in given:
         key, _, value = pair.partition("=")
         if not key or not value:
-            fail(f"--slurm: got {pair}; expected KEY=VALUE, such as timeout_min=1440")
+            exit_with_error(f"--slurm: got {pair}; expected KEY=VALUE, such as timeout_min=1440")
         parameters[key] = int(value) if value.isdecimal() else value
     # submitit's own limit is five minutes, after which every run would be killed.
     if executor == "slurm" and "timeout_min" not in parameters:
-        fail("--executor slurm: got no time limit of a run; expected --slurm timeout_min=MINUTES")
+        exit_with_error(
+            "--executor slurm: got no time limit of a run; expected --slurm timeout_min=MINUTES"
+        )
     return parameters
 
 
@@ -166,7 +170,7 @@ def _print_grid(study: "Study", seeds: int) -> None:
     )
 
 
-def _run(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
+def _run_study(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
     """Run what is not finished; which runs failed and what was tuned, as `--json` prints it."""
     from lpa.locks import hold_directory
     from lpa.outputs import resolve_output
@@ -178,12 +182,12 @@ def _run(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
 
 
 def _run_held(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
-    from lpa.study.runner import plan_jobs, run_jobs
+    from lpa.study.job_runner import create_jobs, run_jobs
 
-    jobs = plan_jobs(study, arguments.seeds, out, data)
-    done, total = 0, len({job.identity for job in jobs})
+    jobs = create_jobs(study, arguments.seeds, out, data)
+    done, total = 0, len({job.run_id for job in jobs})
 
-    def report(job: "Job", state: str) -> None:
+    def on_state(job: "Job", state: str) -> None:
         nonlocal done
         done += state != "running"
         where = f"  see {job.log}" if state == "failed" else ""
@@ -191,11 +195,11 @@ def _run_held(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str
         print(line, file=sys.stderr, flush=True)
 
     if arguments.executor == "slurm":
-        from lpa.study.executor_slurm import submit_jobs
+        from lpa.study.slurm_executor import submit_jobs
 
-        failed = submit_jobs(jobs, out / "submitit", arguments.slurm, report=report)
+        failed = submit_jobs(jobs, out / "submitit", arguments.slurm, on_state=on_state)
     else:
-        failed = run_jobs(jobs, arguments.jobs, report)
+        failed = run_jobs(jobs, arguments.jobs, on_state)
     for job in failed:
         print(f"lpa: failed: {job.variant}, seed {job.seed}: {job.log}", file=sys.stderr)
     outcome: dict[str, Any] = {
@@ -211,7 +215,7 @@ def _run_held(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str
 def _tune(study: "Study", arguments: Any, out: Path) -> dict[str, dict[str, Any]] | None:
     """What the seeds asked for chose; an earlier start of the study may have asked for more."""
     from lpa.errors import UserError
-    from lpa.study.results import read_study, short_axes, write_tuned
+    from lpa.study.study_results import read_study, short_axes, write_tuned
 
     result = read_study(out / f"{study.name}-{study.scale}.json", arguments.seeds)
     tuned_file = out / f"tuned-{study.scale}.yaml"

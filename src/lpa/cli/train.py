@@ -6,7 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpa.cli.parsing import Count, Parser, add_json_flag, add_overwrite_flag, fail, json_text
+from lpa.cli.parsing import (
+    Count,
+    Parser,
+    add_json_flag,
+    add_overwrite_flag,
+    exit_with_error,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from lpa.train.config import RunConfig
@@ -86,33 +93,33 @@ def build_parser() -> Parser:
 _LATEST = "latest"
 
 
-def main(rest: list[str]) -> None:
-    if not rest:
-        fail(
+def main(argv: list[str]) -> None:
+    if not argv:
+        exit_with_error(
             "RECIPE: got nothing; expected a YAML file such as recipes/nano.yaml, or options in its place, "
             "at least --data.path DIR and --out RUN"
         )
     # A recipe is a file of defaults, so it must be read before the options that change it.
-    if not rest[0].startswith("-"):
-        rest = ["--config", *rest]
-    for option, value in zip(rest, [*rest[1:], ""], strict=True):
+    if not argv[0].startswith("-"):
+        argv = ["--config", *argv]
+    for option, value in zip(argv, [*argv[1:], ""], strict=True):
         if option == "--config":
             _check_recipe(Path(value))
         elif option.startswith("--config="):
             _check_recipe(Path(option.removeprefix("--config=")))
     parser = build_parser()
-    arguments = parser.parse_args(rest)
+    arguments = parser.parse_args(argv)
     config = run_config(parser, arguments)
 
     from lpa import console
 
-    console.hide_other_progress()
+    console.silence_transformers()
     if arguments.dry_run:
         _plan(config, arguments.processes, as_json=arguments.json)
     elif arguments.processes is not None:
-        fail("--processes: goes with --dry-run; torchrun says how many processes train")
+        exit_with_error("--processes: goes with --dry-run; torchrun says how many processes train")
     elif arguments.out is None:
-        fail("--out: got nothing; expected the run directory to make")
+        exit_with_error("--out: got nothing; expected the run directory to make")
     else:
         _train(config, arguments)
 
@@ -135,12 +142,12 @@ def run_config(parser: Parser, arguments: Any) -> "RunConfig":
 
 
 def _train(config: "RunConfig", arguments: Any) -> None:
-    from lpa.train.distributed import LostRankError, OtherRankFailedError
-    from lpa.train.result import RunInterruptedError, RunStopped, summary
+    from lpa.train.distributed.process_group import LostRankError, OtherRankFailedError
+    from lpa.train.result import RunInterruptedError, RunStopped, format_summary
     from lpa.train.run import train
 
-    out, start = arguments.out, arguments.resume
-    resume = start == _LATEST if start in (None, _LATEST) else Path(start)
+    out, checkpoint = arguments.out, arguments.resume
+    resume = checkpoint == _LATEST if checkpoint in (None, _LATEST) else Path(checkpoint)
     try:
         result = train(
             config,
@@ -163,11 +170,11 @@ def _train(config: "RunConfig", arguments: Any) -> None:
         return
     if arguments.json:
         stopped = isinstance(result, RunStopped)
-        print(json_text({"stopped": asdict(result)} if stopped else asdict(result)))
+        print(to_json({"stopped": asdict(result)} if stopped else asdict(result)))
     elif isinstance(result, RunStopped):
         print(f"{out}: stopped at step {result.step}; --resume continues from there")
     else:
-        print(summary(result, out))
+        print(format_summary(result, out))
 
 
 def _is_main_process() -> bool:
@@ -183,7 +190,7 @@ def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
 
     plan = plan_run(config, processes)
     if as_json:
-        print(json_text(asdict(plan)))
+        print(to_json(asdict(plan)))
         return
     table = Table(title="what the run would take", show_header=False)
     for name, value in plan.rows():
@@ -194,11 +201,13 @@ def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
 def _check_recipe(path: Path) -> None:
     """Say which file is at fault: the parser's own message would not."""
     from lpa.errors import UserError
-    from lpa.train.recipe import check_recipe
+    from lpa.train.config.recipe import check_recipe
 
     if not path.is_file():
-        fail(f"RECIPE {path}: no such file; expected a YAML file such as recipes/nano.yaml")
+        exit_with_error(
+            f"RECIPE {path}: no such file; expected a YAML file such as recipes/nano.yaml"
+        )
     try:
         check_recipe(path)
     except UserError as error:
-        fail(f"RECIPE {error}")
+        exit_with_error(f"RECIPE {error}")

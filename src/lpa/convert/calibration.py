@@ -9,21 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpa.data.readers import read_documents
-from lpa.data.sources import Source
+from lpa.data.sources.documents import read_documents
+from lpa.data.sources.source import Source
 from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
 
-_BATCH = 4  # windows at once; a layer's activations of them are all that is held beside the streams
+_BATCH_SIZE = (
+    4  # windows at once; a layer's activations of them are all that is held beside the streams
+)
 
 
-def calibration_windows(text: str | Path, tokenizer: Any, *, tokens: int, context: int) -> Tensor:
+def calibration_windows(text: str | Path, tokenizer: Any, *, tokens: int, seq_len: int) -> Tensor:
     """Windows of text as a model reads it, each full.
 
     Args:
         text: what `lpa prepare` takes.
         tokens: how many to read at most.
-        context: tokens per window.
+        seq_len: tokens per window.
 
     Shapes: -> (windows, context).
 
@@ -38,15 +40,15 @@ def calibration_windows(text: str | Path, tokenizer: Any, *, tokens: int, contex
         if len(ids) >= tokens:
             break
     ids = ids[:tokens]
-    if len(ids) < context:
+    if len(ids) < seq_len:
         raise UserError(
-            f"--calibrate {text}: got {len(ids)} tokens; expected at least one context of {context}"
+            f"--calibration-data {text}: got {len(ids)} tokens; expected at least one context of {seq_len}"
         )
-    count = len(ids) // context
-    return torch.tensor(ids[: count * context]).view(count, context)
+    count = len(ids) // seq_len
+    return torch.tensor(ids[: count * seq_len]).view(count, seq_len)
 
 
-def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def find_decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The decoder layers of a model and their name: its longest list of modules that lies in no other.
 
     A list within a list is part of a layer, as the experts of a mixture are.
@@ -68,7 +70,7 @@ class _StopError(Exception):
 
 
 @dataclass
-class Stream:
+class LayerInputs:
     """What the layers read: hidden states of every window, and what else each layer is called with.
 
     Attributes:
@@ -80,38 +82,38 @@ class Stream:
     hidden: Tensor
     calls: list[tuple[tuple, dict[str, Any]]] = field(repr=False)
 
-    def copy(self) -> "Stream":
-        return Stream(self.hidden.clone(), self.calls)
+    def copy(self) -> "LayerInputs":
+        return LayerInputs(self.hidden.clone(), self.calls)
 
     def run(self, layer: nn.Module, index: int) -> Iterator[tuple[slice, Tensor]]:
         """What a layer makes of the windows, batch by batch."""
-        arguments, options = self.calls[index]
-        for start in range(0, len(self.hidden), _BATCH):
-            part = slice(start, start + _BATCH)
-            output = layer(self.hidden[part], *arguments, **options)
-            yield part, output[0] if isinstance(output, tuple) else output
+        args, kwargs = self.calls[index]
+        for start in range(0, len(self.hidden), _BATCH_SIZE):
+            batch = slice(start, start + _BATCH_SIZE)
+            output = layer(self.hidden[batch], *args, **kwargs)
+            yield batch, output[0] if isinstance(output, tuple) else output
 
     def advance(self, layer: nn.Module, index: int) -> None:
         """Go past a layer."""
-        for part, output in self.run(layer, index):
-            self.hidden[part] = output
+        for batch, output in self.run(layer, index):
+            self.hidden[batch] = output
 
 
 @torch.no_grad()
-def open_stream(model: Any, windows: Tensor) -> Stream:
+def capture_layer_inputs(model: Any, windows: Tensor) -> LayerInputs:
     """The stream in front of the first layer."""
-    _, layers = layers_of(model)
+    _, layers = find_decoder_layers(model)
     calls: list[Any] = [None] * len(layers)
     hidden: list[Tensor] = []
     last = False
 
     def record(index: int) -> Callable:
-        def hook(_: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
-            options = dict(options)
-            states = options.pop("hidden_states", None)
+        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            kwargs = dict(kwargs)
+            states = kwargs.pop("hidden_states", None)
             if states is None:
-                states, arguments = arguments[0], arguments[1:]
-            calls[index] = (arguments, options)
+                states, args = args[0], args[1:]
+            calls[index] = (args, kwargs)
             if index == 0:
                 hidden.append(states)
                 if last:
@@ -127,25 +129,25 @@ def open_stream(model: Any, windows: Tensor) -> Stream:
     try:
         # Once through all layers, to see what each is called with: masks and positions broadcast.
         model(windows[:1], use_cache=False)
-        whole, last = list(calls), True
+        all_calls, last = list(calls), True
         hidden.clear()
-        for start in range(0, len(windows), _BATCH):
+        for start in range(0, len(windows), _BATCH_SIZE):
             with suppress(_StopError):
-                model(windows[start : start + _BATCH], use_cache=False)
+                model(windows[start : start + _BATCH_SIZE], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return Stream(torch.cat(hidden), whole)
+    return LayerInputs(torch.cat(hidden), all_calls)
 
 
 @contextmanager
-def _inputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+def _record_inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
     """A dictionary in which the inputs of each module appear as it is called, once or more often."""
     inputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable:
-        def hook(_: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
-            (tensor,) = (*arguments, *options.values())
+        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            (tensor,) = (*args, *kwargs.values())
             inputs.setdefault(name, []).append(tensor)
 
         return hook
@@ -159,7 +161,7 @@ def _inputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tens
 
 
 @dataclass
-class Inputs:
+class InputMoment:
     """One input that some projections of a layer share, such as q, k and v.
 
     Attributes:
@@ -175,18 +177,18 @@ class Inputs:
 
 @torch.no_grad()
 def input_moments(
-    stream: Stream, layer: nn.Module, index: int, modules: Mapping[str, nn.Module]
-) -> list[Inputs]:
+    stream: LayerInputs, layer: nn.Module, index: int, modules: Mapping[str, nn.Module]
+) -> list[InputMoment]:
     """The second moments of a layer's distinct inputs, in the order in which they are read.
 
     Raises:
         UserError: a projection reads nothing on the calibration text, or what is not finite.
     """
-    groups: list[Inputs] = []
-    with _inputs_of(modules) as inputs:
+    groups: list[InputMoment] = []
+    with _record_inputs(modules) as inputs:
         for _ in stream.run(layer, index):
-            for names in _sharing(inputs):
-                x = torch.cat([_rows(tensor) for tensor in inputs[names[0]]])
+            for names in _group_by_input(inputs):
+                x = torch.cat([_flatten_tokens(tensor) for tensor in inputs[names[0]]])
                 for group in _groups_of(names, groups):
                     group.moment = group.moment.to(x) + x.T @ x
                     group.rows += len(x)
@@ -207,7 +209,7 @@ def input_moments(
     return groups
 
 
-def _sharing(inputs: Mapping[str, list[Tensor]]) -> list[list[str]]:
+def _group_by_input(inputs: Mapping[str, list[Tensor]]) -> list[list[str]]:
     """The names by input, those that were called with the same tensors together."""
     by_tensors: dict[tuple[int, ...], list[str]] = {}
     for name, tensors in inputs.items():
@@ -215,7 +217,7 @@ def _sharing(inputs: Mapping[str, list[Tensor]]) -> list[list[str]]:
     return list(by_tensors.values())
 
 
-def _groups_of(names: list[str], groups: list[Inputs]) -> list[Inputs]:
+def _groups_of(names: list[str], groups: list[InputMoment]) -> list[InputMoment]:
     """The groups that hold just these names; made from what other batches have shown.
 
     Which projections share all their inputs is known only at the end: two experts may first be called
@@ -225,22 +227,22 @@ def _groups_of(names: list[str], groups: list[Inputs]) -> list[Inputs]:
     for group in list(groups):
         inside = [name for name in group.names if name in names]
         if inside and len(inside) < len(group.names):
-            groups.append(Inputs(inside, group.moment, group.rows))
+            groups.append(InputMoment(inside, group.moment, group.rows))
             group.names = [name for name in group.names if name not in names]
             held.append(groups[-1])
         elif inside:
             held.append(group)
     known = {name for group in held for name in group.names}
     if new := [name for name in names if name not in known]:
-        groups.append(Inputs(new, torch.zeros(())))
+        groups.append(InputMoment(new, torch.zeros(())))
         held.append(groups[-1])
     return held
 
 
 @torch.no_grad()
-def drifted_moments(
-    dense: Stream,
-    cut: Stream,
+def cross_moments(
+    dense: LayerInputs,
+    factorized: LayerInputs,
     layers: tuple[nn.Module, nn.Module],
     index: int,
     modules: tuple[nn.Module, nn.Module],
@@ -249,7 +251,7 @@ def drifted_moments(
     """E[x x̃ᵀ] and E[x̃ x̃ᵀ], x what a projection reads in the dense model and x̃ in the cut one.
 
     Args:
-        dense, cut: the two streams, in front of the layer.
+        dense, factorized: the two streams, in front of the layer.
         layers, modules: the layer and the projection, in the dense model and in the cut one.
         name: of the projection.
 
@@ -258,23 +260,26 @@ def drifted_moments(
             counterpart in the other.
     """
     cross = moment = torch.zeros(())
-    count = 0
-    with _inputs_of({"x": modules[0]}) as left, _inputs_of({"x": modules[1]}) as right:
-        for (part, _), _ in zip(
-            dense.run(layers[0], index), cut.run(layers[1], index), strict=True
+    num_tokens = 0
+    with _record_inputs({"x": modules[0]}) as left, _record_inputs({"x": modules[1]}) as right:
+        for (batch, _), _ in zip(
+            dense.run(layers[0], index), factorized.run(layers[1], index), strict=True
         ):
-            tokens = dense.hidden[part].shape[:-1].numel()
+            tokens = dense.hidden[batch].shape[:-1].numel()
             pair = left.pop("x", []), right.pop("x", [])
-            if any(len(inputs) != 1 or len(_rows(inputs[0])) != tokens for inputs in pair):
+            if any(
+                len(inputs) != 1 or len(_flatten_tokens(inputs[0])) != tokens for inputs in pair
+            ):
                 raise UserError(
-                    f"--cut updated: {name} does not read every token, as an expert; use --cut whitened"
+                    f"--method svd-llm-update: {name} does not read every token, as an expert; use "
+                    f"--method svd-llm"
                 )
-            x, drifted = (_rows(inputs[0]) for inputs in pair)
+            x, drifted = (_flatten_tokens(inputs[0]) for inputs in pair)
             cross = cross.to(x) + x.T @ drifted
             moment = moment.to(x) + drifted.T @ drifted
-            count += len(x)
-    return cross / count, moment / count
+            num_tokens += len(x)
+    return cross / num_tokens, moment / num_tokens
 
 
-def _rows(x: Tensor) -> Tensor:
+def _flatten_tokens(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).double()

@@ -14,38 +14,38 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lpa.convert.calibration import (
-    Inputs,
+    InputMoment,
     calibration_windows,
-    drifted_moments,
+    capture_layer_inputs,
+    cross_moments,
+    find_decoder_layers,
     input_moments,
-    layers_of,
-    open_stream,
 )
 from lpa.convert.merge import TOKENIZER_FILES
-from lpa.convert.spread import Budget, budget_ranks
+from lpa.convert.rank_budget import RankBudget, ranks_for_budget
 from lpa.errors import LPAWarning, UserError
-from lpa.lowrank import best_factors, squared_error, updated_up, whitened_factors
+from lpa.lowrank import refit_up, squared_error, svd_factors, whitened_factors
 from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS, LPAConfig
 from lpa.model.loading import load_model, model_directory, open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
-from lpa.model.pairs import dense_weight, fill_pair, pair_like
-from lpa.model.surgery import (
-    check_cuttable,
+from lpa.model.surgery.factorize import record_low_rank_modules
+from lpa.model.surgery.low_rank_modules import dense_weight, low_rank_like, set_factors
+from lpa.model.surgery.projections import (
     check_finite,
+    check_not_quantized,
     check_quantization,
     find_projections,
-    record_pairs,
     resolve_ranks,
 )
-from lpa.outputs import MODEL, check_output, new_directory
+from lpa.outputs import MODEL, atomic_directory, check_output_directory
 
-CUTS = ("svd", "whitened", "updated")
+METHODS = ("svd", "svd-llm", "svd-llm-update")
 
-Report = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass
-class Factorized:
+class FactorizeResult:
     """What a conversion made; the keys of `lpa convert factorize --json`.
 
     Attributes:
@@ -68,13 +68,13 @@ class Factorized:
 
 
 @torch.no_grad()
-def cut_model(
+def factorize_layers(
     model: PreTrainedModel,
     ranks: Mapping[str, int],
-    cut: str = "whitened",
+    method: str = "svd-llm",
     windows: Tensor | None = None,
     *,
-    report: Report = lambda what, done, total: None,
+    on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> dict[str, float]:
     """Replace projections of a model by pairs, layer by layer, in place.
 
@@ -88,91 +88,103 @@ def cut_model(
         windows: (windows, context), calibration tokens.
 
     Returns:
-        By kind of projection, the relative error (see `Factorized`).
+        By kind of projection, the relative error (see `FactorizeResult`).
 
     Raises:
         UserError: no windows where the cut needs them, weights or activations that are not finite, or
             projections outside the layers, which text is not streamed to.
     """
-    check_cut(cut, windows is not None)
-    prefix, layers = layers_of(model)
+    check_method(method, windows is not None)
+    prefix, layers = find_decoder_layers(model)
     model.eval()
     found = {name: model.get_submodule(name) for name in ranks}
     for name, module in found.items():
         check_finite(name, dense_weight(module))
     errors: dict[str, list[float]] = {}
-    stream = None if windows is None else open_stream(model, windows)
-    drifted = stream.copy() if stream is not None and cut == "updated" else None
+    layer_inputs = None if windows is None else capture_layer_inputs(model, windows)
+    factorized_inputs = (
+        layer_inputs.copy() if layer_inputs is not None and method == "svd-llm-update" else None
+    )
     outside = [n for n in found if not re.match(rf"{re.escape(prefix)}\.\d+\.", n)]
-    if outside and stream is not None:
+    if outside and layer_inputs is not None:
         raise UserError(
-            f"--projections: {outside[0]} lies outside the layers; cut it with --cut svd"
+            f"--projections: {outside[0]} lies outside the layers; cut it with --method svd"
         )
-    _cut_group(model, {n: found[n] for n in outside}, ranks, "svd", None, errors)
+    _factorize_group(model, {n: found[n] for n in outside}, ranks, "svd", None, errors)
     for index, layer in enumerate(layers):
-        here = f"{prefix}.{index}."
-        mine = {n: m for n, m in found.items() if n.startswith(here)}
-        if stream is None:
-            _cut_group(model, mine, ranks, "svd", None, errors)
+        layer_prefix = f"{prefix}.{index}."
+        layer_modules = {n: m for n, m in found.items() if n.startswith(layer_prefix)}
+        if layer_inputs is None:
+            _factorize_group(model, layer_modules, ranks, "svd", None, errors)
         else:
             dense = copy.deepcopy(layer)
-            groups = input_moments(stream, layer, index, mine) if mine else []
+            groups = (
+                input_moments(layer_inputs, layer, index, layer_modules) if layer_modules else []
+            )
             for group in groups:
-                part = {n: mine[n] for n in group.names}
-                corrected = None
-                if drifted is not None:
+                part = {n: layer_modules[n] for n in group.names}
+                corrections = None
+                if factorized_inputs is not None:
                     first = group.names[0]
-                    corrected = drifted_moments(
-                        stream,
-                        drifted,
+                    corrections = cross_moments(
+                        layer_inputs,
+                        factorized_inputs,
                         (dense, layer),
                         index,
-                        (dense.get_submodule(first.removeprefix(here)), mine[first]),
+                        (
+                            dense.get_submodule(first.removeprefix(layer_prefix)),
+                            layer_modules[first],
+                        ),
                         first,
                     )
-                _cut_group(model, part, ranks, cut, group, errors, corrected)
-            if drifted is not None:
-                drifted.advance(layer, index)
-            stream.advance(dense, index)
-        report("layers", index + 1, len(layers))
-    return {kind: (rest / max(whole, 1e-300)) ** 0.5 for kind, (rest, whole) in errors.items()}
+                _factorize_group(model, part, ranks, method, group, errors, corrections)
+            if factorized_inputs is not None:
+                factorized_inputs.advance(layer, index)
+            layer_inputs.advance(dense, index)
+        on_progress("layers", index + 1, len(layers))
+    return {
+        kind: (error_energy / max(total_energy, 1e-300)) ** 0.5
+        for kind, (error_energy, total_energy) in errors.items()
+    }
 
 
-def _cut_group(
+def _factorize_group(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
     ranks: Mapping[str, int],
-    cut: str,
-    inputs: Inputs | None,
+    method: str,
+    inputs: InputMoment | None,
     errors: dict[str, list[float]],
-    corrected: tuple[Tensor, Tensor] | None = None,
+    corrections: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Cut projections that read the same input."""
     moment = None if inputs is None else inputs.moment
     rows = 1 if inputs is None else inputs.rows
     for name, module in modules.items():
         weight = dense_weight(module)
-        if cut == "svd" or moment is None:
-            down, up = best_factors(weight.double(), ranks[name])
+        if method == "svd" or moment is None:
+            down, up = svd_factors(weight.double(), ranks[name])
         else:
             down, up = whitened_factors(weight.double(), moment, ranks[name])
-        if corrected is not None:
-            up = updated_up(weight, *corrected, down, up)
-        pair = fill_pair(pair_like(module, ranks[name]), module, down, up)
+        if corrections is not None:
+            up = refit_up(weight, *corrections, down, up)
+        pair = set_factors(low_rank_like(module, ranks[name]), module, down, up)
         model.set_submodule(name, pair.train(module.training))
         sums = errors.setdefault(name.rpartition(".")[2], [0.0, 0.0])
         for position, energy in enumerate(squared_error(weight, down, up, moment)):
             sums[position] += rows * energy
 
 
-def check_cut(cut: str, has_text: bool) -> None:
-    if cut not in CUTS:
-        raise UserError(f"--cut: got {cut!r}; expected one of {', '.join(CUTS)}")
-    if cut != "svd" and not has_text:
-        raise UserError(f"--cut {cut}: needs --calibrate TEXT; without text there is --cut svd")
+def check_method(method: str, has_text: bool) -> None:
+    if method not in METHODS:
+        raise UserError(f"--method: got {method!r}; expected one of {', '.join(METHODS)}")
+    if method != "svd" and not has_text:
+        raise UserError(
+            f"--method {method}: needs --calibration-data TEXT; without text there is --method svd"
+        )
 
 
-def lpa_config(model: PreTrainedModel, ranks: Mapping[str, int]) -> LPAConfig | None:
+def to_lpa_config(model: PreTrainedModel, ranks: Mapping[str, int]) -> LPAConfig | None:
     """The configuration of the same function as an `LPAForCausalLM`, or None where it cannot be one.
 
     It can for Llama, and for Mistral without a sliding window, where nothing but projections was cut.
@@ -186,15 +198,15 @@ def lpa_config(model: PreTrainedModel, ranks: Mapping[str, int]) -> LPAConfig | 
         return None
     kinds = (*ATTENTION_PROJECTIONS, *FFN_PROJECTIONS["llama"])
     layers = config.num_hidden_layers
-    own: dict[str, list[int | None]] = {kind: [None] * layers for kind in kinds}
+    layer_ranks: dict[str, list[int | None]] = {kind: [None] * layers for kind in kinds}
     for name, rank in ranks.items():
         match = re.fullmatch(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)", name)
-        if match is None or match[2] not in own:
+        if match is None or match[2] not in layer_ranks:
             return None
-        own[match[2]][int(match[1])] = rank
-    cut = {kind: set(values) != {None} for kind, values in own.items()}
-    attention = any(cut[kind] for kind in ATTENTION_PROJECTIONS)
-    ffn = any(cut[kind] for kind in FFN_PROJECTIONS["llama"])
+        layer_ranks[match[2]][int(match[1])] = rank
+    method = {kind: set(values) != {None} for kind, values in layer_ranks.items()}
+    attention = any(method[kind] for kind in ATTENTION_PROJECTIONS)
+    ffn = any(method[kind] for kind in FFN_PROJECTIONS["llama"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LPAWarning)  # said once already, when ranks were chosen
         return LPAConfig(
@@ -223,48 +235,54 @@ def lpa_config(model: PreTrainedModel, ranks: Mapping[str, int]) -> LPAConfig | 
             placement="all" if attention and ffn else "attention" if attention else "ffn",
             rank=max(ranks.values()),
             # One number where all layers have the same.
-            ranks={k: v[0] if len(set(v)) == 1 else v for k, v in own.items()},
+            ranks={k: v[0] if len(set(v)) == 1 else v for k, v in layer_ranks.items()},
             dtype=model.dtype,
         )
 
 
-def to_lpa(model: PreTrainedModel, config: LPAConfig) -> LPAForCausalLM:
+def to_lpa_model(model: PreTrainedModel, config: LPAConfig) -> LPAForCausalLM:
     """A cut Llama as an `LPAForCausalLM` with the same tensors, which has the same names for them."""
-    result = LPAForCausalLM(config).to(dtype=model.dtype, device=model.device)
-    result.load_state_dict(model.state_dict(), strict=True)
-    result.generation_config = model.generation_config
-    return result.eval()
+    factorized_model = LPAForCausalLM(config).to(dtype=model.dtype, device=model.device)
+    factorized_model.load_state_dict(model.state_dict(), strict=True)
+    factorized_model.generation_config = model.generation_config
+    return factorized_model.eval()
 
 
 def factorize(
     model: PreTrainedModel,
     ranks: Mapping[str, int],
-    cut: str = "whitened",
+    method: str = "svd-llm",
     windows: Tensor | None = None,
     *,
-    report: Report = lambda what, done, total: None,
-) -> tuple[PreTrainedModel, Factorized]:
-    """Cut a model (in place) and give it the class that holds the result; see `cut_model`."""
+    on_progress: ProgressCallback = lambda what, done, total: None,
+) -> tuple[PreTrainedModel, FactorizeResult]:
+    """Cut a model (in place) and give it the class that holds the result; see `factorize_layers`."""
     before = model.num_parameters()
-    cache = _plain_cache_bytes(model)
-    errors = cut_model(model, ranks, cut, windows, report=report)
-    config = lpa_config(model, ranks)
-    result: PreTrainedModel = model
+    cache = _full_cache_bytes(model)
+    errors = factorize_layers(model, ranks, method, windows, on_progress=on_progress)
+    config = to_lpa_config(model, ranks)
+    factorized_model: PreTrainedModel = model
     after = cache
     if config is None:
-        record_pairs(model)
+        record_low_rank_modules(model)
     else:
-        from lpa.model.plan import cache_bytes
+        from lpa.model.plan import kv_cache_bytes
 
-        result = to_lpa(model, config)
-        after = cache_bytes(config, model.dtype.itemsize)["latent"]
-    figures = Factorized(
-        type(result).__name__, before, result.num_parameters(), cache, after, errors, dict(ranks)
+        factorized_model = to_lpa_model(model, config)
+        after = kv_cache_bytes(config, model.dtype.itemsize)["latent"]
+    summary = FactorizeResult(
+        type(factorized_model).__name__,
+        before,
+        factorized_model.num_parameters(),
+        cache,
+        after,
+        errors,
+        dict(ranks),
     )
-    return result, figures
+    return factorized_model, summary
 
 
-def _plain_cache_bytes(model: PreTrainedModel) -> int:
+def _full_cache_bytes(model: PreTrainedModel) -> int:
     config: Any = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -272,39 +290,39 @@ def _plain_cache_bytes(model: PreTrainedModel) -> int:
 
 
 @dataclass
-class Request:
+class FactorizeConfig:
     """How to cut; the flags of `lpa convert factorize`.
 
     Attributes:
         placement, projections: which projections (see `find_projections`).
-        rank, keep, ranks: see `resolve_ranks`.
+        rank, rank_fraction, ranks: see `resolve_ranks`.
         budget: instead of them.
-        cut: one of `CUTS`; None: `whitened` with text, `svd` without.
-        calibrate: text, as `lpa prepare` takes it.
-        tokens, context: how much of it; context None is 512, or the model's positions if fewer.
+        method: one of `METHODS`; None: `whitened` with text, `svd` without.
+        calibration_data: text, as `lpa prepare` takes it.
+        calibration_tokens, seq_len: how much of it; context None is 512, or the model's positions if fewer.
     """
 
     placement: str = "attention"
     projections: str | None = None
     rank: int | None = None
-    keep: float | None = None
+    rank_fraction: float | None = None
     ranks: Mapping[str, int | None] | None = None
-    budget: Budget | None = None
-    cut: str | None = None
-    calibrate: str | None = None
-    tokens: int = 32768
-    context: int | None = None
+    budget: RankBudget | None = None
+    method: str | None = None
+    calibration_data: str | None = None
+    calibration_tokens: int = 32768
+    seq_len: int | None = None
 
 
 def factorize_directory(
     source: Path,
     out: Path,
-    request: Request,
+    config: FactorizeConfig,
     *,
     device: str = "cpu",
     overwrite: bool = False,
-    report: Report = lambda what, done, total: None,
-) -> Factorized:
+    on_progress: ProgressCallback = lambda what, done, total: None,
+) -> FactorizeResult:
     """Cut the model of a Hugging Face directory or a GGUF file into a new directory.
 
     Tokenizer, generation configuration and chat template come along. `out` appears once it is whole.
@@ -312,63 +330,71 @@ def factorize_directory(
     Raises:
         UserError: bad input of any kind; nothing is written then.
     """
-    check_output(out, MODEL, overwrite=overwrite)
-    cut = request.cut or ("svd" if request.calibrate is None else "whitened")
-    check_cut(cut, request.calibrate is not None)
-    chosen = [request.rank, request.keep, request.ranks, request.budget]
-    if sum(item is not None for item in chosen) != 1 and not (
-        request.ranks is not None
-        and request.budget is None
-        and (request.rank is None or request.keep is None)
+    check_output_directory(out, MODEL, overwrite=overwrite)
+    method = config.method or ("svd" if config.calibration_data is None else "svd-llm")
+    check_method(method, config.calibration_data is not None)
+    given = [config.rank, config.rank_fraction, config.ranks, config.budget]
+    if sum(item is not None for item in given) != 1 and not (
+        config.ranks is not None
+        and config.budget is None
+        and (config.rank is None or config.rank_fraction is None)
     ):
-        raise UserError("ranks: expected exactly one of --rank, --keep, --ranks and --budget")
+        raise UserError(
+            "ranks: expected exactly one of --rank, --rank-fraction, --ranks and --budget"
+        )
     model, tokenizer = load_dense(source)
     model.to(device)
-    found = find_projections(model, request.placement, request.projections)
+    found = find_projections(model, config.placement, config.projections)
     for name, tensor in model.named_parameters():
         check_finite(name.removesuffix(".weight"), tensor.detach())
     windows = None
-    if request.calibrate is not None:
-        windows = _windows(model, tokenizer, request)
-    if request.budget is not None:
-        ranks = budget_ranks(model, found, request.budget, windows, cut, report=report)
+    if config.calibration_data is not None:
+        windows = _windows(model, tokenizer, config)
+    if config.budget is not None:
+        ranks = ranks_for_budget(
+            model, found, config.budget, windows, method, on_progress=on_progress
+        )
     else:
-        ranks = resolve_ranks(found, rank=request.rank, ranks=request.ranks, keep=request.keep)
-    result, figures = factorize(model, ranks, cut, windows, report=report)
-    with new_directory(out, MODEL, overwrite=overwrite) as directory:
-        result.save_pretrained(directory)
+        ranks = resolve_ranks(
+            found, rank=config.rank, ranks=config.ranks, rank_fraction=config.rank_fraction
+        )
+    factorized_model, summary = factorize(model, ranks, method, windows, on_progress=on_progress)
+    with atomic_directory(out, MODEL, overwrite=overwrite) as directory:
+        factorized_model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         if source.is_dir():
-            for file in _CARRIED:
+            for file in _COPIED_FILES:
                 if (source / file).is_file():
                     shutil.copy(source / file, directory)
-    return figures
+    return summary
 
 
 # Kept as they are, rather than as a newer tokenizer class would write them.
-_CARRIED = (*TOKENIZER_FILES, "generation_config.json")
+_COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
 
 
-def _windows(model: Any, tokenizer: Any, request: Request) -> Tensor:
+def _windows(model: Any, tokenizer: Any, config: FactorizeConfig) -> Tensor:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", 512)
-    context = min(512, positions) if request.context is None else request.context
-    if not 1 <= context <= positions:
+    seq_len = min(512, positions) if config.seq_len is None else config.seq_len
+    if not 1 <= seq_len <= positions:
         raise UserError(
-            f"--context: got {context}; expected from 1 to {positions}, the model's positions"
+            f"--seq-len: got {seq_len}; expected from 1 to {positions}, the model's positions"
         )
-    if request.tokens < context:
+    if config.calibration_tokens < seq_len:
         raise UserError(
-            f"--calibrate-tokens: got {request.tokens}; expected at least a context of {context}"
+            f"--calibration-tokens: got {config.calibration_tokens}; expected at least a context of {seq_len}"
         )
-    assert request.calibrate is not None
-    return calibration_windows(request.calibrate, tokenizer, tokens=request.tokens, context=context)
+    assert config.calibration_data is not None
+    return calibration_windows(
+        config.calibration_data, tokenizer, tokens=config.calibration_tokens, seq_len=seq_len
+    )
 
 
 def load_dense(source: Path) -> tuple[Any, Any]:
     """The model, in its own dtype, and the tokenizer of a directory or a GGUF file.
 
     Raises:
-        UserError: there is none, it cannot be loaded, or its weights are quantised.
+        UserError: there is none, it cannot be loaded, or its weights are quantized.
     """
     if source.is_file() or source.suffix == ".gguf":
         from lpa.convert.gguf_import import load_gguf
@@ -380,9 +406,9 @@ def load_dense(source: Path) -> tuple[Any, Any]:
     config = open_config(directory)
     check_quantization(config)
     model = load_model(directory, config=config)
-    check_cuttable(model)
+    check_not_quantized(model)
     return model, load_model_tokenizer(directory, model.config)
 
 
-def as_json(figures: Factorized) -> dict[str, Any]:
-    return asdict(figures)
+def as_json(summary: FactorizeResult) -> dict[str, Any]:
+    return asdict(summary)

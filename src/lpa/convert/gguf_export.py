@@ -188,7 +188,7 @@ def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows of queries or keys from transformers' order to llama.cpp's.
 
     RoPE turns pairs of features: transformers pairs feature i of a head with i + head_dim / 2,
-    llama.cpp pairs neighbours.
+    llama.cpp pairs neighbors.
     """
     rows, width = weight.shape
     halves = weight.reshape(heads, 2, rows // heads // 2, width)

@@ -25,7 +25,7 @@ _SPLITS_DIGITS = ("smollm", "starcoder", "refact", "command-r")
 def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a GGUF file, in float32 and in evaluation mode.
 
-    By transformers' own reader, which also turns llama.cpp's order of query and key rows back. Quantised
+    By transformers' own reader, which also turns llama.cpp's order of query and key rows back. Quantized
     weights become the numbers that they stand for; the model is an ordinary one that trains and saves.
 
     Raises:

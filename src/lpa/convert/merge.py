@@ -12,7 +12,7 @@ from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
 from lpa.model.loading import load_model, model_directory
 from lpa.model.modeling_lpa import LPAForCausalLM
-from lpa.outputs import MODEL, check_output, new_directory
+from lpa.outputs import MODEL, atomic_directory, check_output_directory
 
 # What a Hugging Face directory holds beside the weights and their configuration.
 TOKENIZER_FILES = (
@@ -24,7 +24,7 @@ TOKENIZER_FILES = (
 
 
 @dataclass
-class Merged:
+class MergeResult:
     """What merging cost: parameters before and after."""
 
     parameters_low_rank: int
@@ -88,11 +88,11 @@ def _merged_weights(model: LPAForCausalLM) -> dict[str, Tensor]:
         if not any(name.startswith(f"{pair}.") for pair in pairs):
             weights[name] = tensor
     for name, pair in pairs.items():
-        weights[f"{name}.weight"] = pair.dense().weight.detach()
+        weights[f"{name}.weight"] = pair.to_dense().weight.detach()
     return weights
 
 
-def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> Merged:
+def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> MergeResult:
     """Merge an LPA model into a new directory, with its tokenizer.
 
     Args:
@@ -103,7 +103,7 @@ def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> M
     Raises:
         UserError: `out` holds something, or the model is not one that merges.
     """
-    check_output(out, MODEL, overwrite=overwrite)
+    check_output_directory(out, MODEL, overwrite=overwrite)
     directory = model_directory(directory)
     model = load_model(directory)
     if not isinstance(model, LPAForCausalLM):
@@ -112,9 +112,9 @@ def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> M
             "merge"
         )
     merged = merge_to_llama(model)
-    with new_directory(out, MODEL, overwrite=overwrite) as temporary:
+    with atomic_directory(out, MODEL, overwrite=overwrite) as temporary:
         merged.save_pretrained(temporary)
         for name in TOKENIZER_FILES:
             if (directory / name).is_file():
                 shutil.copy(directory / name, temporary)
-    return Merged(model.num_parameters(), merged.num_parameters())
+    return MergeResult(model.num_parameters(), merged.num_parameters())

@@ -10,19 +10,19 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "dataset": ["TokenDataset", "eval_windows", "split_tokens"],
+        "dataset": ["TokenDataset", "eval_batches", "load_split_tokens"],
         "manifest": ["Manifest"],
-        "preparation": ["prepare"],
-        "readers": ["read_documents"],
-        "sources": ["Source", "bundled_corpus"],
+        "preparation.prepare": ["prepare"],
+        "sources.documents": ["read_documents"],
+        "sources.source": ["Source", "bundled_corpus"],
         "tokenizer": ["load_tokenizer"],
     },
 )
 
 if TYPE_CHECKING:
-    from lpa.data.dataset import TokenDataset, eval_windows, split_tokens
+    from lpa.data.dataset import TokenDataset, eval_batches, load_split_tokens
     from lpa.data.manifest import Manifest
-    from lpa.data.preparation import prepare
-    from lpa.data.readers import read_documents
-    from lpa.data.sources import Source, bundled_corpus
+    from lpa.data.preparation.prepare import prepare
+    from lpa.data.sources.documents import read_documents
+    from lpa.data.sources.source import Source, bundled_corpus
     from lpa.data.tokenizer import load_tokenizer

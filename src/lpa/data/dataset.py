@@ -14,7 +14,7 @@ from lpa.data.manifest import Manifest
 from lpa.data.npy import open_npy
 from lpa.errors import UserError
 
-IGNORE = -100  # the target that a loss leaves out
+IGNORE_INDEX = -100  # the target that a loss leaves out
 
 
 class TokenSplit:
@@ -46,12 +46,12 @@ class TokenSplit:
             end = min(stop, int(self._ends[shard]))
             # The copy is of the span alone; the pages behind it are given back at once.
             parts.append(self._shards[shard][start - begin : end - begin].astype(np.int64))
-            _release(self._shards[shard], start - begin, end - begin)
+            _release_pages(self._shards[shard], start - begin, end - begin)
             start, shard = end, shard + 1
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def _release(shard: np.memmap, start: int, stop: int) -> None:
+def _release_pages(shard: np.memmap, start: int, stop: int) -> None:
     """Unmap the pages of a span, so that reading here and there does not fill the memory with a file."""
     header = shard.offset % mmap.ALLOCATIONGRANULARITY  # the mapping begins at a whole page
     first = header + start * shard.itemsize
@@ -79,7 +79,7 @@ def _open_shard(path: Path, tokens: int, dtype: str) -> np.memmap:
     return shard
 
 
-def check_shards(directory: Path, split: str) -> None:
+def verify_shards(directory: Path, split: str) -> None:
     """Compare the checksums of a split's shards with the manifest; reads all of them.
 
     Raises:
@@ -102,30 +102,30 @@ def check_shards(directory: Path, split: str) -> None:
             )
 
 
-def split_tokens(directory: Path, split: str) -> np.ndarray:
+def load_split_tokens(directory: Path, split: str) -> np.ndarray:
     """All tokens of a split in order, as int64, their checksums compared.
 
     Raises:
-        UserError: as `TokenSplit` and `check_shards`.
+        UserError: as `TokenSplit` and `verify_shards`.
     """
     tokens = TokenSplit(directory, split)
-    check_shards(directory, split)
+    verify_shards(directory, split)
     return tokens[:]
 
 
 class TokenDataset(Dataset):
     """An endless stream of training samples whose order is a pure function of seed and index.
 
-    The split is cut into `len(self)` windows of `context` tokens, each predicted from those before it.
+    The split is cut into `len(self)` windows of `seq_len` tokens, each predicted from those before it.
     Sample i is a window of epoch i // len(self); within an epoch every window comes once, in an order
     drawn from (seed, epoch). Nothing depends on how many processes read, or from where one resumes.
 
     Args:
         directory: a prepared data directory.
         split: which split of it.
-        context: tokens per sample.
+        seq_len: tokens per sample.
         seed: of the order.
-        separate_documents: also give `position_ids` that begin again at 0 with each document, by which
+        intra_document_mask: also give `position_ids` that begin again at 0 with each document, by which
             the model keeps documents that share a window from attending to each other.
 
     Raises:
@@ -137,19 +137,19 @@ class TokenDataset(Dataset):
         directory: Path,
         split: str,
         *,
-        context: int,
+        seq_len: int,
         seed: int,
-        separate_documents: bool = False,
+        intra_document_mask: bool = False,
     ) -> None:
-        self._eos = Manifest.load(directory).eos_token_id if separate_documents else None
+        self._eos = Manifest.load(directory).eos_token_id if intra_document_mask else None
         self._tokens = TokenSplit(directory, split)
-        self.context = context
+        self.seq_len = seq_len
         self.seed = seed
-        self._windows = (len(self._tokens) - 1) // context
+        self._windows = (len(self._tokens) - 1) // seq_len
         if self._windows < 1:
             raise UserError(
                 f"data {directory}: the {split} split has {len(self._tokens)} tokens; expected at "
-                f"least {context + 1}, one more than the context"
+                f"least {seq_len + 1}, one more than the context"
             )
 
     def __len__(self) -> int:
@@ -161,28 +161,28 @@ class TokenDataset(Dataset):
         `position_ids`, each (context,) int64.
         """
         epoch, position = divmod(index, self._windows)
-        window = permute(position, self._windows, seed=self.seed, epoch=epoch)
-        start = window * self.context
-        tokens = torch.from_numpy(self._tokens[start : start + self.context + 1])
+        window = permuted_index(position, self._windows, seed=self.seed, epoch=epoch)
+        start = window * self.seq_len
+        tokens = torch.from_numpy(self._tokens[start : start + self.seq_len + 1])
         sample = {"input_ids": tokens[:-1], "shift_labels": tokens[1:]}
         if self._eos is not None:
-            sample["position_ids"] = document_positions(tokens[:-1], self._eos)
+            sample["position_ids"] = document_position_ids(tokens[:-1], self._eos)
         return sample
 
 
-def document_positions(tokens: Tensor, eos_token_id: int) -> Tensor:
+def document_position_ids(tokens: Tensor, eos_token_id: int) -> Tensor:
     """Each token's place in its document, (n,); a document begins after an end-of-text token."""
-    places = torch.arange(len(tokens))
+    positions = torch.arange(len(tokens))
     begins = torch.zeros(len(tokens), dtype=torch.long)
-    begins[1:] = torch.where(tokens[:-1] == eos_token_id, places[1:], 0)
-    return places - begins.cummax(0).values
+    begins[1:] = torch.where(tokens[:-1] == eos_token_id, positions[1:], 0)
+    return positions - begins.cummax(0).values
 
 
 # Four turns suffice for large ranges; for a few thousand samples they leave traces of the input order.
-_TURNS = 8
+_ROUNDS = 8
 
 
-def permute(index: int, size: int, *, seed: int, epoch: int) -> int:
+def permuted_index(index: int, size: int, *, seed: int, epoch: int) -> int:
     """Where `index` goes in a permutation of range(size) drawn from (seed, epoch), without storing it.
 
     A balanced Feistel network with a keyed hash (Luby & Rackoff 1988) permutes the smallest
@@ -193,8 +193,8 @@ def permute(index: int, size: int, *, seed: int, epoch: int) -> int:
     mask = (1 << half) - 1
     while True:
         left, right = index >> half, index & mask
-        for turn in range(_TURNS):
-            key = f"{seed}/{epoch}/{turn}/{right}".encode()
+        for round_index in range(_ROUNDS):
+            key = f"{seed}/{epoch}/{round_index}/{right}".encode()
             digest = hashlib.blake2b(key, digest_size=8).digest()
             left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
         index = (left << half) | right
@@ -202,8 +202,8 @@ def permute(index: int, size: int, *, seed: int, epoch: int) -> int:
             return index
 
 
-def eval_windows(
-    tokens: np.ndarray, *, context: int, batch_size: int
+def eval_batches(
+    tokens: np.ndarray, *, seq_len: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches that score every token but the first exactly once.
 
@@ -214,14 +214,14 @@ def eval_windows(
         input_ids and shift_labels, each (up to batch_size, context); -100 where there is no target.
     """
     targets = len(tokens) - 1
-    windows = -(-targets // context)
-    padded = np.zeros(windows * context, dtype=np.int64)
+    windows = -(-targets // seq_len)
+    padded = np.zeros(windows * seq_len, dtype=np.int64)
     padded[:targets] = tokens[:-1]
-    labels = np.full(windows * context, IGNORE, dtype=np.int64)
+    labels = np.full(windows * seq_len, IGNORE_INDEX, dtype=np.int64)
     labels[:targets] = tokens[1:]
     for start in range(0, windows, batch_size):
         rows = slice(start, start + batch_size)
         yield (
-            torch.from_numpy(padded.reshape(windows, context)[rows]),
-            torch.from_numpy(labels.reshape(windows, context)[rows]),
+            torch.from_numpy(padded.reshape(windows, seq_len)[rows]),
+            torch.from_numpy(labels.reshape(windows, seq_len)[rows]),
         )

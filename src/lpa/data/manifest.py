@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.files import write_text
+from lpa.files import write_text_atomic
 from lpa.records import Count, read_json, typed
 
 SCHEMA_VERSION = 1
-FILE_NAME = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 TOKENIZER_DIRECTORY = "tokenizer"
 SPLITS = ("train", "validation", "test")
 
@@ -64,7 +64,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def save(self, directory: Path) -> None:
-        write_text(directory / FILE_NAME, json.dumps(asdict(self), indent=2) + "\n")
+        write_text_atomic(directory / MANIFEST_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":
@@ -73,9 +73,9 @@ class Manifest:
         Raises:
             UserError: no such directory, not a prepared one, or of another schema version.
         """
-        path = directory / FILE_NAME
+        path = directory / MANIFEST_FILE
         if not path.exists():
-            what = f"has no {FILE_NAME}" if directory.is_dir() else "no such directory"
+            what = f"has no {MANIFEST_FILE}" if directory.is_dir() else "no such directory"
             raise UserError(f"data {directory}: {what}; expected the output of `lpa prepare`")
         fields = read_json(path, dict[str, Any])
         version = fields.get("schema_version")

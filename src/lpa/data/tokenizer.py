@@ -13,7 +13,7 @@ from lpa.data.text_encoder import switch_off
 from lpa.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
-_BYTES = 256
+_NUM_BYTES = 256
 
 _BACKEND_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
@@ -25,8 +25,8 @@ _EXPECTED = (
     "expected a directory written by save_pretrained, a tokenizer.json, a SentencePiece .model, or a model "
     "name of the Hugging Face hub"
 )
-_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-_PLAIN_SETTINGS = {
+_FAST_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_FAST_SETTINGS = {
     "backend",
     "clean_up_tokenization_spaces",
     "eos_token",
@@ -49,9 +49,9 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if vocab_size <= _BYTES:
+    if vocab_size <= _NUM_BYTES:
         raise UserError(
-            f"vocab_size: got {vocab_size}; expected at least {_BYTES + 1}: "
+            f"vocab_size: got {vocab_size}; expected at least {_NUM_BYTES + 1}: "
             f"every byte and {END_OF_TEXT}"
         )
     tokenizer = Tokenizer(models.BPE())
@@ -126,15 +126,15 @@ def _load(path: str | Path) -> Any:
     """As `load_tokenizer`, with or without an end-of-text token."""
     from transformers import PreTrainedTokenizerFast
 
-    place = Path(path)
-    if place.is_dir():
-        if not _has_tokenizer(place):
+    location = Path(path)
+    if location.is_dir():
+        if not _has_tokenizer(location):
             raise UserError(f"tokenizer {path}: the directory has no {_BACKEND_FILE}; {_EXPECTED}")
-        if not (place / _BACKEND_FILE).exists():
-            place = place / "tokenizer.model"
+        if not (location / _BACKEND_FILE).exists():
+            location = location / "tokenizer.model"
     try:
-        if place.suffix == ".model" and place.is_file():
-            tokenizer = load_sentencepiece(place)
+        if location.suffix == ".model" and location.is_file():
+            tokenizer = load_sentencepiece(location)
         elif Path(path).is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
             if END_OF_TEXT in tokenizer.get_vocab():
@@ -162,8 +162,10 @@ def from_pretrained(pretrained_model_name_or_path: str | Path, **options: Any) -
     """
     from transformers import AutoTokenizer
 
-    place = pretrained_model_name_or_path
-    return _settled(AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options), place)
+    location = pretrained_model_name_or_path
+    return _settled(
+        AutoTokenizer.from_pretrained(location, trust_remote_code=False, **options), location
+    )
 
 
 def _settled(tokenizer: Any, path: str | Path) -> Any:
@@ -221,15 +223,15 @@ def load_vocabulary(directory: Path) -> dict[str, int] | None:
     """
     if not directory.is_dir() or not _has_tokenizer(directory):
         return None
-    tokenizer = plain_tokenizer(directory) or _load(directory)
+    tokenizer = load_fast_tokenizer(directory) or _load(directory)
     found: dict[str, int] = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
     return found
 
 
-class PlainTokenizer:
+class FastTokenizer:
     """A tokenizer that its files describe whole, opened without transformers, whose import takes seconds.
 
-    It has what `lpa prepare` asks of a tokenizer; `plain_tokenizer` says where it stands in for one.
+    It has what `lpa prepare` asks of a tokenizer; `load_fast_tokenizer` says where it stands in for one.
     """
 
     def __init__(self, directory: Path, eos_token: str) -> None:
@@ -246,7 +248,7 @@ class PlainTokenizer:
         shutil.copyfile(self._directory / _CONFIG_FILE, directory / _CONFIG_FILE)
 
 
-def plain_tokenizer(path: str | Path) -> PlainTokenizer | None:
+def load_fast_tokenizer(path: str | Path) -> FastTokenizer | None:
     """The tokenizer of a directory if transformers would add nothing to its `tokenizer.json`, else None.
 
     So it is with the generic class and settings that leave the encoding alone, as `lpa prepare` writes.
@@ -256,8 +258,8 @@ def plain_tokenizer(path: str | Path) -> PlainTokenizer | None:
         return None
     try:
         config = json.loads((directory / _CONFIG_FILE).read_text(encoding="utf-8"))
-        plain = config["tokenizer_class"] in _PLAIN_CLASSES and config.keys() <= _PLAIN_SETTINGS
-        tokenizer = PlainTokenizer(directory, config["eos_token"]) if plain else None
+        is_fast = config["tokenizer_class"] in _FAST_CLASSES and config.keys() <= _FAST_SETTINGS
+        tokenizer = FastTokenizer(directory, config["eos_token"]) if is_fast else None
     # What is damaged is for `load_tokenizer` to name.
     except Exception:
         return None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-DRAWS = 1000
+NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 _AT_ONCE = 2**20  # numbers drawn, which bounds memory
 
@@ -35,7 +35,7 @@ def bootstrap(
             figure,
             paired=True,
             vectorized=True,
-            n_resamples=DRAWS,
+            n_resamples=NUM_RESAMPLES,
             batch=max(1, _AT_ONCE // len(parts[0])),
             confidence_level=CONFIDENCE,
             method="percentile",

@@ -13,11 +13,11 @@ from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
 from lpa.eval.perplexity import Evaluation, check_scorable, summarize
 from lpa.eval.scoring import score
-from lpa.eval.texts import load_text
-from lpa.eval.windowing import Windowing, positions_of
+from lpa.eval.tokenized_text import load_text
+from lpa.eval.windows import WindowConfig, max_positions
 from lpa.train.loading import load_with_tokenizer
 
-_FEWEST_PARTS = 10
+_MIN_PARTS = 10
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Comparison:
     parts: int
     verdict: str
 
-    def in_words(self, a: str, b: str) -> str:
+    def to_sentence(self, a: str, b: str) -> str:
         """The verdict as a sentence, with the models' names."""
         measure = self.measure.replace("_", " ")
         low, high = (f"{bound:+.1%}" for bound in self.interval)
@@ -57,9 +57,9 @@ def compare(
     data: str | Path,
     *,
     split: str | None = None,
-    windowing: Windowing | None = None,
+    window_config: WindowConfig | None = None,
     device: str = "auto",
-    report: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     """Score a text with two models and compare them part by part.
 
@@ -70,23 +70,23 @@ def compare(
         UserError: as `evaluate_perplexity`; or the text has too few parts to draw from.
     """
     models, tokenizers = zip(*(load_with_tokenizer(path, device) for path in (a, b)), strict=True)
-    windowing = windowing or Windowing()
-    if windowing.context is None:
-        windowing = replace(windowing, context=min(map(positions_of, models)))
-    cuts = [windowing.resolved(positions_of(model)) for model in models]
+    window_config = window_config or WindowConfig()
+    if window_config.seq_len is None:
+        window_config = replace(window_config, seq_len=min(map(max_positions, models)))
+    window_args = [window_config.resolve(max_positions(model)) for model in models]
     same = tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
     first = load_text(data, split, tokenizers[0])
     # The same tokenizer gives the same tokens, so the text is encoded once.
     texts = [first, first if same else load_text(data, split, tokenizers[1])]
     evaluations, scores = [], []
-    for turn, (model, text, cut) in enumerate(zip(models, texts, cuts, strict=True)):
+    for model_index, (model, text, args) in enumerate(zip(models, texts, window_args, strict=True)):
         check_scorable(data, text)
 
-        def half(done: int, total: int, turn: int = turn) -> None:
-            report(turn * total + done, 2 * total)
+        def half(done: int, total: int, model_index: int = model_index) -> None:
+            on_progress(model_index * total + done, 2 * total)
 
-        scores.append(score(model, text, report=half, **cut))
-        evaluations.append(summarize(text, scores[-1], cut))
+        scores.append(score(model, text, on_progress=half, **args))
+        evaluations.append(summarize(text, scores[-1], args))
 
     if not same and scores[0].bytes is None:
         raise UserError(
@@ -94,30 +94,30 @@ def compare(
             "here are too few; cut the text into more, as in FILE#boundary=line"
         )
     parts = len(scores[0].loss)
-    if parts < _FEWEST_PARTS:
+    if parts < _MIN_PARTS:
         raise UserError(
-            f"--data {data}: got {parts} {scores[0].part}; expected at least {_FEWEST_PARTS} to tell "
-            "two models apart: more text, more documents or a smaller --context"
+            f"--data {data}: got {parts} {scores[0].resampling_unit}; expected at least {_MIN_PARTS} to tell "
+            "two models apart: more text, more documents or a smaller --seq-len"
         )
     sizes = [each.tokens if same else each.bytes for each in scores]
     totals = np.stack([scores[0].loss, sizes[0], scores[1].loss, sizes[1]]).astype(np.float64)
     measure = "perplexity" if same else "bits_per_byte"
     change = float(_change(*totals.sum(axis=1), measure=measure))
-    _, between = bootstrap(partial(_change, measure=measure), *totals)
+    _, interval_of_change = bootstrap(partial(_change, measure=measure), *totals)
     return Comparison(
         a=evaluations[0],
         b=evaluations[1],
         measure=measure,
         change=change,
-        interval=between,
+        interval=interval_of_change,
         parts=parts,
-        verdict=verdict(between),
+        verdict=verdict(interval_of_change),
     )
 
 
-def verdict(between: tuple[float, float]) -> str:
+def verdict(interval_of_change: tuple[float, float]) -> str:
     """What an interval of A / B - 1 of a loss allows to say of A."""
-    low, high = between
+    low, high = interval_of_change
     if math.isnan(low) or low <= 0 <= high:
         return "not distinguishable"
     return "better" if high < 0 else "worse"

@@ -49,7 +49,7 @@ def run_harness(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    names, folders = _named(tasks)
+    names, folders = _task_names(tasks)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
     # Reading the thousands of tasks that it carries takes seconds, so only where one is named.
     manager = TaskManager(include_path=folders or None, include_defaults=len(folders) < len(names))
@@ -87,7 +87,7 @@ def run_harness(
 
 @contextmanager
 def _cache_that_can_be_written() -> Iterator[None]:
-    """A temporary cache of data sets where the usual one, below the home directory, cannot be made."""
+    """A temporary cache of datasets where the usual one, below the home directory, cannot be made."""
     from datasets import config
 
     try:
@@ -110,7 +110,7 @@ def _cache_that_can_be_written() -> Iterator[None]:
                 setattr(config, name, place)
 
 
-def _named(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+def _task_names(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
     """Task names, and the folders of those that were given as files."""
     names, folders = [], []
     for task in tasks:

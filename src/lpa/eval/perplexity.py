@@ -12,13 +12,13 @@ import torch
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
 from lpa.eval.scoring import Scores, score
-from lpa.eval.texts import TokenizedText, load_text
-from lpa.eval.windowing import Windowing, positions_of
+from lpa.eval.tokenized_text import TokenizedText, load_text
+from lpa.eval.windows import WindowConfig, max_positions
 from lpa.records import Count
 from lpa.train.loading import load_with_tokenizer
 from lpa.train.perplexity import Perplexity
 
-Report = Callable[[int, int], None]
+StepCallback = Callable[[int, int], None]
 
 
 @dataclass
@@ -26,22 +26,23 @@ class Evaluation(Perplexity):
     """A perplexity, how it was taken, and how sure it is.
 
     Attributes:
-        mode: `blocks`, `sliding` or `documents` (see `lpa.eval.scoring.windows`).
-        context: most tokens that a prediction was made from.
+        mode: `blocks`, `sliding` or `documents` (see `lpa.eval.scoring.iter_windows`).
+        seq_len: most tokens that a prediction was made from.
         stride: how far one window began after the other.
         documents: documents of the text.
-        standard_error: of the perplexity, by bootstrap over `resampled`; nan where the text has one part.
+        standard_error: of the perplexity, by bootstrap over `resampling_unit`; nan where the text
+            has one part.
         interval: in which 95% of the bootstrap's perplexities lie.
-        resampled: the parts that were drawn: documents, or blocks where there are few documents.
+        resampling_unit: the parts that were drawn: documents, or blocks where there are few documents.
     """
 
     mode: str
-    context: Count
+    seq_len: Count
     stride: Count
     documents: Count
     standard_error: float
     interval: tuple[float, float]
-    resampled: str
+    resampling_unit: str
 
 
 def evaluate_perplexity(
@@ -49,10 +50,10 @@ def evaluate_perplexity(
     data: str | Path,
     *,
     split: str | None = None,
-    windowing: Windowing | None = None,
+    window_config: WindowConfig | None = None,
     device: str = "auto",
     threads: int = 0,
-    report: Report = lambda done, total: None,
+    on_progress: StepCallback = lambda done, total: None,
 ) -> Evaluation:
     """Score every token of a text once.
 
@@ -60,9 +61,9 @@ def evaluate_perplexity(
         model_path: a run directory or a Hugging Face directory.
         data: a prepared data directory, or text as `lpa prepare` takes it.
         split: of a prepared data directory; by default test where there is one, else validation.
-        windowing: how the text is cut.
+        window_config: how the text is cut.
         threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
-        report: called with tokens scored and tokens in all.
+        on_progress: called with tokens scored and tokens in all.
 
     Raises:
         UserError: no model or no data there, or the data was made with another tokenizer.
@@ -70,10 +71,10 @@ def evaluate_perplexity(
     if threads:
         torch.set_num_threads(threads)
     model, tokenizer = load_with_tokenizer(model_path, device)
-    cut = (windowing or Windowing()).resolved(positions_of(model))
+    window_args = (window_config or WindowConfig()).resolve(max_positions(model))
     text = load_text(data, split, tokenizer)
     check_scorable(data, text)
-    return summarize(text, score(model, text, report=report, **cut), cut)
+    return summarize(text, score(model, text, on_progress=on_progress, **window_args), window_args)
 
 
 def check_scorable(data: str | Path, text: TokenizedText) -> None:
@@ -83,25 +84,25 @@ def check_scorable(data: str | Path, text: TokenizedText) -> None:
         )
 
 
-def summarize(text: TokenizedText, scores: Scores, cut: dict[str, Any]) -> Evaluation:
+def summarize(text: TokenizedText, scores: Scores, window_args: dict[str, Any]) -> Evaluation:
     """The figures of a scored text."""
     tokens = int(scores.tokens.sum())
-    mean = Perplexity.from_total(
+    mean = Perplexity.from_total_nll(
         float(scores.loss.sum()), tokens=tokens, words=text.words, bytes=text.bytes
     )
-    standard_error, between = math.nan, (math.nan, math.nan)
+    standard_error, bounds = math.nan, (math.nan, math.nan)
     scored = scores.tokens > 0  # nothing is to be drawn from a part without a token
     if scored.sum() > 1:
-        standard_error, between = bootstrap(
+        standard_error, bounds = bootstrap(
             lambda loss, count: np.exp(loss / count), scores.loss[scored], scores.tokens[scored]
         )
     return Evaluation(
         **vars(mean),
-        mode=cut["mode"],
-        context=cut["context"],
-        stride=cut["stride"],
+        mode=window_args["mode"],
+        seq_len=window_args["seq_len"],
+        stride=window_args["stride"],
         documents=len(text.ends),
         standard_error=standard_error,
-        interval=between,
-        resampled=scores.part,
+        interval=bounds,
+        resampling_unit=scores.resampling_unit,
     )

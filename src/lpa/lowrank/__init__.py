@@ -1,30 +1,30 @@
 """The method on plain torch: the low-rank linear map and its arithmetic."""
 
-from lpa.lowrank.cuts import (
-    moment_root,
-    squared_error,
-    tail_energies,
-    updated_up,
-    whitened_factors,
-)
-from lpa.lowrank.initialisers import INITIALISATIONS, draw_factors
-from lpa.lowrank.linear import LowRankLinear, best_factors
+from lpa.lowrank.initializers import INITIALIZATIONS, init_factors
+from lpa.lowrank.linear import LowRankLinear, svd_factors
 from lpa.lowrank.rank import break_even_rank, check_rank
 from lpa.lowrank.spectra import entropy_rank, singular_values, stable_rank
+from lpa.lowrank.truncation import (
+    moment_sqrt,
+    refit_up,
+    squared_error,
+    tail_energies,
+    whitened_factors,
+)
 
 __all__ = [
-    "INITIALISATIONS",
+    "INITIALIZATIONS",
     "LowRankLinear",
-    "best_factors",
     "break_even_rank",
     "check_rank",
-    "draw_factors",
     "entropy_rank",
-    "moment_root",
+    "init_factors",
+    "moment_sqrt",
+    "refit_up",
     "singular_values",
     "squared_error",
     "stable_rank",
+    "svd_factors",
     "tail_energies",
-    "updated_up",
     "whitened_factors",
 ]

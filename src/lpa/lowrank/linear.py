@@ -50,7 +50,7 @@ class LowRankLinear(nn.Module):
         return f"{self.in_features} -> {self.rank} -> {self.out_features}"
 
     @torch.no_grad()
-    def dense(self) -> nn.Linear:
+    def to_dense(self) -> nn.Linear:
         """The same map as one `nn.Linear`: W = B A and bias B·a + b, by float64, so exact to rounding."""
         up, down = self.up.weight.double(), self.down.weight.double()
         bias = None
@@ -73,7 +73,7 @@ class LowRankLinear(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_dense(cls, linear: nn.Linear, rank: int) -> "LowRankLinear":
-        """The best approximation of `linear` of the given rank (see `best_factors`).
+        """The best approximation of `linear` of the given rank (see `svd_factors`).
 
         The bias, if any, goes to `up` unchanged.
         """
@@ -85,7 +85,7 @@ class LowRankLinear(nn.Module):
             device=linear.weight.device,
             dtype=linear.weight.dtype,
         )
-        down, up = best_factors(linear.weight, rank)
+        down, up = svd_factors(linear.weight, rank)
         module.down.weight.copy_(down)
         module.up.weight.copy_(up)
         if linear.bias is not None:
@@ -94,7 +94,7 @@ class LowRankLinear(nn.Module):
 
 
 @torch.no_grad()
-def best_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def svd_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """A and B whose product no other rank-r matrix beats as an approximation of `weight`.
 
     B = U_r √S_r, A = √S_r V_rᵀ from the truncated SVD of W, by float64; the best in Frobenius and in

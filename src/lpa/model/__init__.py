@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "configuration_lpa": ["LPAConfig"],
         "cost": ["parameter_count", "training_flops_per_token"],
-        "latent_cache": ["LatentCache"],
+        "layers.latent_cache": ["LatentCache"],
         "modeling_lpa": ["LPAForCausalLM", "LPAForSequenceClassification", "LPAModel"],
         "presets": ["PRESETS", "preset_config"],
     },
@@ -21,6 +21,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 if TYPE_CHECKING:
     from lpa.model.configuration_lpa import LPAConfig
     from lpa.model.cost import parameter_count, training_flops_per_token
-    from lpa.model.latent_cache import LatentCache
+    from lpa.model.layers.latent_cache import LatentCache
     from lpa.model.modeling_lpa import LPAForCausalLM, LPAForSequenceClassification, LPAModel
     from lpa.model.presets import PRESETS, preset_config

@@ -10,7 +10,7 @@ from typing import Any
 import wrapt
 
 # The `quant_method` of models of other classes that have low-rank pairs inside.
-METHOD = "low_rank"
+QUANT_METHOD = "low_rank"
 
 _MODELS = {
     "AutoModel": "LPAModel",
@@ -51,7 +51,7 @@ def register_quantizer() -> None:
         (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "LowRankConfig"),
         (auto.AUTO_QUANTIZER_MAPPING, "LowRankQuantizer"),
     ):
-        mapping[METHOD] = _on_first_use("lpa.model.quantizer", name)
+        mapping[QUANT_METHOD] = _on_first_use("lpa.model.surgery.quantizer", name)
 
 
 def _on_first_use(module: str, name: str) -> Any:

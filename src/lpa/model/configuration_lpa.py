@@ -7,7 +7,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
 from lpa.errors import UserError
-from lpa.lowrank import INITIALISATIONS, check_rank
+from lpa.lowrank import INITIALIZATIONS, check_rank
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -52,7 +52,7 @@ class LPAConfig(PreTrainedConfig):
         ranks: projection name -> rank, over what placement and rank say; None keeps one dense. A list
             gives each layer its own rank or None.
         dense_layers: layers, counted from 0, that keep all projections dense.
-        initialization: how low-rank pairs start (see `draw_factors`): `default`, each factor as an
+        initialization: how low-rank pairs start (see `init_factors`): `linear`, each factor as an
             `nn.Linear`, as published; `scaled`, the entries of the product with the deviation
             `initializer_range` of a dense projection's; `spectral`, the truncated SVD of a dense
             projection's start; or `orthogonal`.
@@ -114,7 +114,7 @@ class LPAConfig(PreTrainedConfig):
             self.hidden_act = _DEFAULT_ACTIVATION[self.decoder_type]
         super().__post_init__(**kwargs)
         self._check_shape()
-        self._check_start()
+        self._check_initialization()
         self._check_ranks()
 
     @property
@@ -128,17 +128,17 @@ class LPAConfig(PreTrainedConfig):
         assert self.num_key_value_heads is not None
         queries = self.num_attention_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
-        widen = (self.hidden_size, self.intermediate_size)
+        ffn_shape = (self.hidden_size, self.intermediate_size)
         return {
             "q_proj": (self.hidden_size, queries),
             "k_proj": (self.hidden_size, keys),
             "v_proj": (self.hidden_size, keys),
             "o_proj": (queries, self.hidden_size),
-            "gate_proj": widen,
-            "up_proj": widen,
-            "down_proj": widen[::-1],
-            "fc1": widen,
-            "fc2": widen[::-1],
+            "gate_proj": ffn_shape,
+            "up_proj": ffn_shape,
+            "down_proj": ffn_shape[::-1],
+            "fc1": ffn_shape,
+            "fc2": ffn_shape[::-1],
         }[projection]
 
     def projection_rank(self, projection: str, layer_idx: int) -> int | None:
@@ -193,16 +193,16 @@ class LPAConfig(PreTrainedConfig):
                     f"{field}: got {getattr(self, field)}; expected at least 0 and below 1"
                 )
 
-    def _check_start(self) -> None:
+    def _check_initialization(self) -> None:
         if not 0 < self.initializer_range <= _MOST_DEVIATION:
             raise UserError(
                 f"initializer_range: got {self.initializer_range}; expected a positive number, at most "
                 f"{_MOST_DEVIATION:g}"
             )
-        if self.initialization not in INITIALISATIONS:
+        if self.initialization not in INITIALIZATIONS:
             raise UserError(
                 f"initialization: got {self.initialization!r}; "
-                f"expected one of {', '.join(INITIALISATIONS)}"
+                f"expected one of {', '.join(INITIALIZATIONS)}"
             )
 
     def _check_ranks(self) -> None:

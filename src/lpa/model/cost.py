@@ -3,7 +3,7 @@
 from lpa.model.configuration_lpa import LPAConfig
 
 
-def projection_weights(config: LPAConfig) -> int:
+def projection_parameter_count(config: LPAConfig) -> int:
     """Weights, without biases, of the projections of all layers."""
     total = 0
     for layer in range(config.num_hidden_layers):
@@ -16,7 +16,7 @@ def projection_weights(config: LPAConfig) -> int:
     return total
 
 
-def _projection_biases(config: LPAConfig) -> int:
+def _projection_bias_count(config: LPAConfig) -> int:
     """Biases of the projections of all layers: the paper's decoder has one each."""
     if config.decoder_type == "llama":
         return 0
@@ -41,12 +41,12 @@ def parameter_count(config: LPAConfig) -> int:
     else:  # LayerNorm has a weight and a bias, and there is no final one
         positions = config.max_position_embeddings * config.hidden_size
         norms = 4 * config.num_hidden_layers * config.hidden_size
-    projections = projection_weights(config) + _projection_biases(config)
+    projections = projection_parameter_count(config) + _projection_bias_count(config)
     return embedding + positions + projections + norms + head
 
 
-def forward_flops_per_token(config: LPAConfig, context: int) -> int:
-    """Floating-point operations of one token in a forward pass over `context` tokens.
+def forward_flops_per_token(config: LPAConfig, seq_len: int) -> int:
+    """Floating-point operations of one token in a forward pass over `seq_len` tokens.
 
     A weight of a matrix costs a multiplication and an addition. Attention scores and their product
     with the values cost 2 · context · heads · head_dim each, counted over the full square as
@@ -54,11 +54,11 @@ def forward_flops_per_token(config: LPAConfig, context: int) -> int:
     other element-wise work are not counted.
     """
     assert config.head_dim is not None
-    scores = 4 * context * config.num_attention_heads * config.head_dim
+    scores = 4 * seq_len * config.num_attention_heads * config.head_dim
     head = 2 * config.vocab_size * config.hidden_size
-    return 2 * projection_weights(config) + config.num_hidden_layers * scores + head
+    return 2 * projection_parameter_count(config) + config.num_hidden_layers * scores + head
 
 
-def training_flops_per_token(config: LPAConfig, context: int) -> int:
+def training_flops_per_token(config: LPAConfig, seq_len: int) -> int:
     """Forward and backward: the backward pass is twice the forward (gradients of inputs and weights)."""
-    return 3 * forward_flops_per_token(config, context)
+    return 3 * forward_flops_per_token(config, seq_len)

@@ -287,7 +287,7 @@ def _size_of(weights: Weights, config: Any) -> AbstractContextManager[None]:
     """Stop the building of a model that is far larger than its weights.
 
     transformers builds on the meta device, then allocates what the files have not. A model registers each
-    matrix once, and tied ones twice; a byte of quantised weights holds at most eight numbers.
+    matrix once, and tied ones twice; a byte of quantized weights holds at most eight numbers.
     """
     elements = 16 * weights.bytes if is_quantized(config) else 2 * weights.elements + 2**20
     return limited_size(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lpa.errors import LPAWarning, UserError
-from lpa.model.auto import METHOD
+from lpa.model.auto import QUANT_METHOD
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.weights import Weights
 
@@ -96,7 +96,7 @@ def _and_others(names: Collection[Any]) -> str:
 
 def is_quantized(config: Any) -> bool:
     """Whether weights are stored as other numbers than they are; low-rank pairs of ours are not."""
-    return quantization_method(config) not in (None, METHOD)
+    return quantization_method(config) not in (None, QUANT_METHOD)
 
 
 def quantization_method(config: Any) -> Any:

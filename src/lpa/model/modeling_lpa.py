@@ -1,7 +1,7 @@
 """LPAForCausalLM: a decoder in which any projection may be low-rank.
 
 Masks, caches, attention kernels, generation, RoPE and RMSNorm are those of transformers. The one
-thing of our own is `projection`: a dense map or a low-rank one. The two decoders of the paper share
+thing of our own is `build_projection`: a dense map or a low-rank one. The two decoders of the paper share
 everything but their positions, their FFN and the order of norm and branch in a layer.
 """
 
@@ -13,184 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
-    eager_attention_forward,
 )
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from lpa.lowrank import LowRankLinear, draw_factors
+from lpa.lowrank import LowRankLinear, init_factors
 from lpa.model.configuration_lpa import LPAConfig
-from lpa.model.elementwise import RMSNorm, rotate, silu_product
-from lpa.model.fused import apply_together
-from lpa.model.latent_cache import LatentCache, attend_with_latents
-from lpa.model.loss import head_loss
-
-
-def projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
-    """The projection `name` of a layer: low-rank where the configuration gives it a rank."""
-    in_features, out_features = config.projection_shape(name)
-    rank = config.projection_rank(name, layer_idx)
-    biased = config.decoder_type == "paper"
-    # What writes to the residual stream, twice in each layer, so that the stream's variance does not
-    # grow with depth (Radford et al. 2019, section 2.3).
-    writes = name in ("o_proj", "down_proj", "fc2")
-    scaled = config.residual_scaling and writes
-    scale = (2 * config.num_hidden_layers) ** -0.5 if scaled else 1.0
-    if rank is None:
-        linear = nn.Linear(in_features, out_features, bias=biased)
-        linear.initializer_range = config.initializer_range * scale
-        return linear
-    # The paper's bias stands where its branch begins: at the latent of q, k, v and fc1, at the output
-    # of o and fc2.
-    pair = LowRankLinear(
-        in_features,
-        out_features,
-        rank,
-        bias=biased and writes,
-        down_bias=biased and not writes,
-    )
-    # Read by _init_weights, which gets to see a module by itself.
-    pair.initialization = config.initialization
-    pair.initializer_range = config.initializer_range
-    pair.initializer_scale = scale
-    pair.down.initialized_by_pair = pair.up.initialized_by_pair = True
-    return pair
-
-
-class LPAAttention(nn.Module):
-    """Causal multi-head attention with grouped keys and values, and RoPE where positions are rotary."""
-
-    def __init__(self, config: LPAConfig, layer_idx: int) -> None:
-        super().__init__()
-        assert config.head_dim is not None
-        assert config.num_key_value_heads is not None
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        # Read by the attention functions of transformers.
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = True
-        self.q_proj = projection(config, "q_proj", layer_idx)
-        self.k_proj = projection(config, "k_proj", layer_idx)
-        self.v_proj = projection(config, "v_proj", layer_idx)
-        self.o_proj = projection(config, "o_proj", layer_idx)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
-            attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-                self.config._attn_implementation, eager_attention_forward
-            )
-            dropout = self.config.attention_dropout if self.training else 0.0
-            return attention(
-                self,
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=dropout,
-                scaling=self.scaling,
-                **kwargs,
-            )
-
-        if isinstance(past_key_values, LatentCache):
-            output, weights = attend_with_latents(
-                self, hidden_states, position_embeddings, attention_mask, past_key_values, attend
-            )
-        else:
-            projections = (self.q_proj, self.k_proj, self.v_proj)
-            query, key, value = (
-                projected.view(*hidden_states.shape[:-1], -1, self.head_dim).transpose(1, 2)
-                for projected in apply_together(projections, hidden_states)
-            )
-            if position_embeddings is not None:
-                query, key = rotate(query, key, *position_embeddings)
-            if past_key_values is not None:
-                key, value = past_key_values.update(key, value, self.layer_idx)
-            output, weights = attend(query, key, value)
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
-
-
-class GatedMLP(nn.Module):
-    """SwiGLU (Shazeer 2020): down(act(gate(x)) · up(x))."""
-
-    def __init__(self, config: LPAConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.gate_proj = projection(config, "gate_proj", layer_idx)
-        self.up_proj = projection(config, "up_proj", layer_idx)
-        self.down_proj = projection(config, "down_proj", layer_idx)
-        self.act_fn = ACT2FN[config.hidden_act]
-        self.is_swiglu = config.hidden_act in ("silu", "swish")
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = apply_together((self.gate_proj, self.up_proj), x)
-        product = silu_product(gate, up) if self.is_swiglu else self.act_fn(gate) * up
-        return self.down_proj(product)
-
-
-class PlainMLP(nn.Module):
-    """fc2(act(fc1(x)))."""
-
-    def __init__(self, config: LPAConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.fc1 = projection(config, "fc1", layer_idx)
-        self.fc2 = projection(config, "fc2", layer_idx)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act_fn(self.fc1(x)))
-
-
-class LPADecoderLayer(GradientCheckpointingLayer):
-    """Attention and FFN, each added to the stream; a norm at the beginning or the end of each branch.
-
-    llama: x + branch(norm(x)). paper: x + dropout(norm(branch(x))) (Lv et al. 2024, setting 1).
-    """
-
-    def __init__(self, config: LPAConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.norm_first = config.decoder_type == "llama"
-        self.self_attn = LPAAttention(config, layer_idx)
-        self.mlp = (GatedMLP if self.norm_first else PlainMLP)(config, layer_idx)
-        self.input_layernorm = _norm(config)
-        self.post_attention_layernorm = _norm(config)
-        self.dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        def attention(x: Tensor) -> Tensor:
-            return self.self_attn(x, **kwargs)[0]
-
-        hidden_states = self._add(hidden_states, attention, self.input_layernorm)
-        return self._add(hidden_states, self.mlp, self.post_attention_layernorm)
-
-    def _add(self, x: Tensor, branch: Callable, norm: nn.Module) -> Tensor:
-        return x + self.dropout(branch(norm(x)) if self.norm_first else norm(branch(x)))
-
-
-def _norm(config: LPAConfig) -> nn.Module:
-    if config.decoder_type == "llama":
-        return RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+from lpa.model.layers.decoder import LPAAttention, LPADecoderLayer, build_norm
+from lpa.model.layers.latent_cache import LatentCache
+from lpa.model.layers.loss import lm_head_loss
 
 
 class LPAPreTrainedModel(PreTrainedModel):
@@ -211,15 +53,15 @@ class LPAPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module, wherever it stands, by what `projection` left on it.
+        """Initialize one module, wherever it stands, by what `build_projection` left on it.
 
         A pair starts as a whole, so its two maps by themselves are passed over. Everything else is
         normal with the configuration's `initializer_range`; norms are one, biases nought.
         """
-        if hasattr(module, "initialized_by_pair"):
+        if hasattr(module, "initialized_by_parent"):
             return
         if isinstance(module, LowRankLinear) and hasattr(module, "initialization"):
-            _init_pair(module)
+            _init_low_rank_linear(module)
         elif isinstance(module, nn.Linear) and hasattr(module, "initializer_range"):
             init.normal_(module.weight, std=module.initializer_range)
             if module.bias is not None:
@@ -234,26 +76,26 @@ class LPAPreTrainedModel(PreTrainedModel):
         super()._initialize_weights(module, is_custom_code=False)
 
 
-def _init_pair(pair: LowRankLinear) -> None:
-    """Initialise both maps of a pair, but not what from_pretrained has already loaded."""
-    weights = (pair.down.weight, pair.up.weight)
+def _init_low_rank_linear(module: LowRankLinear) -> None:
+    """Initialize both maps of a pair, but not what from_pretrained has already loaded."""
+    weights = (module.down.weight, module.up.weight)
     if not all(getattr(weight, "_is_hf_initialized", False) for weight in weights):
-        down, up = draw_factors(
-            pair.initialization,
-            pair.in_features,
-            pair.out_features,
-            pair.rank,
-            pair.initializer_range,
-            scale=pair.initializer_scale,
-            device=pair.up.weight.device,
-            dtype=pair.up.weight.dtype,
+        down, up = init_factors(
+            module.initialization,
+            module.in_features,
+            module.out_features,
+            module.rank,
+            module.initializer_range,
+            scale=module.initializer_scale,
+            device=module.up.weight.device,
+            dtype=module.up.weight.dtype,
         )
-        init.copy_(pair.down.weight, down)
-        init.copy_(pair.up.weight, up)
-    for linear in (pair.down, pair.up):
+        init.copy_(module.down.weight, down)
+        init.copy_(module.up.weight, up)
+    for linear in (module.down, module.up):
         if linear.bias is None:
             continue
-        if pair.initialization == "default":
+        if module.initialization == "linear":
             bound = linear.in_features**-0.5
             init.uniform_(linear.bias, -bound, bound)
         else:
@@ -271,7 +113,7 @@ class LPAModel(LPAPreTrainedModel):
             LPADecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
         if config.decoder_type == "llama":
-            self.norm = _norm(config)
+            self.norm = build_norm(config)
             self.rotary_emb = LlamaRotaryEmbedding(config)
         else:
             self.norm = nn.Identity()  # each branch ends in a norm already
@@ -305,9 +147,11 @@ class LPAModel(LPAPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
+            position_ids = (
+                torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
+            )
             position_ids = position_ids.unsqueeze(0)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -316,7 +160,7 @@ class LPAModel(LPAPreTrainedModel):
         if self.config.decoder_type == "llama":
             position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         else:
-            self._check_positions(seen, inputs_embeds.shape[1])
+            self._check_positions(past_seen_tokens, inputs_embeds.shape[1])
             hidden_states = hidden_states + self.embed_positions(position_ids)
         for layer in self.layers:
             hidden_states = layer(
@@ -331,11 +175,14 @@ class LPAModel(LPAPreTrainedModel):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
 
-    def _check_positions(self, seen: int | Tensor, length: int) -> None:
+    def _check_positions(self, past_seen_tokens: int | Tensor, length: int) -> None:
         """Learned positions end somewhere; without this a lookup would fail deep in a kernel."""
-        if isinstance(seen, int) and seen + length > self.config.max_position_embeddings:
+        if (
+            isinstance(past_seen_tokens, int)
+            and past_seen_tokens + length > self.config.max_position_embeddings
+        ):
             raise ValueError(
-                f"sequence length: got {seen + length}; expected at most max_position_embeddings "
+                f"sequence length: got {past_seen_tokens + length}; expected at most max_position_embeddings "
                 f"({self.config.max_position_embeddings})"
             )
 
@@ -405,7 +252,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
                     hidden_states, self.lm_head, shift_labels, num_items_in_batch
                 )
             else:
-                loss = self._loss(hidden_states, shift_labels, num_items_in_batch)
+                loss = self._compute_loss(hidden_states, shift_labels, num_items_in_batch)
 
         logits = None
         if return_logits is None:
@@ -439,22 +286,24 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             kwargs["cache_implementation"] = cache_implementation
         return super().generate(inputs, **kwargs)
 
-    def _loss(self, hidden_states: Tensor, targets: Tensor, items: Tensor | int | None) -> Tensor:
-        """Cross entropy of the targets, summed and divided by `items` or by their number."""
+    def _compute_loss(
+        self, hidden_states: Tensor, targets: Tensor, num_items: Tensor | int | None
+    ) -> Tensor:
+        """Cross entropy of the targets, summed and divided by `num_items` or by their number."""
         targets = targets.to(hidden_states.device).reshape(-1)
-        if items is None:
-            items = (targets != -100).sum()
+        if num_items is None:
+            num_items = (targets != -100).sum()
         if isinstance(self.lm_head.weight, DTensor):
             # Tensor parallelism: each process has the logits of its part of the vocabulary.
             logits = self.lm_head(hidden_states).flatten(0, 1)
             total = F.cross_entropy(logits, targets, reduction="sum")
-            return (total.to_local() if isinstance(total, DTensor) else total) / items
-        return head_loss(
+            return (total.to_local() if isinstance(total, DTensor) else total) / num_items
+        return lm_head_loss(
             hidden_states.reshape(-1, hidden_states.shape[-1]),
             self.lm_head.weight,
             self.lm_head.bias,
             targets,
-            items,
+            num_items,
         )
 
 
@@ -523,9 +372,9 @@ class LPAForSequenceClassification(LPAPreTrainedModel):
         padding and end of text may share a token.
         """
         batch, length = hidden_states.shape[:2]
-        places = torch.arange(length, device=hidden_states.device)
+        positions = torch.arange(length, device=hidden_states.device)
         if mask is None:
             if input_ids is None or self.config.pad_token_id is None:
-                return places[-1].expand(batch)
+                return positions[-1].expand(batch)
             mask = input_ids != self.config.pad_token_id
-        return (places * mask.to(places)).argmax(-1)
+        return (positions * mask.to(positions)).argmax(-1)

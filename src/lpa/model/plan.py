@@ -16,7 +16,7 @@ from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import (
     forward_flops_per_token,
     parameter_count,
-    projection_weights,
+    projection_parameter_count,
     training_flops_per_token,
 )
 from lpa.model.modeling_lpa import LPAForCausalLM, LPAModel
@@ -30,7 +30,7 @@ class Plan:
 
     Attributes:
         parameters: `total`, and by part: `embedding`, `attention`, `ffn`, `norms`, `head`.
-        flops_per_token: `forward`, and `training` (forward and backward), over `context` tokens.
+        flops_per_token: `forward`, and `training` (forward and backward), over `seq_len` tokens.
         kv_cache_bytes_per_token: `plain` (keys and values) and `latent` (as `LatentCache` holds them).
         break_even_rank: by projection, the rank at which it costs what the dense one does.
         memory_bytes_per_device: `weights`, `gradients`, `optimizer` (sharded over the devices) and
@@ -44,41 +44,41 @@ class Plan:
     memory_bytes_per_device: dict[str, int]
 
 
-def make_plan(
+def plan_model(
     config: LPAConfig,
     *,
-    context: int,
-    batch: int = 1,
+    seq_len: int,
+    batch_size: int = 1,
     devices: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> Plan:
     """Plan a model on the meta device.
 
     Args:
-        context: tokens per sequence.
-        batch: sequences per device and forward pass.
+        seq_len: tokens per sequence.
+        batch_size: sequences per device and forward pass.
         devices: that weights, gradients and optimizer states are sharded over.
         dtype: of activations and cache.
 
     Raises:
         UserError: a value below 1, or a context beyond the model's positions.
     """
-    for name, value in (("context", context), ("batch", batch), ("devices", devices)):
+    for name, value in (("seq-len", seq_len), ("batch-size", batch_size), ("devices", devices)):
         if value < 1:
             raise UserError(f"--{name}: got {value}; expected at least 1")
-    if context > config.max_position_embeddings:
+    if seq_len > config.max_position_embeddings:
         raise UserError(
-            f"--context: got {context}; the model has {config.max_position_embeddings} positions"
+            f"--seq-len: got {seq_len}; the model has {config.max_position_embeddings} positions"
         )
-    parts = parameter_parts(config)
+    parts = parameter_breakdown(config)
     shard = -(-parts["total"] * _MASTER_BYTES // devices)
     return Plan(
         parameters=parts,
         flops_per_token={
-            "forward": forward_flops_per_token(config, context),
-            "training": training_flops_per_token(config, context),
+            "forward": forward_flops_per_token(config, seq_len),
+            "training": training_flops_per_token(config, seq_len),
         },
-        kv_cache_bytes_per_token=cache_bytes(config, dtype.itemsize),
+        kv_cache_bytes_per_token=kv_cache_bytes(config, dtype.itemsize),
         break_even_rank={
             name: break_even_rank(*config.projection_shape(name)) for name in config.projections
         },
@@ -86,19 +86,21 @@ def make_plan(
             "weights": shard,
             "gradients": shard,
             "optimizer": 2 * shard,
-            "activations": activation_bytes(config, context=context, batch=batch, dtype=dtype),
+            "activations": activation_bytes(
+                config, seq_len=seq_len, batch_size=batch_size, dtype=dtype
+            ),
         },
     )
 
 
-def parameter_parts(config: LPAConfig) -> dict[str, int]:
+def parameter_breakdown(config: LPAConfig) -> dict[str, int]:
     """Parameters by part, counted on the meta device."""
     with torch.device("meta"):
         model = LPAForCausalLM(config)
 
-    def count(*marks: str) -> int:
+    def count(*patterns: str) -> int:
         return sum(
-            p.numel() for n, p in model.named_parameters() if any(mark in n for mark in marks)
+            p.numel() for n, p in model.named_parameters() if any(mark in n for mark in patterns)
         )
 
     parts = {
@@ -112,7 +114,7 @@ def parameter_parts(config: LPAConfig) -> dict[str, int]:
     return {"total": parameter_count(config), **parts}
 
 
-def cache_bytes(config: LPAConfig, itemsize: int) -> dict[str, int]:
+def kv_cache_bytes(config: LPAConfig, itemsize: int) -> dict[str, int]:
     """Of all layers: keys and values, or what `LatentCache` holds in their place.
 
     That is latents where the projections are low-rank, but for keys only where positions are learned.
@@ -128,7 +130,9 @@ def cache_bytes(config: LPAConfig, itemsize: int) -> dict[str, int]:
     return {"plain": plain * itemsize, "latent": latent * itemsize}
 
 
-def activation_bytes(config: LPAConfig, *, context: int, batch: int, dtype: torch.dtype) -> int:
+def activation_bytes(
+    config: LPAConfig, *, seq_len: int, batch_size: int, dtype: torch.dtype
+) -> int:
     """What autograd keeps between forward and backward of the decoder layers and the loss.
 
     Measured, not estimated: one layer of each kind runs on the meta device, where tensors have shapes
@@ -137,19 +141,21 @@ def activation_bytes(config: LPAConfig, *, context: int, batch: int, dtype: torc
     number per query and head. Of the head only the hidden states count, as the loss in chunks keeps
     no logits.
     """
-    total = batch * context * config.hidden_size * dtype.itemsize  # what the head reads
+    total = batch_size * seq_len * config.hidden_size * dtype.itemsize  # what the head reads
     kinds = Counter(
         tuple(config.projection_rank(name, layer) for name in config.projections)
         for layer in range(config.num_hidden_layers)
     )
     for ranks, count in kinds.items():
-        own = dict(zip(config.projections, ranks, strict=True))
-        one = with_fields(config, num_hidden_layers=1, dense_layers=None, ranks=own)
-        total += count * _layer_bytes(one, context, batch, dtype)
+        layer_ranks = dict(zip(config.projections, ranks, strict=True))
+        one = replace_fields(config, num_hidden_layers=1, dense_layers=None, ranks=layer_ranks)
+        total += count * _layer_activation_bytes(one, seq_len, batch_size, dtype)
     return total
 
 
-def _layer_bytes(config: LPAConfig, context: int, batch: int, dtype: torch.dtype) -> int:
+def _layer_activation_bytes(
+    config: LPAConfig, seq_len: int, batch_size: int, dtype: torch.dtype
+) -> int:
     """Bytes saved for the backward pass of the only layer of a model."""
     saved: dict[int, Tensor] = {}
 
@@ -160,11 +166,13 @@ def _layer_bytes(config: LPAConfig, context: int, batch: int, dtype: torch.dtype
 
     with torch.device("meta"):
         model = LPAModel(config).to(dtype).train()
-        model.set_attn_implementation(_FUSED)
-        hidden = torch.empty(batch, context, config.hidden_size, dtype=dtype, requires_grad=True)
+        model.set_attn_implementation(_FUSED_ATTENTION)
+        hidden = torch.empty(
+            batch_size, seq_len, config.hidden_size, dtype=dtype, requires_grad=True
+        )
         inputs: dict[str, Any] = {}
         if config.decoder_type == "llama":
-            positions = torch.arange(context).unsqueeze(0)
+            positions = torch.arange(seq_len).unsqueeze(0)
             inputs["position_embeddings"] = model.rotary_emb(hidden, position_ids=positions)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.layers[0](hidden, **inputs)
@@ -173,7 +181,7 @@ def _layer_bytes(config: LPAConfig, context: int, batch: int, dtype: torch.dtype
     return sum(t.numel() * t.itemsize for key, t in saved.items() if key not in known)
 
 
-_FUSED = "lpa_plan"
+_FUSED_ATTENTION = "lpa_plan"
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -193,11 +201,11 @@ def _plan_attention(
     return _FusedAttention.apply(query, key, value).transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(_FUSED, _plan_attention)
+ALL_ATTENTION_FUNCTIONS.register(_FUSED_ATTENTION, _plan_attention)
 
 
 @dataclass
-class Match:
+class CostMatch:
     """One way to spend what low rank saves: a field of the configuration, its value, the result.
 
     Attributes:
@@ -214,28 +222,28 @@ class Match:
         return abs(self.ratio - 1) <= 0.01
 
 
-def match_dense(config: LPAConfig, what: str, *, context: int) -> list[Match]:
+def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list[CostMatch]:
     """The wider FFN, the layers, or the higher rank at which a model costs what its dense twin does.
 
     The surplus-parameter study of Lv et al. 2024 compares at such equal cost.
 
     Args:
-        what: `params` or `flops` (forward, over `context`).
+        cost_kind: `params` or `flops` (forward, over `seq_len`).
 
     Raises:
-        UserError: another `what`, or a model without low rank.
+        UserError: another `cost_kind`, or a model without low rank.
     """
-    if what not in ("params", "flops"):
-        raise UserError(f"--match: got {what!r}; expected params or flops")
-    if projection_weights(config) == projection_weights(dense_twin(config)):
+    if cost_kind not in ("params", "flops"):
+        raise UserError(f"--match: got {cost_kind!r}; expected params or flops")
+    if projection_parameter_count(config) == projection_parameter_count(dense_config(config)):
         raise UserError("--match: the model is dense; expected a low-rank placement")
 
     def cost(config: LPAConfig) -> int:
-        if what == "params":
+        if cost_kind == "params":
             return parameter_count(config)
-        return forward_flops_per_token(config, context)
+        return forward_flops_per_token(config, seq_len)
 
-    dense = cost(dense_twin(config))
+    dense = cost(dense_config(config))
     limits = {
         "intermediate_size": 16 * config.intermediate_size,
         "num_hidden_layers": 16 * config.num_hidden_layers,
@@ -247,19 +255,19 @@ def match_dense(config: LPAConfig, what: str, *, context: int) -> list[Match]:
     for field, limit in limits.items():
 
         def with_value(value: int, field: str = field) -> int:
-            return cost(with_fields(config, **{field: value}))
+            return cost(replace_fields(config, **{field: value}))
 
         value = closest_value(with_value, dense, getattr(config, field), limit)
-        matches.append(Match(field, value, with_value(value) / dense))
+        matches.append(CostMatch(field, value, with_value(value) / dense))
     return matches
 
 
-def dense_twin(config: LPAConfig) -> LPAConfig:
+def dense_config(config: LPAConfig) -> LPAConfig:
     """The same sizes with every projection dense."""
-    return with_fields(config, placement="none", ranks=None)
+    return replace_fields(config, placement="none", ranks=None)
 
 
-def with_fields(config: LPAConfig, **changes: Any) -> LPAConfig:
+def replace_fields(config: LPAConfig, **changes: Any) -> LPAConfig:
     """A changed copy, without the warnings that a rank tried on the way may raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LPAWarning)

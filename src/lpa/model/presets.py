@@ -22,7 +22,7 @@ class Preset:
 
 
 def _llama(
-    hidden_size: int, intermediate_size: int, layers: int, heads: int, context: int, **fields: Any
+    hidden_size: int, intermediate_size: int, layers: int, heads: int, seq_len: int, **fields: Any
 ) -> dict[str, Any]:
     return {
         "decoder_type": "llama",
@@ -30,16 +30,16 @@ def _llama(
         "intermediate_size": intermediate_size,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "max_position_embeddings": context,
+        "max_position_embeddings": seq_len,
         "rank": hidden_size // 4,
         **fields,
     }
 
 
 def _paper(
-    hidden_size: int, intermediate_size: int, layers: int, heads: int, context: int, **fields: Any
+    hidden_size: int, intermediate_size: int, layers: int, heads: int, seq_len: int, **fields: Any
 ) -> dict[str, Any]:
-    sizes = _llama(hidden_size, intermediate_size, layers, heads, context)
+    sizes = _llama(hidden_size, intermediate_size, layers, heads, seq_len)
     return {**sizes, "decoder_type": "paper", "resid_pdrop": 0.1, **_HEAD, **fields}
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lpa.pages import COLOURS, Draw
-from lpa.study.results import Row, StudyResult
+from lpa.html_pages import COLORS, DrawFunction
 from lpa.study.statistics import PowerLaw, pareto_front
+from lpa.study.study_results import StudyResult, VariantRow
 
 Records = list[dict[str, Any]]
 
@@ -16,7 +16,7 @@ Records = list[dict[str, Any]]
 CURVE_AXES = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "training time (s)"}
 
 # What perplexity is weighed against: key, label.
-COSTS = {
+COST_AXES = {
     "parameters": "parameters",
     "flops": "training FLOPs",
     "seconds": "wall time of a run (s)",
@@ -24,7 +24,7 @@ COSTS = {
 }
 
 # What the loss is fitted to: key, label.
-SCALING_COSTS = {
+SCALING_AXES = {
     "flops": "training FLOPs of models of growing size",
     "parameters": "parameters",
     "tokens": "training tokens of the largest model",
@@ -32,23 +32,23 @@ SCALING_COSTS = {
 
 _TALL = (7.5, 5.0)
 
-# With as many colours, enough to tell the variants of the largest grid apart.
-_LINES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
+# With as many colors, enough to tell the variants of the largest grid apart.
+_LINE_STYLES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 _MARKERS = "os^DvPX"
 
 
-def study_figures(result: StudyResult) -> dict[str, Draw]:
+def study_figures(result: StudyResult) -> dict[str, DrawFunction]:
     """Caption -> what draws it, for all that the runs so far can show."""
-    figures: dict[str, Draw] = {}
+    figures: dict[str, DrawFunction] = {}
     if any(any("validation_loss" in r for r in run) for c in result.curves.values() for run in c):
         for axis, label in CURVE_AXES.items():
             figures[f"Validation loss against {label}"] = _curves(result, axis)
     done = [row for row in result.rows if row.is_finite]
     if len(done) > 1:
-        for cost, label in COSTS.items():
+        for cost, label in COST_AXES.items():
             figures[f"Perplexity against {label}"] = _pareto(done, cost)
     if result.index.name == "scale":
-        for cost, label in SCALING_COSTS.items():
+        for cost, label in SCALING_AXES.items():
             if scaling_fits(result, cost):
                 figures[f"Loss against {label}, with fits"] = _scaling(result, cost)
     return figures
@@ -57,13 +57,13 @@ def study_figures(result: StudyResult) -> dict[str, Draw]:
 def loss_curves(figure: Any, curves: dict[str, Records]) -> None:
     """Of single runs: training loss as thin lines, validation loss as marked ones."""
     axes = figure.subplots()
-    for (name, records), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, records), color in zip(curves.items(), COLORS, strict=False):
         for key, label, style in (
             ("loss", "training", {"linewidth": 1, "alpha": 0.55}),
             ("validation_loss", "validation", {"linewidth": 2, "marker": "o", "markersize": 4}),
         ):
             points = [(r["step"], r[key]) for r in records if key in r]
-            axes.plot(*zip(*points, strict=True), label=f"{name}, {label}", color=colour, **style)
+            axes.plot(*zip(*points, strict=True), label=f"{name}, {label}", color=color, **style)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.legend()
@@ -98,10 +98,10 @@ def _loss_points(result: StudyResult, kind: str, cost: str) -> list[tuple[float,
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Colours first, then the same with other lines."""
+    """Colors first, then the same with other lines."""
     return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": _LINES[number // len(COLOURS) % len(_LINES)],
+        "color": COLORS[number % len(COLORS)],
+        "linestyle": _LINE_STYLES[number // len(COLORS) % len(_LINE_STYLES)],
     }
 
 
@@ -110,7 +110,7 @@ def _label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def _curves(result: StudyResult, axis: str) -> Draw:
+def _curves(result: StudyResult, axis: str) -> DrawFunction:
     """Mean over seeds, with the range of them shaded."""
     flops = {row.variant: row.train_flops_per_token for row in result.rows}
 
@@ -148,7 +148,7 @@ def _validation(run: Records, axis: str, flops: float) -> list[tuple[float, floa
     ]
 
 
-def _pareto(rows: Sequence[Row], cost: str) -> Draw:
+def _pareto(rows: Sequence[VariantRow], cost: str) -> DrawFunction:
     points = [(float(getattr(row, cost)), row.perplexity.mean) for row in rows if row.perplexity]
 
     def draw(figure: Any) -> None:
@@ -160,31 +160,31 @@ def _pareto(rows: Sequence[Row], cost: str) -> Draw:
         )  # fmt: skip
         for number, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
             assert row.perplexity is not None
-            error = row.perplexity.deviation if row.perplexity.count > 1 else 0.0
-            marker = _MARKERS[number // len(COLOURS) % len(_MARKERS)]
-            colour = COLOURS[number % len(COLOURS)]
+            error = row.perplexity.std if row.perplexity.count > 1 else 0.0
+            marker = _MARKERS[number // len(COLORS) % len(_MARKERS)]
+            color = COLORS[number % len(COLORS)]
             axes.errorbar(
-                x, y, error, fmt=marker, capsize=3, color=colour, label=_label(row.variant)
+                x, y, error, fmt=marker, capsize=3, color=color, label=_label(row.variant)
             )
-        axes.set_xlabel(COSTS[cost])
+        axes.set_xlabel(COST_AXES[cost])
         axes.set_ylabel("perplexity, ± deviation over seeds")
         _legend(figure, axes)
 
     return draw
 
 
-def _scaling(result: StudyResult, cost: str) -> Draw:
+def _scaling(result: StudyResult, cost: str) -> DrawFunction:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for (kind, fit), colour in zip(scaling_fits(result, cost).items(), COLOURS, strict=False):
+        for (kind, fit), color in zip(scaling_fits(result, cost).items(), COLORS, strict=False):
             points = _loss_points(result, kind, cost)
-            axes.plot(*zip(*points, strict=True), "o", color=colour, label=kind)
+            axes.plot(*zip(*points, strict=True), "o", color=color, label=kind)
             x = np.geomspace(min(p[0] for p in points), max(p[0] for p in points), 50)
             label = f"{kind}: exponent {fit.exponent:.4f} [{fit.low:.4f}, {fit.high:.4f}]"
-            axes.plot(x, fit.factor * x**fit.exponent, color=colour, label=label)
+            axes.plot(x, fit.factor * x**fit.exponent, color=color, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel(SCALING_COSTS[cost])
+        axes.set_xlabel(SCALING_AXES[cost])
         axes.set_ylabel("loss (nats per token)")
         axes.legend()
 

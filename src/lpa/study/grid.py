@@ -17,7 +17,7 @@ from lpa.data.manifest import Manifest
 from lpa.errors import LPAWarning, UserError
 from lpa.model.configuration_lpa import PLACEMENTS, LPAConfig
 from lpa.model.cost import forward_flops_per_token, parameter_count, training_flops_per_token
-from lpa.model.plan import closest_value, with_fields
+from lpa.model.plan import closest_value, replace_fields
 from lpa.model.presets import preset_config
 from lpa.records import Count, Finite, read_yaml
 from lpa.train.config import RunConfig
@@ -30,7 +30,7 @@ _MATCH, _BASELINE = "match", "baseline"
 
 # What `tuning` and its like may choose. Anything else would train one placement on other data, for longer or
 # in another model than those that it is compared with.
-_TUNABLE = (
+_TUNABLE_FIELDS = (
     "optim.",
     "model.initializer_range",
     "model.initialization",
@@ -38,10 +38,10 @@ _TUNABLE = (
 )
 
 # The sections that decide how many tokens a run takes.
-_LENGTH = ("data.", "train.")
+_LENGTH_SECTIONS = ("data.", "train.")
 
 # Where data lies and how it is read does not make a run another one.
-_NOT_IDENTITY = ("path", "workers", "verify")
+_NOT_IN_RUN_ID = ("path", "workers", "verify")
 
 
 @dataclass
@@ -103,10 +103,10 @@ def read_grid(name: str) -> dict[str, Any]:
     """
     if name not in STUDIES:
         raise UserError(f"study: got {name!r}; expected one of {', '.join(STUDIES)}")
-    return _read(name)
+    return _read_grid_file(name)
 
 
-def expand(
+def expand_grid(
     name: str,
     scale: str,
     *,
@@ -128,7 +128,7 @@ def expand(
     grid = read_grid(name)
     if scale not in SCALES:
         raise UserError(f"--scale: got {scale!r}; expected one of {', '.join(SCALES)}")
-    declared = _read("scales")[scale]
+    declared = _read_grid_file("scales")[scale]
     base = dict(declared["config"])
     if steps is not None:
         if steps < 1:
@@ -145,20 +145,20 @@ def expand(
         base={},
     )
     vocabulary = vocab_size or declared["vocab_size"]
-    sizes = _Sizes.of(base)
-    study.baseline = _label(grid["baseline"], sizes)
-    study.base = _resolved(base, sizes)
+    sizes = _Sizes.from_settings(base)
+    study.baseline = _variant_name(grid["baseline"], sizes)
+    study.base = _resolve_expressions(base, sizes)
     config = _run_config(study.base)
     study.base |= _short_warmup(config)
     study.base["train.eval_every"] = max(1, config.train.steps // 8)
     # Tuned settings belong to every study but the one that finds them.
     tuned = {} if study.tunes else tuned or {}
     built: dict[str, LPAConfig] = {}
-    for template, declared_overrides in _points(grid):
-        label = _label(template, sizes)
-        overrides = _resolved(declared_overrides, sizes)
+    for template, declared_overrides in _grid_points(grid):
+        label = _variant_name(template, sizes)
+        overrides = _resolve_expressions(declared_overrides, sizes)
         wanted = overrides.pop(_MATCH, None)
-        baseline = _label(overrides.pop(_BASELINE, grid["baseline"]), sizes)
+        baseline = _variant_name(overrides.pop(_BASELINE, grid["baseline"]), sizes)
         placement = _placement(overrides)
         if tuned and placement not in tuned:
             raise UserError(
@@ -168,13 +168,13 @@ def expand(
         overrides = tuned.get(placement, {}) | overrides
         config = _run_config(study.base | overrides)
         overrides |= _short_warmup(config)
-        model = _build(config, vocabulary)
+        model = _build_model_config(config, vocabulary)
         ratio = None
         if wanted:
-            changes, ratio = _match(model, built[wanted["to"]], wanted, config.data.context)
+            changes, ratio = _match_cost(model, built[wanted["to"]], wanted, config.data.seq_len)
             overrides |= changes
             config = _run_config(study.base | overrides)
-            model = _build(config, vocabulary)
+            model = _build_model_config(config, vocabulary)
         built[label] = model
         study.variants.append(
             Variant(
@@ -183,8 +183,8 @@ def expand(
                 overrides=overrides,
                 match=ratio,
                 parameters=parameter_count(model),
-                train_flops_per_token=training_flops_per_token(model, config.data.context),
-                tokens=_tokens(config),
+                train_flops_per_token=training_flops_per_token(model, config.data.seq_len),
+                tokens=_total_tokens(config),
             )
         )
     return study
@@ -192,12 +192,12 @@ def expand(
 
 def read_claims() -> dict[str, Any]:
     """What the paper says, by study, and its `source`."""
-    return _read("claims")
+    return _read_grid_file("claims")
 
 
-def scale_vocabulary(scale: str) -> int:
+def scale_vocab_size(scale: str) -> int:
     """The vocabulary that a scale is meant for."""
-    return _read("scales")[scale]["vocab_size"]
+    return _read_grid_file("scales")[scale]["vocab_size"]
 
 
 def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
@@ -216,9 +216,9 @@ def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
                 f"--tuned {path}: got placement {name!r}; expected {', '.join(PLACEMENTS)}"
             )
         for key in settings:
-            if not key.startswith(_TUNABLE):
+            if not key.startswith(_TUNABLE_FIELDS):
                 raise UserError(
-                    f"--tuned {path}: got {key} of {name}; expected {', '.join(_TUNABLE[1:])} "
+                    f"--tuned {path}: got {key} of {name}; expected {', '.join(_TUNABLE_FIELDS[1:])} "
                     "or one of optim, such as optim.lr"
                 )
         try:
@@ -228,7 +228,7 @@ def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
     return tuned
 
 
-def data_identity(manifest: Manifest, data: Path) -> dict[str, Any]:
+def data_hashes(manifest: Manifest, data: Path) -> dict[str, Any]:
     """Hashes of tokens and tokenizer: the same data in another directory are the same.
 
     Raises:
@@ -242,22 +242,22 @@ def data_identity(manifest: Manifest, data: Path) -> dict[str, Any]:
     return {"tokenizer": manifest.tokenizer_sha256, **tokens}
 
 
-def run_identity(config: RunConfig, data: dict[str, Any], vocab_size: int) -> str:
+def run_id(config: RunConfig, data: dict[str, Any], vocab_size: int) -> str:
     """The name of a run's directory: of its model, its settings and its data, not of the code's version."""
     settings = config.to_dict()
-    settings["model"] = _model_identity(_build(config, vocab_size))
-    settings["data"] = {k: v for k, v in settings["data"].items() if k not in _NOT_IDENTITY}
+    settings["model"] = _model_fields(_build_model_config(config, vocab_size))
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in _NOT_IN_RUN_ID}
     # null is the default of a field, so that a new field leaves the names of old runs alone.
-    told = {
+    identifying = {
         section: {name: value for name, value in values.items() if value is not None}
         for section, values in settings.items()
         if section not in ("checkpoint", "parallel")
     }
-    text = json.dumps([told, data], sort_keys=True, default=str)
+    text = json.dumps([identifying, data], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _model_identity(model: LPAConfig) -> dict[str, Any]:
+def _model_fields(model: LPAConfig) -> dict[str, Any]:
     """What was said in other words is the same model; how pairs start says nothing where there are none."""
     ranks = {
         name: [model.projection_rank(name, layer) for layer in range(model.num_hidden_layers)]
@@ -273,15 +273,19 @@ def _model_identity(model: LPAConfig) -> dict[str, Any]:
 
 def _short_warmup(config: RunConfig) -> dict[str, Any]:
     """What to change where a warm-up would take more than a tenth of the steps."""
-    most = -(-config.train.steps // 10)
-    return {"optim.warmup_steps": most} if config.optim.warmup_steps > most else {}
+    max_warmup_steps = -(-config.train.steps // 10)
+    return (
+        {"optim.warmup_steps": max_warmup_steps}
+        if config.optim.warmup_steps > max_warmup_steps
+        else {}
+    )
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read_grid_file(name: str) -> dict[str, Any]:
     return yaml.safe_load((files("lpa.study") / "grids" / f"{name}.yaml").read_text("utf-8"))
 
 
-def _points(grid: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _grid_points(grid: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The variants listed, then the product of the axes."""
     points = list(grid.get("variants", {}).items())
     axes = grid.get("axes", {})
@@ -302,34 +306,36 @@ class _Sizes:
     lr: float
 
     @classmethod
-    def of(cls, base: dict[str, Any]) -> "_Sizes":
+    def from_settings(cls, base: dict[str, Any]) -> "_Sizes":
         config = preset_config(base["model.preset"])
         return cls(
             d=base.get("model.hidden_size", config.hidden_size),
             f=base.get("model.intermediate_size", config.intermediate_size),
             h=base.get("model.num_attention_heads", config.num_attention_heads),
-            t=_tokens(_run_config({k: v for k, v in base.items() if k.startswith(_LENGTH)})),
+            t=_total_tokens(
+                _run_config({k: v for k, v in base.items() if k.startswith(_LENGTH_SECTIONS)})
+            ),
             lr=base["optim.lr"],
         )
 
 
-def _resolved(value: Any, sizes: _Sizes) -> Any:
+def _resolve_expressions(value: Any, sizes: _Sizes) -> Any:
     """With every expression such as `3d/8` replaced by its number: whole, except of a learning rate."""
     if isinstance(value, dict):
         return {
-            key: item if key in (_BASELINE, _MATCH) else _resolved(item, sizes)
+            key: item if key in (_BASELINE, _MATCH) else _resolve_expressions(item, sizes)
             for key, item in value.items()
         }
     if isinstance(value, str) and (found := re.fullmatch(r"(\d*)([dfht]|lr)(?:/(\d+))?", value)):
-        times, name, over = found.groups()
-        product = int(times or 1) * getattr(sizes, name)
-        return product / int(over or 1) if name == "lr" else max(1, product // int(over or 1))
+        factor, name, divisor = found.groups()
+        product = int(factor or 1) * getattr(sizes, name)
+        return product / int(divisor or 1) if name == "lr" else max(1, product // int(divisor or 1))
     return value
 
 
-def _label(name: str, sizes: _Sizes) -> str:
+def _variant_name(name: str, sizes: _Sizes) -> str:
     """A variant's name with what stands in braces replaced by its number."""
-    return re.sub(r"\{(.+?)\}", lambda found: f"{_resolved(found[1], sizes):g}", name)
+    return re.sub(r"\{(.+?)\}", lambda found: f"{_resolve_expressions(found[1], sizes):g}", name)
 
 
 def _placement(overrides: dict[str, Any]) -> str:
@@ -352,25 +358,25 @@ def _run_config(settings: dict[str, Any]) -> RunConfig:
     return RunConfig.from_dict(sections)
 
 
-def _tokens(config: RunConfig) -> int:
-    return config.train.steps * config.train.batch_size * config.data.context
+def _total_tokens(config: RunConfig) -> int:
+    return config.train.steps * config.train.batch_size * config.data.seq_len
 
 
-def _build(config: RunConfig, vocab_size: int) -> LPAConfig:
+def _build_model_config(config: RunConfig, vocab_size: int) -> LPAConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LPAWarning)  # a rank beyond break-even is meant here
-        return config.model.build(vocab_size=vocab_size, context=config.data.context)
+        return config.model.build(vocab_size=vocab_size, seq_len=config.data.seq_len)
 
 
-def _match(
-    model: LPAConfig, target: LPAConfig, wanted: dict[str, str], context: int
+def _match_cost(
+    model: LPAConfig, target: LPAConfig, wanted: dict[str, str], seq_len: int
 ) -> tuple[dict[str, Any], float]:
     """The value of a field at which a model costs what another does, and how close that comes."""
 
     def cost(config: LPAConfig) -> int:
         if wanted["cost"] == "params":
             return parameter_count(config)
-        return forward_flops_per_token(config, context)
+        return forward_flops_per_token(config, seq_len)
 
     def changes(value: int) -> dict[str, Any]:
         if wanted["field"] == "num_attention_heads":  # more heads of the same width
@@ -382,7 +388,7 @@ def _match(
         return {wanted["field"]: value}
 
     def cost_at(value: int) -> int:
-        return cost(with_fields(model, **changes(value)))
+        return cost(replace_fields(model, **changes(value)))
 
     low, high = 1, min(min(model.projection_shape(name)) for name in model.projections)
     if wanted["field"] != "rank":

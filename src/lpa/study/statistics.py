@@ -20,14 +20,14 @@ class Summary:
     """Mean and deviation (of the sample, n - 1) over seeds; the deviation of one value is nan."""
 
     mean: float
-    deviation: float
+    std: float
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Summary":
+    def from_values(cls, values: Sequence[float]) -> "Summary":
         with np.errstate(all="ignore"):  # of a model that diverged, infinite or nan too
-            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-            return cls(float(np.mean(values)), deviation, len(values))
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+            return cls(float(np.mean(values)), std, len(values))
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Difference:
     count: int
 
     @classmethod
-    def of(cls, ours: dict[int, float], baseline: dict[int, float]) -> "Difference | None":
+    def between(cls, ours: dict[int, float], baseline: dict[int, float]) -> "Difference | None":
         """From values by seed, such as perplexities; None where no seed is in both."""
         seeds = sorted(ours.keys() & baseline.keys())
         if not seeds:

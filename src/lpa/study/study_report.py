@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lpa.files import write_files
+from lpa.html_pages import draw_png, draw_svg, is_html_page, render_page
 from lpa.outputs import check_output_file
-from lpa.pages import draw_png, draw_svg, is_page, render_page
-from lpa.study.figures import SCALING_COSTS, scaling_fits, study_figures
+from lpa.study.figures import SCALING_AXES, scaling_fits, study_figures
 from lpa.study.grid import STUDIES, read_claims
-from lpa.study.results import Row, StudyResult, short_axes, tuned_rows
 from lpa.study.statistics import NOT_FINITE, ONE_SEED, Difference
+from lpa.study.study_results import StudyResult, VariantRow, short_axes, tuned_rows
 
 # How an earlier report named its figures.
 _FIGURE = re.compile(rf"\d+-({'|'.join(STUDIES)})-\w+-\d+\.(svg|png)")
@@ -39,7 +39,7 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
     Raises:
         UserError: `path` is a directory, or a file that is no such page.
     """
-    path = check_output_file(path, "a report", is_page, overwrite=True)
+    path = check_output_file(path, "a report", is_html_page, overwrite=True)
     folder = path.with_name(f"{path.stem}-figures")
     sections, files = [], {}
     for section, result in enumerate(studies, 1):
@@ -56,8 +56,8 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
                 "question": result.index.question,
                 "split": result.index.split,
                 "summary": summarize(result),
-                "rows": [cells(row) for row in result.rows],
-                "claims": claims_beside_ours(result),
+                "rows": [row_cells(row) for row in result.rows],
+                "claims": claim_rows(result),
                 "figures": figures,
             }
         )
@@ -125,7 +125,7 @@ def summarize(result: StudyResult) -> list[str]:
                 "beyond it may be better."
             )
     if result.index.name == "scale":
-        for cost, label in SCALING_COSTS.items():
+        for cost, label in SCALING_AXES.items():
             for kind, fit in scaling_fits(result, cost).items():
                 falls = "falls" if fit.high < 0 else "is not shown to fall"
                 sentences.append(
@@ -135,7 +135,7 @@ def summarize(result: StudyResult) -> list[str]:
     return sentences
 
 
-def _pairs(row: Row) -> str:
+def _pairs(row: VariantRow) -> str:
     """How many seeds a change rests on where some are missing or failed."""
     pairs = row.difference.count if row.difference else 0
     total = len(row.perplexities) + len(row.missing)
@@ -153,53 +153,53 @@ def change_with_interval(difference: Difference | None) -> str:
     return f"{difference.mean:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}]"
 
 
-def cells(row: Row) -> list[tuple[str, Any]]:
+def row_cells(row: VariantRow) -> list[tuple[str, Any]]:
     """A row of the table under HEADINGS: text and what it is sorted by; empty where there is none."""
     name = row.variant if row.match is None else f"{row.variant} ({row.match:.3f})"
     runs = f"{len(row.perplexities)} of {len(row.perplexities) + len(row.missing)}"
     if row.failed:
         runs += f", {len(row.failed)} failed"
-    against = ("–", "") if row.is_baseline else (row.baseline, row.baseline)
-    told: list[tuple[str, Any]] = [
+    baseline_cell = ("–", "") if row.is_baseline else (row.baseline, row.baseline)
+    row_text: list[tuple[str, Any]] = [
         (name, row.variant),
         (f"{row.parameters:,}", row.parameters),
         (f"{row.train_flops_per_token / 1e6:.2f}", row.train_flops_per_token),
     ]
     if row.perplexity is None:
-        return [*told, ("–", ""), ("–", ""), (runs, 0), against, *[("–", "")] * 6]
+        return [*row_text, ("–", ""), ("–", ""), (runs, 0), baseline_cell, *[("–", "")] * 6]
     several = row.perplexity.count > 1
     assert row.seconds is not None
     assert row.tokens_per_second is not None
     assert row.memory_bytes is not None
-    told += [
+    row_text += [
         (f"{row.perplexity.mean:.2f}", row.perplexity.mean),
-        (f"{row.perplexity.deviation:.2f}", row.perplexity.deviation) if several else ("–", ""),
+        (f"{row.perplexity.std:.2f}", row.perplexity.std) if several else ("–", ""),
         (runs, len(row.perplexities)),
-        against,
+        baseline_cell,
     ]
     change = row.difference
     if change is None:
-        told += [("baseline" if row.is_baseline else "–", ""), ("–", ""), ("–", "")]
+        row_text += [("baseline" if row.is_baseline else "–", ""), ("–", ""), ("–", "")]
     else:
         between = f"[{change.low:+.1%}, {change.high:+.1%}]"
         known = not math.isnan(change.low)
-        told += [
+        row_text += [
             (f"{change.mean:+.1%}", change.mean) if not math.isnan(change.mean) else ("–", ""),
             (between, change.low) if known else ("–", ""),
             (change.verdict + _pairs(row), change.verdict),
         ]
     speed = f"{row.tokens_per_second.mean:,.0f}"
     if several:
-        speed += f" ± {row.tokens_per_second.deviation:,.0f}"
+        speed += f" ± {row.tokens_per_second.std:,.0f}"
     return [
-        *told,
+        *row_text,
         (speed, row.tokens_per_second.mean),
         (f"{row.seconds:,.1f}", row.seconds),
         (f"{row.memory_bytes / 2**20:,.0f}", row.memory_bytes),
     ]
 
 
-def claims_beside_ours(result: StudyResult) -> list[tuple[str, str, str, str]]:
+def claim_rows(result: StudyResult) -> list[tuple[str, str, str, str]]:
     """Variant, what the paper says of it, what came of it here, and whether that agrees.
 
     Empty where the comparison is with another baseline than the claims are about.
@@ -210,12 +210,12 @@ def claims_beside_ours(result: StudyResult) -> list[tuple[str, str, str, str]]:
     claims = read_claims().get(result.index.name, [])
     rows = {row.variant: row for row in result.rows}
     return [
-        (claim["variant"], claim["text"], *_judged(claim, rows.get(claim["variant"])))
+        (claim["variant"], claim["text"], *_judge_claim(claim, rows.get(claim["variant"])))
         for claim in claims
     ]
 
 
-def _judged(claim: dict[str, Any], row: Row | None) -> tuple[str, str]:
+def _judge_claim(claim: dict[str, Any], row: VariantRow | None) -> tuple[str, str]:
     """What came of a claim, and the verdict; there is no row where a grid was cut short."""
     difference = None
     if row is not None:

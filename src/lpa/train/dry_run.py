@@ -8,18 +8,18 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lpa.console import duration
-from lpa.data.manifest import FILE_NAME, Manifest
+from lpa.console import format_duration
+from lpa.data.manifest import MANIFEST_FILE, Manifest
 from lpa.errors import UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.model.plan import activation_bytes
 from lpa.model.presets import PRESETS
 from lpa.train.config import RunConfig
-from lpa.train.distill import teacher_bytes
-from lpa.train.materialise import meta_model
-from lpa.train.optim import matrices_in_layers
-from lpa.train.parallel import parallelize, plan_layout
-from lpa.train.starting import source_config, train_only_factors
+from lpa.train.distillation import teacher_bytes
+from lpa.train.distributed.meta_init import build_meta_model
+from lpa.train.distributed.parallelize import parallelize, resolve_layout
+from lpa.train.init_weights import freeze_all_but_factors, load_source_config
+from lpa.train.optim.optimizers import muon_parameters
 
 _MASTER_BYTES = 4  # weights, gradients and optimizer states are float32
 # What a GPU of today keeps up in training, to turn FLOPs into hours: 40% of an A100's 312 TFLOP/s.
@@ -34,7 +34,7 @@ class RunPlan:
         processes, layout: how many, and how they divide the work.
         parameters: of the model.
         steps, tokens, tokens_per_step, samples_per_step: of the run.
-        micro_batch: samples per forward pass of one process.
+        micro_batch_size: samples per forward pass of one process.
         forward_passes: per step and process.
         flops: of the whole run, forward and backward.
         gpu_hours: at 125 TFLOP/s each.
@@ -52,7 +52,7 @@ class RunPlan:
     tokens: int
     tokens_per_step: int
     samples_per_step: int
-    micro_batch: int
+    micro_batch_size: int
     forward_passes: int
     flops: float
     gpu_hours: float
@@ -69,12 +69,13 @@ class RunPlan:
             ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
             (
                 "a process's step",
-                f"{self.forward_passes} {passes} of {self.micro_batch} samples",
+                f"{self.forward_passes} {passes} of {self.micro_batch_size} samples",
             ),
             ("FLOPs", f"{self.flops:.3g}"),
             (
                 "time at 125 TFLOP/s per GPU",
-                f"{duration(self.gpu_hours * 3600 / self.processes)} ({self.gpu_hours:,.1f} GPU-hours)",
+                f"{format_duration(self.gpu_hours * 3600 / self.processes)} "
+                f"({self.gpu_hours:,.1f} GPU-hours)",
             ),
             *((f"memory per device: {name}", _gib(size)) for name, size in memory.items()),
             ("memory per device", _gib(sum(memory.values()))),
@@ -99,37 +100,39 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
         processes = asked.replicate * (asked.shard or 1) * asked.tensor
     if processes < 1:
         raise UserError(f"--processes: got {processes}; expected at least 1")
-    layout = plan_layout(asked, processes)
-    settings, context = config.train, config.data.context
-    micro_batch = settings.micro_batch(layout.data)
+    layout = resolve_layout(asked, processes)
+    settings, seq_len = config.train, config.data.seq_len
+    micro_batch_size = settings.resolve_micro_batch_size(layout.data_parallel_size)
     model_config = (
-        config.model.build(vocab_size=_vocabulary(config), context=context)
+        config.model.build(vocab_size=_vocab_size(config), seq_len=seq_len)
         if config.model.from_ is None
-        else source_config(config.model.from_)
+        else load_source_config(config.model.from_)
     )
     dtype = getattr(torch, settings.dtype)
 
-    model = meta_model(model_config)
-    if config.optim.train == "factors":
-        train_only_factors(model)
+    model = build_meta_model(model_config)
+    if config.optim.trainable == "factors":
+        freeze_all_but_factors(model)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     outside = parameter_count(model_config) - layer * model_config.num_hidden_layers
     if processes > 1:
-        _stand_in_group(processes)
+        _init_fake_process_group(processes)
     try:
         parallelize(model, layout, "cpu", dtype)
-        held = _held(model.parameters())
-        trained = _held(p for p in model.parameters() if p.requires_grad)
-        for_muon = matrices_in_layers(model) if config.optim.name == "muon" else set()
-        one_moment = _held(p for p in for_muon if p.requires_grad)
+        local_numel = _local_numel(model.parameters())
+        trainable_numel = _local_numel(p for p in model.parameters() if p.requires_grad)
+        muon_weights = muon_parameters(model) if config.optim.name == "muon" else set()
+        muon_numel = _local_numel(p for p in muon_weights if p.requires_grad)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    whole = 0 if layout.data == 1 else layer * dtype.itemsize + outside * _MASTER_BYTES
-    passes = settings.batch_size // (layout.data * micro_batch)
-    accumulates = layout.data > 1 and passes > 1
-    tokens_per_step = settings.batch_size * context
-    flops = training_flops_per_token(model_config, context) * settings.steps * tokens_per_step
+    gathered = (
+        0 if layout.data_parallel_size == 1 else layer * dtype.itemsize + outside * _MASTER_BYTES
+    )
+    passes = settings.batch_size // (layout.data_parallel_size * micro_batch_size)
+    accumulates = layout.data_parallel_size > 1 and passes > 1
+    tokens_per_step = settings.batch_size * seq_len
+    flops = training_flops_per_token(model_config, seq_len) * settings.steps * tokens_per_step
     return RunPlan(
         processes=processes,
         layout=str(layout),
@@ -138,46 +141,46 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
         tokens=settings.steps * tokens_per_step,
         tokens_per_step=tokens_per_step,
         samples_per_step=settings.batch_size,
-        micro_batch=micro_batch,
+        micro_batch_size=micro_batch_size,
         forward_passes=passes,
         flops=flops,
         gpu_hours=flops / _ASSUMED_FLOPS / 3600,
         memory_bytes_per_device={
-            "weights": held * _MASTER_BYTES,
-            "gradients": trained * _MASTER_BYTES,
-            "optimizer": (2 * trained - one_moment) * _MASTER_BYTES,
-            "gathered": whole // layout.tensor,
+            "weights": local_numel * _MASTER_BYTES,
+            "gradients": trainable_numel * _MASTER_BYTES,
+            "optimizer": (2 * trainable_numel - muon_numel) * _MASTER_BYTES,
+            "gathered": gathered // layout.tensor,
             "accumulated": accumulates
             * parameter_count(model_config)
             * _MASTER_BYTES
             // layout.tensor,
             "activations": activation_bytes(
-                model_config, context=context, batch=micro_batch, dtype=dtype
+                model_config, seq_len=seq_len, batch_size=micro_batch_size, dtype=dtype
             ),
         }
-        | _teacher(config, dtype),
+        | _teacher_memory(config, dtype),
     )
 
 
-def _teacher(config: RunConfig, dtype: torch.dtype) -> dict[str, int]:
+def _teacher_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int]:
     directory = config.distill.teacher
     return {} if directory is None else {"teacher": teacher_bytes(directory, dtype)}
 
 
-def _held(parameters: Iterable[nn.Parameter]) -> int:
+def _local_numel(parameters: Iterable[nn.Parameter]) -> int:
     """Numbers of them that one process keeps."""
     return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
 
 
-def _vocabulary(config: RunConfig) -> int:
+def _vocab_size(config: RunConfig) -> int:
     """That of the data where it is prepared already, else that of the model."""
-    if (config.data.path / FILE_NAME).is_file():
+    if (config.data.path / MANIFEST_FILE).is_file():
         return Manifest.load(config.data.path).vocab_size
     of_preset = PRESETS[config.model.preset].fields if config.model.preset in PRESETS else {}
     return config.model.vocab_size or of_preset.get("vocab_size", 32000)
 
 
-def _stand_in_group(processes: int) -> None:
+def _init_fake_process_group(processes: int) -> None:
     """A process group of that size in which this process is alone and nothing is sent."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lpa.data.tokenizer import load_model_tokenizer
+from lpa.device import resolve_device
 from lpa.model.loading import load_model, model_directory
-from lpa.train.machine import pick_device
 
 
 def load_with_tokenizer(
@@ -23,4 +23,4 @@ def load_with_tokenizer(
     """
     directory = model_directory(path)
     model: Any = load_model(directory, dtype="float32", attn_implementation=attention)
-    return model.to(pick_device(device)), load_model_tokenizer(directory, model.config)
+    return model.to(resolve_device(device)), load_model_tokenizer(directory, model.config)

@@ -26,7 +26,7 @@ class Perplexity:
     bits_per_byte: float
 
     @classmethod
-    def from_total(cls, total: float, *, tokens: int, words: int, bytes: int) -> "Perplexity":
+    def from_total_nll(cls, total: float, *, tokens: int, words: int, bytes: int) -> "Perplexity":
         """From the total negative log-likelihood in nats."""
         return cls(
             tokens=tokens,

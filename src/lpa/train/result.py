@@ -5,11 +5,11 @@ import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lpa.console import duration
-from lpa.files import write_text
+from lpa.console import format_duration
+from lpa.files import write_text_atomic
 from lpa.records import Count, Finite, read_json
 from lpa.train.perplexity import Perplexity
-from lpa.train.progress import Progress
+from lpa.train.state import TrainState
 
 RESULT_FILE = "result.json"
 
@@ -23,12 +23,12 @@ class RunResult:
         parameters: of the model.
         train_flops_per_token: forward and backward (see `lpa.model.cost`).
         tokens_per_second: tokens over train_seconds.
-        train_seconds, wall_seconds, peak_memory_bytes: see `Progress`.
+        train_seconds, wall_seconds, peak_memory_bytes: see `TrainState`.
         validation: on the whole validation split; None where the data has none.
         processes: that trained together.
         skipped_steps: without an update, as loss or gradient were not finite.
         best_step: the step with the lowest validation loss.
-        peak_flops: FLOP/s that all devices together promise (see `lpa.train.machine.peak_flops`);
+        peak_flops: FLOP/s that all devices together promise (see `lpa.device.peak_flops`);
             None where that is unknown.
     """
 
@@ -47,9 +47,9 @@ class RunResult:
     peak_flops: Finite | None = None
 
     @classmethod
-    def of(
+    def from_state(
         cls,
-        progress: Progress,
+        state: TrainState,
         *,
         parameters: int,
         flops_per_token: int,
@@ -63,23 +63,23 @@ class RunResult:
             peak_flops: of one device.
         """
         return cls(
-            steps=progress.step,
-            tokens=progress.tokens,
+            steps=state.step,
+            tokens=state.tokens,
             parameters=parameters,
             train_flops_per_token=flops_per_token,
-            tokens_per_second=progress.tokens / progress.train_seconds,
-            train_seconds=progress.train_seconds,
-            wall_seconds=progress.wall_seconds,
-            peak_memory_bytes=progress.peak_memory_bytes,
+            tokens_per_second=state.tokens / state.train_seconds,
+            train_seconds=state.train_seconds,
+            wall_seconds=state.wall_seconds,
+            peak_memory_bytes=state.peak_memory_bytes,
             validation=validation,
             peak_flops=None if peak_flops is None else peak_flops * processes,
             processes=processes,
-            skipped_steps=progress.skipped,
-            best_step=progress.best_step,
+            skipped_steps=state.skipped,
+            best_step=state.best_step,
         )
 
     def save(self, run: Path) -> None:
-        write_text(run / RESULT_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        write_text_atomic(run / RESULT_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, run: Path) -> "RunResult":
@@ -104,7 +104,7 @@ class RunStopped:
     reason: str
 
 
-def summary(result: RunResult, out: Path) -> str:
+def format_summary(result: RunResult, out: Path) -> str:
     """A finished run in one line.
 
     MFU is the share of the devices' peak that the model's matrix products came to (Chowdhery et al.
@@ -118,14 +118,14 @@ def summary(result: RunResult, out: Path) -> str:
         parts.append(f"validation perplexity {result.validation.perplexity:,.2f}")
     parts += [
         f"{result.tokens_per_second:,.0f} tokens/s",
-        f"MFU {flops / result.peak_flops:.1%}" if result.peak_flops else _flops_text(flops),
+        f"MFU {flops / result.peak_flops:.1%}" if result.peak_flops else _format_flops(flops),
         f"peak memory {result.peak_memory_bytes / 2**30:.2f} GiB",
-        duration(result.wall_seconds),
+        format_duration(result.wall_seconds),
     ]
     return f"{out}: {', '.join(parts)}"
 
 
-def _flops_text(flops: float) -> str:
+def _format_flops(flops: float) -> str:
     for unit, size in (("P", 1e15), ("T", 1e12)):
         if flops >= size:
             return f"{flops / size:.2f} {unit}FLOP/s"

@@ -6,30 +6,30 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lpa.errors import LPAWarning, UserError
-from lpa.files import write_text
+from lpa.files import write_text_atomic
 from lpa.locks import hold_directory
-from lpa.outputs import MODEL, Marker, check_output, content_of, read_marker, remove
-from lpa.train import checkpoint_store as store
-from lpa.train.changes import check_same, read_saved_config, refuse_changes
+from lpa.outputs import MODEL, Marker, check_output_directory, content_of, read_marker, remove
+from lpa.train.checkpoint import store
+from lpa.train.checkpoint.resume_checks import check_same_config, check_unchanged, read_saved_config
 from lpa.train.config import RunConfig
-from lpa.train.distributed import (
+from lpa.train.distributed.process_group import (
     LostRankError,
     OtherRankFailedError,
     World,
     barrier,
+    destroy_process_group,
+    init_process_group,
     is_restart,
-    join_world,
     launch_id,
-    leave_world,
     missing_ranks,
-    together,
+    run_on_all_ranks,
 )
-from lpa.train.loggers import IDS_FILE
-from lpa.train.metrics_file import DAMAGED_FILE, METRICS_FILE
+from lpa.train.init_weights import INITIAL_WEIGHTS_FILE
+from lpa.train.logging.loggers import IDS_FILE
+from lpa.train.logging.metrics_file import DAMAGED_FILE, METRICS_FILE
+from lpa.train.logging.samples import SAMPLES_FILE
 from lpa.train.result import RESULT_FILE, RunResult, RunStopped
-from lpa.train.sampling import SAMPLES_FILE
-from lpa.train.starting import START_FILE
-from lpa.train.trainer import BEST, FINAL, Trainer
+from lpa.train.trainer import BEST_DIRECTORY, FINAL_DIRECTORY, Trainer
 
 CONFIG_FILE = "config.yaml"
 _LAUNCH_FILE = ".launch"
@@ -38,15 +38,20 @@ _LAUNCH_FILE = ".launch"
 _MARKER = Marker(
     "a training run",
     [
-        *(CONFIG_FILE, _LAUNCH_FILE, START_FILE, RESULT_FILE, METRICS_FILE, DAMAGED_FILE),
+        *(CONFIG_FILE, _LAUNCH_FILE, INITIAL_WEIGHTS_FILE, RESULT_FILE, METRICS_FILE, DAMAGED_FILE),
         *(SAMPLES_FILE, IDS_FILE, "events.out.tfevents.*", "wandb/*", "test.json", ".*.tmp"),
         *("checkpoints", "checkpoints/latest.json", "checkpoints/step-[0-9]*/*"),
-        *("checkpoints/.step-[0-9]*", "checkpoints/.latest.json.*", f"{FINAL}/*", f"{BEST}/*"),
-        *(f".{FINAL}.*", f".{BEST}.*"),
+        *(
+            "checkpoints/.step-[0-9]*",
+            "checkpoints/.latest.json.*",
+            f"{FINAL_DIRECTORY}/*",
+            f"{BEST_DIRECTORY}/*",
+        ),
+        *(f".{FINAL_DIRECTORY}.*", f".{BEST_DIRECTORY}.*"),
     ],
 )
 # What a process that was killed while it wrote a model or a record leaves behind.
-_LEFTOVERS = (f".{FINAL}.*", f".{BEST}.*", ".*.tmp")
+_LEFTOVERS = (f".{FINAL_DIRECTORY}.*", f".{BEST_DIRECTORY}.*", ".*.tmp")
 
 
 def train(
@@ -79,14 +84,14 @@ def train(
         OtherRankFailedError: that happened in another process, which says so.
         LostRankError: another process died.
     """
-    world = join_world(config.train.device, timeout=config.parallel.timeout)
+    world = init_process_group(config.train.device, timeout=config.parallel.timeout)
     try:
         with _hold(out, world, resume=bool(resume)):
-            if is_restart() and together(lambda: _began_here(out)):
-                resume, overwrite = bool(store.resumable(out)), True
+            if is_restart() and run_on_all_ranks(lambda: _started_by_this_launch(out)):
+                resume, overwrite = bool(store.resumable_checkpoints(out)), True
             if resume:
-                return _resume(config, out, world, resume, allow_change)
-            return _begin(config, out, world, overwrite)
+                return _resume_run(config, out, world, resume, allow_change)
+            return _start_run(config, out, world, overwrite)
     # What torch raises when a process no longer answers; also much else, so ask who is there.
     except RuntimeError as error:
         missing = missing_ranks() if world.size > 1 else []
@@ -96,7 +101,7 @@ def train(
             f"rank {world.rank} ends, as rank {', '.join(map(str, missing))} is gone"
         ) from error
     finally:
-        leave_world()
+        destroy_process_group()
 
 
 # How long a process that torchrun started anew waits for the one that it replaces to be gone.
@@ -111,105 +116,112 @@ def _hold(out: Path, world: World, *, resume: bool) -> Iterator[None]:
     wait = _RESTART_SECONDS if is_restart() else 0.0
     with ExitStack() as held:
         holding = hold_directory(out, wait_seconds=wait)
-        together(lambda: held.enter_context(holding) if world.is_main else None)
+        run_on_all_ranks(lambda: held.enter_context(holding) if world.is_main else None)
         yield
 
 
-def _begin(config: RunConfig, out: Path, world: World, overwrite: bool) -> RunResult | RunStopped:
-    together(lambda: _check_new_run(out, overwrite))
-    trainer = together(lambda: Trainer(config, out, world))
+def _start_run(
+    config: RunConfig, out: Path, world: World, overwrite: bool
+) -> RunResult | RunStopped:
+    run_on_all_ranks(lambda: _check_run_directory(out, overwrite))
+    trainer = run_on_all_ranks(lambda: Trainer(config, out, world))
     barrier()  # nobody looks at `out` any more
     if world.is_main:
         remove(content_of(out))
         _MARKER.save(out)
-        write_text(out / CONFIG_FILE, config.to_yaml())
-        if trainer.start is not None:
-            trainer.start.save(out)
-        _sign(out)
+        write_text_atomic(out / CONFIG_FILE, config.to_yaml())
+        if trainer.initial_weights is not None:
+            trainer.initial_weights.save(out)
+        _write_launch_id(out)
     return trainer.run()
 
 
-def _resume(
+def _resume_run(
     config: RunConfig,
     out: Path,
     world: World,
-    start: bool | Path,
+    checkpoint: bool | Path,
     allow_change: Collection[str],
 ) -> RunResult | RunStopped:
     def check() -> RunResult | None:
         saved = read_saved_config(out / CONFIG_FILE)
         result = _finished_result(out, config.train.steps)
         if result is None:
-            _checkpoints_to_try(out, start)
+            _checkpoints_to_try(out, checkpoint)
             _check_models(out)
-        check_same(saved, config, allow=allow_change)
+        check_same_config(saved, config, allowed=allow_change)
         return result
 
-    finished = together(check)
+    finished = run_on_all_ranks(check)
     if finished is not None:
         return finished
-    trainer = together(lambda: Trainer(config, out, world, resumed=True))
-    path = _load_intact(trainer, out, start, allow_change)
+    trainer = run_on_all_ranks(lambda: Trainer(config, out, world, resumed=True))
+    path = _load_checkpoint(trainer, out, checkpoint, allow_change)
     barrier()
     if world.is_main:
         remove({path for pattern in _LEFTOVERS for path in out.glob(pattern)})
         _MARKER.save(out)
-        store.remember_latest(out, store.step_of(path))
-        write_text(out / CONFIG_FILE, config.to_yaml())
-        _sign(out)
+        store.write_latest(out, store.step_of(path))
+        write_text_atomic(out / CONFIG_FILE, config.to_yaml())
+        _write_launch_id(out)
     return trainer.run()
 
 
 def _finished_result(out: Path, steps: int) -> RunResult | None:
     """The result of a run that has made so many steps and whose model is there; None where it has not."""
-    if not (out / RESULT_FILE).exists() or read_marker(out / FINAL) is None:
+    if not (out / RESULT_FILE).exists() or read_marker(out / FINAL_DIRECTORY) is None:
         return None
     result = RunResult.load(out)
     return result if result.steps == steps else None
 
 
-def _load_intact(
-    trainer: Trainer, out: Path, start: bool | Path, allow_change: Collection[str]
+def _load_checkpoint(
+    trainer: Trainer, out: Path, checkpoint: bool | Path, allow_change: Collection[str]
 ) -> Path:
     """Load the checkpoint asked for, or the latest that is intact; say loudly what was passed over."""
-    speaks = trainer.world.is_main
-    for left in store.unfinished(out) if speaks else []:
+    is_main = trainer.world.is_main
+    for left in store.unfinished_checkpoints(out) if is_main else []:
         _warn(f"{left}: is no complete checkpoint and is ignored")
-    candidates = _checkpoints_to_try(out, start)
+    candidates = _checkpoints_to_try(out, checkpoint)
     for path in candidates:
         try:
-            identity = trainer.load(path)
+            fingerprints = trainer.load(path)
         except (store.DamagedCheckpointError, OtherRankFailedError) as error:
             if path == candidates[-1]:
                 raise
             if isinstance(error, store.DamagedCheckpointError):
                 _warn(f"{error}; going on from the checkpoint before it")
             continue
-        own = trainer.identity
-        refuse_changes(
-            {name: (identity.get(name), own.get(name)) for name in {**identity, **own}},
-            allow=allow_change,
+        current_fingerprints = trainer.fingerprints
+        check_unchanged(
+            {
+                name: (fingerprints.get(name), current_fingerprints.get(name))
+                for name in {**fingerprints, **current_fingerprints}
+            },
+            allowed=allow_change,
         )
         return path
     raise AssertionError("the last candidate is loaded or raises")
 
 
-def _checkpoints_to_try(out: Path, start: bool | Path) -> list[Path]:
+def _checkpoints_to_try(out: Path, checkpoint: bool | Path) -> list[Path]:
     """Best first.
 
     Raises:
         UserError: there is none, or the one asked for is not of this run.
     """
-    if isinstance(start, Path):
-        if start.resolve().parent != store.folder(out).resolve() or not store.has_name(start):
+    if isinstance(checkpoint, Path):
+        if checkpoint.resolve().parent != store.checkpoints_directory(
+            out
+        ).resolve() or not store.is_checkpoint_name(checkpoint):
             raise UserError(
-                f"--resume: got {start}; expected a checkpoint of the run, such as "
+                f"--resume: got {checkpoint}; expected a checkpoint of the run, such as "
                 f"{store.checkpoint_path(out, 100)}"
             )
-        if not start.is_dir():
-            raise UserError(f"--resume: {start}: no such checkpoint")
-        return [start]
-    found = store.resumable(out)
+        if not checkpoint.is_dir():
+            raise UserError(f"--resume: {checkpoint}: no such checkpoint")
+        return [checkpoint]
+    found = store.resumable_checkpoints(out)
     if not found:
         raise UserError(
             f"--resume: {out}: has no checkpoint that is complete; start anew with another --out"
@@ -217,31 +229,31 @@ def _checkpoints_to_try(out: Path, start: bool | Path) -> list[Path]:
     return found
 
 
-def _check_new_run(out: Path, overwrite: bool) -> None:
+def _check_run_directory(out: Path, overwrite: bool) -> None:
     if not overwrite and (out / CONFIG_FILE).exists():
         raise UserError(
             f"--out {out}: already holds a run; pass --resume to go on with it, "
             "--overwrite to delete it, or choose a new directory"
         )
-    check_output(out, _MARKER.kind, overwrite=overwrite)
+    check_output_directory(out, _MARKER.kind, overwrite=overwrite)
     _check_models(out)
 
 
 def _check_models(out: Path) -> None:
     """Refuse to write models where files lie that this command did not write."""
-    for name in (FINAL, BEST):
+    for name in (FINAL_DIRECTORY, BEST_DIRECTORY):
         if (out / name).is_dir() and read_marker(out / name) is not None:
-            check_output(out / name, MODEL, overwrite=True)
+            check_output_directory(out / name, MODEL, overwrite=True)
 
 
-def _sign(out: Path) -> None:
+def _write_launch_id(out: Path) -> None:
     """Remember which launch this run belongs to."""
     name = launch_id()
     if name is not None:
-        write_text(out / _LAUNCH_FILE, name + "\n")
+        write_text_atomic(out / _LAUNCH_FILE, name + "\n")
 
 
-def _began_here(out: Path) -> bool:
+def _started_by_this_launch(out: Path) -> bool:
     """Whether the launch that this process belongs to has worked on `out` before."""
     file = out / _LAUNCH_FILE
     return file.is_file() and file.read_text(errors="replace").strip() == launch_id()

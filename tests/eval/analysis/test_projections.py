@@ -5,7 +5,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lpa.errors import UserError
-from lpa.eval.analysis.projections import cut, input_directions, projections
+from lpa.eval.analysis.projections import input_directions, list_projections, truncated
 
 
 def gpt2():
@@ -16,18 +16,22 @@ def gpt2():
 
 
 def test_every_projection_of_every_layer_once():
-    found = projections(small_model(placement="attention"))
-    first = [(piece.name, piece.block, piece.most_rank) for piece in found if piece.layer == 0]
+    found = list_projections(small_model(placement="attention"))
+    first = [
+        (projection.name, projection.sublayer, projection.max_rank)
+        for projection in found
+        if projection.layer == 0
+    ]
     assert first == [
         *((f"{name}_proj", "attention", 8) for name in "qkvo"),
         *((f"{name}_proj", "ffn", 32) for name in ("gate", "up", "down")),
     ]
-    assert [piece.layer for piece in found] == [0] * 7 + [1] * 7
+    assert [projection.layer for projection in found] == [0] * 7 + [1] * 7
 
 
 def test_fused_and_transposed_projections_of_gpt2():
-    found = projections(gpt2())
-    assert [(piece.name, piece.block) for piece in found[:4]] == [
+    found = list_projections(gpt2())
+    assert [(projection.name, projection.sublayer) for projection in found[:4]] == [
         ("c_attn", "attention"),
         ("c_proj", "attention"),
         ("c_fc", "ffn"),
@@ -38,38 +42,38 @@ def test_fused_and_transposed_projections_of_gpt2():
 
 def test_a_model_without_layers_is_refused():
     with pytest.raises(UserError, match=r"Sequential: has no nn.Linear"):
-        projections(nn.Sequential(nn.ReLU()))
+        list_projections(nn.Sequential(nn.ReLU()))
 
 
 @pytest.mark.parametrize("model", [small_model(placement="attention"), gpt2()], ids=["lpa", "gpt2"])
 def test_a_cut_is_the_best_approximation_and_is_undone(model):
     x = torch.randn(5, 32)
-    for piece in projections(model)[:3]:
+    for projection in list_projections(model)[:3]:
         with torch.no_grad():
-            before = piece.module(x)
-            bias = piece.module(torch.zeros(1, 32))
-            weight = (piece.module(torch.eye(32)) - bias).T.double()
+            before = projection.module(x)
+            bias = projection.module(torch.zeros(1, 32))
+            weight = (projection.module(torch.eye(32)) - bias).T.double()
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
         best = (u[:, :4] * s[:4]) @ vh[:4]
-        with cut([piece], [input_directions(piece.module)], 4), torch.no_grad():
-            inside = piece.module(x)
+        with truncated([projection], [input_directions(projection.module)], 4), torch.no_grad():
+            inside = projection.module(x)
         expected = x.double() @ best.T + bias
         assert torch.allclose(inside.double(), expected, atol=1e-5)
         with torch.no_grad():
-            assert torch.equal(piece.module(x), before)
+            assert torch.equal(projection.module(x), before)
 
 
 def test_a_cut_is_undone_after_an_error():
     model = small_model(placement="attention")
-    piece = projections(model)[0]
-    before = piece.module.down.weight.clone()
-    directions = [input_directions(piece.module)]
+    projection = list_projections(model)[0]
+    before = projection.module.down.weight.clone()
+    directions = [input_directions(projection.module)]
 
     def fail() -> None:
-        with cut([piece], directions, 1):
-            assert not torch.equal(piece.module.down.weight, before)
+        with truncated([projection], directions, 1):
+            assert not torch.equal(projection.module.down.weight, before)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert torch.equal(piece.module.down.weight, before)
+    assert torch.equal(projection.module.down.weight, before)

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from lpa.study.executor_slurm import submit_jobs
-from lpa.study.grid import expand
-from lpa.study.runner import plan_jobs
+from lpa.study.grid import expand_grid
+from lpa.study.job_runner import create_jobs
+from lpa.study.slurm_executor import submit_jobs
 
 if __name__ == "__main__":
     out, data = map(Path, sys.argv[1:])
-    study = expand("placement", "tiny", vocab_size=300, steps=1_000_000)
-    jobs = plan_jobs(study, 1, out, data)[:1]
+    study = expand_grid("placement", "tiny", vocab_size=300, steps=1_000_000)
+    jobs = create_jobs(study, 1, out, data)[:1]
     submit_jobs(jobs, out / "submitit", {"timeout_min": 30}, cluster="local")

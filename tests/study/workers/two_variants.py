@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 from lpa.data.manifest import Manifest
-from lpa.study.grid import expand
-from lpa.study.runner import plan_jobs, run_jobs
+from lpa.study.grid import expand_grid
+from lpa.study.job_runner import create_jobs, run_jobs
 
 if __name__ == "__main__":
     out, data = map(Path, sys.argv[1:])
-    study = expand("placement", "tiny", vocab_size=Manifest.load(data).vocab_size)
+    study = expand_grid("placement", "tiny", vocab_size=Manifest.load(data).vocab_size)
     del study.variants[2:]
-    sys.exit(bool(run_jobs(plan_jobs(study, 2, out, data), 2)))
+    sys.exit(bool(run_jobs(create_jobs(study, 2, out, data), 2)))

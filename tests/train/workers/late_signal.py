@@ -14,13 +14,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from small_runs import small_trainer
 
-from lpa.train.distributed import join_world, leave_world
+from lpa.train.distributed.process_group import destroy_process_group, init_process_group
 
 
 def main() -> None:
     data, run, out = sys.argv[1:]
     torch.set_num_threads(1)
-    world = join_world("cpu", timeout=60)
+    world = init_process_group("cpu", timeout=60)
     told: list[int] = []
     if world.size > 1:
         signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
@@ -36,7 +36,7 @@ def main() -> None:
     trainer.run()
     finished = (Path(run) / "result.json").exists()
     Path(f"{out}.{world.rank}").write_text(json.dumps({"told": told, "finished": finished}))
-    leave_world()
+    destroy_process_group()
     Path(out).write_text("null")
 
 

@@ -12,15 +12,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from small_runs import small_trainer
 
-from lpa.train.distributed import join_world, leave_world
+from lpa.train.distributed.process_group import destroy_process_group, init_process_group
 
 
 def main() -> None:
-    data, layouts, steps, fields, out = sys.argv[1:]
+    data, sharded_models, steps, fields, out = sys.argv[1:]
     torch.set_num_threads(1)
-    world = join_world("cpu", timeout=60)
+    world = init_process_group("cpu", timeout=60)
     results = []
-    for replicate, shard, tensor in json.loads(layouts):
+    for replicate, shard, tensor in json.loads(sharded_models):
         trainer = small_trainer(
             Path(data),
             world,
@@ -28,8 +28,8 @@ def main() -> None:
             steps=int(steps),
             **json.loads(fields),
         )
-        trainer._open_reader()
-        losses = [trainer._step().loss for _ in range(int(steps))]
+        trainer._open_batch_reader()
+        losses = [trainer.train_step().loss for _ in range(int(steps))]
         weights = {
             name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().double()
             for name, p in trainer.model.named_parameters()
@@ -44,13 +44,13 @@ def main() -> None:
                 "losses": losses,
                 "norms": norms,
                 "held": held,
-                "tokens": trainer.progress.tokens,
+                "tokens": trainer.state.tokens,
                 "evaluated": trainer._evaluate(500).loss,
             }
         )
     if world.is_main:
         Path(out).write_text(json.dumps(results))
-    leave_world()
+    destroy_process_group()
 
 
 main()

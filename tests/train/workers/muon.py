@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from lpa.train import muon
-from lpa.train.shards import whole
+from lpa.train.distributed.dtensor import full_tensor
+from lpa.train.optim import muon
 
 SHAPES = [(32, 24), (24, 32), (19, 21)] + 7 * [(32, 24)]
 LAYOUTS = {
@@ -55,10 +55,12 @@ def main() -> None:
             muon.newton_schulz = counted
             together.step()
             muon.newton_schulz = orthogonalize
-        equal = all(torch.equal(whole(s.detach()), p) for p, s in zip(plain, sharded, strict=True))
-        counts = [None] * dist.get_world_size()
-        dist.all_gather_object(counts, (equal, worked[0]))
-        results[name] = counts
+        equal = all(
+            torch.equal(full_tensor(s.detach()), p) for p, s in zip(plain, sharded, strict=True)
+        )
+        to_list = [None] * dist.get_world_size()
+        dist.all_gather_object(to_list, (equal, worked[0]))
+        results[name] = to_list
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))
     dist.destroy_process_group()

@@ -13,7 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from small_runs import small_trainer
 
 from lpa.errors import UserError
-from lpa.train.distributed import OtherRankFailedError, join_world, leave_world
+from lpa.train.distributed.process_group import (
+    OtherRankFailedError,
+    destroy_process_group,
+    init_process_group,
+)
 
 BAD_STEP, BAD_RANK = 4, 1
 
@@ -21,7 +25,7 @@ BAD_STEP, BAD_RANK = 4, 1
 def main() -> None:
     data, run, what, action, out = sys.argv[1:]
     torch.set_num_threads(1)
-    world = join_world("cpu", timeout=60)
+    world = init_process_group("cpu", timeout=60)
     trainer = small_trainer(
         Path(data),
         world,
@@ -30,13 +34,13 @@ def main() -> None:
         log_every=1,
         micro_batch_size=2,
         on_nonfinite=action,
-        checkpoint={"every": 1, "keep": 9},
+        checkpoint={"every": 1, "keep_latest_k": 9},
     )
     forward = trainer.model.forward
 
     def spoiled(*arguments, **keywords):
         output = forward(*arguments, **keywords)
-        if trainer.progress.step + 1 == BAD_STEP and world.rank == BAD_RANK:
+        if trainer.state.step + 1 == BAD_STEP and world.rank == BAD_RANK:
             if what == "loss":
                 output.loss = output.loss * float("nan")
             else:
@@ -51,7 +55,7 @@ def main() -> None:
         ending = str(error)
     except OtherRankFailedError:
         ending = "told by another"
-    finite = all(
+    is_finite = all(
         bool(torch.isfinite(value.to_local()).all())
         for value in (
             *trainer.model.parameters(),
@@ -65,9 +69,9 @@ def main() -> None:
         )
     )
     Path(f"{out}.{world.rank}").write_text(
-        json.dumps({"ending": ending, "step": trainer.progress.step, "finite": finite})
+        json.dumps({"ending": ending, "step": trainer.state.step, "finite": is_finite})
     )
-    leave_world()
+    destroy_process_group()
     Path(out).write_text("null")
 
 

@@ -22,24 +22,24 @@ class Projection:
     Attributes:
         layer: number of the layer.
         name: within the layer, as `q_proj` or `c_attn`.
-        block: `attention` or `ffn`.
+        sublayer: `attention` or `ffn`.
         module: `nn.Linear`, `LowRankLinear`, or the `Conv1D` of GPT-2.
     """
 
     layer: int
     name: str
-    block: str
+    sublayer: str
     module: Any
 
     @property
-    def most_rank(self) -> int:
+    def max_rank(self) -> int:
         """The rank that the effective matrix can have at most."""
         if isinstance(self.module, LowRankLinear):
             return self.module.rank
         return min(self.module.weight.shape)
 
 
-def projections(model: nn.Module) -> list[Projection]:
+def list_projections(model: nn.Module) -> list[Projection]:
     """All maps between features inside the layers of a model, in its order.
 
     Raises:
@@ -57,8 +57,8 @@ def projections(model: nn.Module) -> list[Projection]:
             inside.add(path)  # its factors are no projections of their own
         elif not isinstance(module, nn.Linear | Conv1D):
             continue
-        block = "attention" if "attn" in path or "attention" in path else "ffn"
-        found.append(Projection(int(layer[1]), path.rpartition(".")[2], block, module))
+        sublayer = "attention" if "attn" in path or "attention" in path else "ffn"
+        found.append(Projection(int(layer[1]), path.rpartition(".")[2], sublayer, module))
     if not found:
         raise UserError(
             f"{type(model).__name__}: has no nn.Linear, Conv1D or LowRankLinear in numbered layers"
@@ -87,21 +87,23 @@ def input_directions(module: Any) -> Tensor:
 
 
 @contextmanager
-def cut(pieces: Sequence[Projection], directions: Sequence[Tensor], rank: int) -> Iterator[None]:
+def truncated(
+    projections: Sequence[Projection], directions: Sequence[Tensor], rank: int
+) -> Iterator[None]:
     """Within, each projection is its best approximation of a rank; afterwards it is as before.
 
     W V_r V_rᵀ, with the r strongest right singular vectors V_r, is the truncated SVD of W (Eckart & Young
     1936). On a pair it falls on the down factor, so biases stay what they are.
     """
     with ExitStack() as stack:
-        for piece, vectors in zip(pieces, directions, strict=True):
-            stack.enter_context(_cut_one(piece.module, vectors[:rank]))
+        for projection, vectors in zip(projections, directions, strict=True):
+            stack.enter_context(_truncated_module(projection.module, vectors[:rank]))
         yield
 
 
 @contextmanager
 @torch.no_grad()
-def _cut_one(module: Any, kept: Tensor) -> Iterator[None]:
+def _truncated_module(module: Any, kept: Tensor) -> Iterator[None]:
     linear = as_linear(module)
     weight = linear.down.weight if isinstance(linear, LowRankLinear) else linear.weight
     before = weight.detach().clone()

@@ -4,42 +4,42 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lpa.eval.analysis.projections import Projection, cut, input_directions
+from lpa.eval.analysis.projections import Projection, input_directions, truncated
 from lpa.eval.scoring import score
-from lpa.eval.texts import TokenizedText
+from lpa.eval.tokenized_text import TokenizedText
 
 
 @dataclass
-class Cut:
+class Truncation:
     """One cut.
 
     Attributes:
         layer: of the projection that was cut; None where those of all layers were.
         name: of the projection, or of the block (`attention`, `ffn`) all of whose projections were.
-        block: `attention` or `ffn`.
+        sublayer: `attention` or `ffn`.
         rank: what was left.
         loss: after the cut, in nats per token.
-        increase: loss - that of the whole model.
+        loss_increase: loss - that of the whole model.
     """
 
     layer: int | None
     name: str
-    block: str
+    sublayer: str
     rank: int
     loss: float
-    increase: float
+    loss_increase: float
 
 
-def measure_cuts(
+def measure_truncations(
     model: Any,
-    pieces: Sequence[Projection],
+    projections: Sequence[Projection],
     text: TokenizedText,
     ranks: Sequence[int],
     *,
-    context: int,
+    seq_len: int,
     batch_size: int,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[float, list[Cut]]:
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[float, list[Truncation]]:
     """The loss of the whole model, and after each cut that takes anything away.
 
     Each projection of each layer is cut alone, then all of a block in all layers together.
@@ -47,32 +47,38 @@ def measure_cuts(
     Args:
         text: what is scored.
         ranks: what to cut to; a projection that has no more is left as it is.
-        report: called with cuts done and cuts in all.
+        on_progress: called with cuts done and cuts in all.
     """
 
     def loss() -> float:
         scores = score(
-            model, text, mode="blocks", context=context, stride=context, batch_size=batch_size
+            model, text, mode="blocks", seq_len=seq_len, stride=seq_len, batch_size=batch_size
         )
         return float(scores.loss.sum() / scores.tokens.sum())
 
-    directions = {piece: input_directions(piece.module) for piece in pieces}
+    directions = {projection: input_directions(projection.module) for projection in projections}
     groups: list[tuple[int | None, str, list[Projection]]] = [
-        (piece.layer, piece.name, [piece]) for piece in pieces
+        (projection.layer, projection.name, [projection]) for projection in projections
     ]
-    for block in ("attention", "ffn"):
-        groups.append((None, block, [piece for piece in pieces if piece.block == block]))
+    for sublayer in ("attention", "ffn"):
+        groups.append(
+            (
+                None,
+                sublayer,
+                [projection for projection in projections if projection.sublayer == sublayer],
+            )
+        )
     jobs = []
     for layer, name, group in groups:
         for rank in ranks:
-            smaller = [piece for piece in group if piece.most_rank > rank]
+            smaller = [projection for projection in group if projection.max_rank > rank]
             if smaller:
                 jobs.append((layer, name, rank, smaller))
     whole = loss()
-    cuts = []
+    truncations = []
     for done, (layer, name, rank, group) in enumerate(jobs, 1):
-        with cut(group, [directions[piece] for piece in group], rank):
+        with truncated(group, [directions[projection] for projection in group], rank):
             after = loss()
-        cuts.append(Cut(layer, name, group[0].block, rank, after, after - whole))
-        report(done, len(jobs))
-    return whole, cuts
+        truncations.append(Truncation(layer, name, group[0].sublayer, rank, after, after - whole))
+        on_progress(done, len(jobs))
+    return whole, truncations

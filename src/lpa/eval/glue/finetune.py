@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from lpa.errors import LPAWarning, UserError
-from lpa.eval.glue.encoding import PairEncoder, padding_token
+from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.metrics import score_predictions
-from lpa.eval.glue.reading import Examples
-from lpa.eval.glue.tasks import Task, prefix_of
-from lpa.eval.windowing import positions_of
+from lpa.eval.glue.tasks import Task, metric_prefix
+from lpa.eval.glue.tokenization import TextPairEncoder, ensure_pad_token
+from lpa.eval.windows import max_positions
 from lpa.model.loading import load_model, new_model, open_config
 
-Report = Callable[[int, int], None]
+StepCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuningConfig:
     """How a model is fine-tuned.
 
     Attributes:
@@ -56,21 +56,21 @@ def fine_tune(
     directory: Path,
     task: Task,
     examples: dict[str, Examples],
-    settings: FineTuning,
+    settings: FineTuningConfig,
     *,
     seed: int,
     from_scratch: bool = False,
     device: str = "auto",
-    report: Report = lambda step, steps: None,
+    on_progress: StepCallback = lambda step, steps: None,
 ) -> dict[str, float]:
     """Train on `train` and score on each dev split.
 
     Args:
         directory: a Hugging Face directory of a causal language model.
-        examples: of `read_task`.
+        examples: of `load_examples`.
         seed: of the new head, the order of examples and dropout; of all weights if from scratch.
         from_scratch: begin with random weights of the same architecture.
-        report: called with steps done and steps in all.
+        on_progress: called with steps done and steps in all.
 
     Returns:
         The task's metrics; those of MNLI's second dev split with the prefix `mismatched_`.
@@ -90,7 +90,7 @@ def fine_tune(
 
     config = _config(directory, task)
     tokenizer = load_model_tokenizer(directory, config)
-    padding_token(tokenizer)
+    ensure_pad_token(tokenizer)
     config.pad_token_id = tokenizer.pad_token_id
     set_seed(seed)
     model: Any = (
@@ -98,12 +98,12 @@ def fine_tune(
         if from_scratch
         else load_model(directory, config=config, classify=True, dtype="float32")
     )
-    encoder = PairEncoder(tokenizer, min(settings.max_length, positions_of(model)))
-    encoded = {split: encoder.encode(of_split) for split, of_split in examples.items()}
-    if encoder.shortened:
+    encoder = TextPairEncoder(tokenizer, min(settings.max_length, max_positions(model)))
+    encoded = {split: encoder.encode(split_examples) for split, split_examples in examples.items()}
+    if encoder.num_truncated:
         warnings.warn(
-            f"{task.title}: {encoder.shortened} examples are longer than "
-            f"{min(settings.max_length, positions_of(model))} tokens and were shortened",
+            f"{task.title}: {encoder.num_truncated} examples are longer than "
+            f"{min(settings.max_length, max_positions(model))} tokens and were shortened",
             LPAWarning,
             stacklevel=2,
         )
@@ -134,7 +134,7 @@ def fine_tune(
             ),
             train_dataset=encoded["train"],
             data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[_progress(report)],
+            callbacks=[_progress(on_progress)],
         )
         trainer.remove_callback(PrinterCallback)  # progress is reported; figures are returned
         trainer.train()
@@ -142,7 +142,7 @@ def fine_tune(
         for split, _ in task.dev:
             predictions, labels = _predict(trainer, encoded[split], task)
             for name, value in score_predictions(task, predictions, labels).items():
-                scores[prefix_of(split) + name] = value
+                scores[metric_prefix(split) + name] = value
     return scores
 
 
@@ -164,11 +164,11 @@ def _predict(
     return logits.argmax(axis=-1) if task.labels else logits.reshape(-1), output.label_ids
 
 
-def _progress(report: Report) -> Any:
+def _progress(on_progress: StepCallback) -> Any:
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            report(state.global_step, state.max_steps)
+            on_progress(state.global_step, state.max_steps)
 
     return Progress()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lpa.eval.glue.reading import Examples
+from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.tasks import Task
 
 

@@ -13,7 +13,7 @@ class Task:
         label_column: of the label.
         labels: the label names in the order of their numbers; none where the label is a number.
         metrics: the official ones, by the names of `lpa.eval.glue.metrics`.
-        hub_columns: as `columns`, of the data set `nyu-mll/glue`.
+        hub_columns: as `columns`, of the dataset `nyu-mll/glue`.
         dev: name in results -> file of a dev split; the first one's metrics come without a prefix.
         header: the column names of files that have none.
     """
@@ -78,11 +78,11 @@ TASKS = {
 }
 
 
-def prefix_of(split: str) -> str:
+def metric_prefix(split: str) -> str:
     """What comes before a metric of a dev split: `mismatched_` for MNLI's second, else nothing."""
     return "mismatched_" if split.endswith("_mismatched") else ""
 
 
 def scores_of(task: Task) -> list[str]:
     """The names of all that a model is scored by."""
-    return [prefix_of(split) + metric for split, _ in task.dev for metric in task.metrics]
+    return [metric_prefix(split) + metric for split, _ in task.dev for metric in task.metrics]

@@ -1,0 +1,131 @@
+"""`lpa convert factorize`."""
+
+from pathlib import Path
+from typing import Any
+
+from lpa.cli.parsing import Count, Parser, PositiveNumber, add_output_arguments, to_json
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "convert factorize",
+        description="Cut the projections of a dense checkpoint to low rank. A Llama becomes an LPA model; "
+        "any other decoder keeps its class, with low-rank pairs inside.",
+        examples="""\
+  lpa convert factorize path/to/llama --out cut --rank-fraction 0.5 --calibration-data train.txt
+  lpa convert factorize model.gguf --out cut --rank 128 --placement all
+  lpa convert factorize path/to/gpt2 --out cut --budget parameters=0.8 --calibration-data train.txt
+  lpa convert factorize path/to/model --out cut --ranks ranks.yaml --projections 'experts.*proj$'""",
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a Hugging Face directory or a GGUF file"
+    )
+    parser.add_argument("--rank", type=Count, help="of every projection")
+    parser.add_argument(
+        "--rank-fraction",
+        type=PositiveNumber,
+        help="the share of each projection's break-even rank that it gets",
+    )
+    parser.add_argument(
+        "--ranks",
+        type=Path,
+        metavar="FILE",
+        help="JSON or YAML: name or regular expression to rank",
+    )
+    parser.add_argument(
+        "--budget",
+        type=str,
+        help="parameters=SHARE, flops=SHARE or kv=SHARE of what the projections cost dense, spread over them",
+    )
+    parser.add_argument(
+        "--budget-criterion",
+        choices=["spectra", "loss"],
+        default="spectra",
+        help="what spreads the budget",
+    )
+    parser.add_argument(
+        "--placement",
+        choices=["attention", "ffn", "all"],
+        default="attention",
+        help="which projections",
+    )
+    parser.add_argument(
+        "--projections",
+        type=str,
+        metavar="REGEX",
+        help="which, by full name, instead of --placement",
+    )
+    parser.add_argument(
+        "--method",
+        choices=["svd", "svd-llm", "svd-llm-update"],
+        help="by default whitened with --calibration-data, svd without",
+    )
+    parser.add_argument(
+        "--calibration-data", type=str, metavar="TEXT", help="text like what the model will read"
+    )
+    parser.add_argument("--calibration-tokens", type=Count, default=32768, help="how much of it")
+    parser.add_argument(
+        "--seq-len", type=Count, help="tokens per window of it; by default up to 512"
+    )
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
+    add_output_arguments(parser)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
+
+    from lpa import console
+    from lpa.convert.factorize import FactorizeConfig, as_json, factorize_directory
+    from lpa.convert.rank_budget import RankBudget
+    from lpa.device import resolve_device
+
+    console.silence_transformers()
+    config = FactorizeConfig(
+        placement=arguments.placement,
+        projections=arguments.projections,
+        rank=arguments.rank,
+        rank_fraction=arguments.rank_fraction,
+        ranks=None if arguments.ranks is None else _read_ranks(arguments.ranks),
+        budget=None
+        if arguments.budget is None
+        else RankBudget.parse(arguments.budget, arguments.budget_criterion),
+        method=arguments.method,
+        calibration_data=arguments.calibration_data,
+        calibration_tokens=arguments.calibration_tokens,
+        seq_len=arguments.seq_len,
+    )
+    with console.progress_display(transient=True) as display:
+        summary = factorize_directory(
+            arguments.model,
+            arguments.out,
+            config,
+            device=str(resolve_device(arguments.device)),
+            overwrite=arguments.overwrite,
+            on_progress=console.bar_per_task(display),
+        )
+    if arguments.json:
+        print(to_json(as_json(summary)))
+        return
+    _print(arguments.out, summary)
+
+
+def _read_ranks(path: Path) -> dict[str, int | None]:
+    from lpa.errors import UserError
+    from lpa.records import read_yaml
+
+    try:
+        return read_yaml(path, dict[str, int | None])
+    except UserError as error:
+        raise UserError(f"--ranks {error}; expected a mapping of names to ranks") from error
+
+
+def _print(out: Path, summary: Any) -> None:
+    print(f"{out}: {summary.model_class}")
+    for label, before, after in (
+        ("parameters", summary.parameters_dense, summary.parameters),
+        ("KV bytes/token", summary.kv_bytes_per_token_dense, summary.kv_bytes_per_token),
+    ):
+        print(f"{label:<16}{before:>14,} -> {after:>14,}   {after / before:.3f}")
+    for kind, error in summary.relative_error.items():
+        print(f"{'error of ' + kind:<28}{error:.4f}")

@@ -1,0 +1,59 @@
+"""`lpa convert import-published`."""
+
+from pathlib import Path
+
+from lpa.cli.parsing import Count, Parser, add_output_arguments, to_json
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "convert import-published",
+        description="Turn a checkpoint of the published LPA code into a Hugging Face directory. All "
+        "sizes are read from its tensors; nothing may be missing or left over.",
+        examples="""\
+  lpa convert import-published s2.safetensors --setting 2 --num-attention-heads 12 --out model
+  lpa convert import-published s1.safetensors --setting 1 --num-attention-heads 8 --out model""",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help="a safetensors file with the published names"
+    )
+    parser.add_argument(
+        "--setting", type=Count, required=True, help="1 (post-sublayer norm) or 2 (LLaMA-like)"
+    )
+    parser.add_argument(
+        "--num-attention-heads", type=Count, required=True, help="which the tensors do not tell"
+    )
+    parser.add_argument(
+        "--seq-len",
+        type=Count,
+        default=256,
+        help="positions of setting 2, which its tensors do not tell",
+    )
+    add_output_arguments(parser)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
+
+    from lpa import console
+    from lpa.convert.import_published import import_published
+    from lpa.outputs import MODEL, atomic_directory, check_output_directory
+
+    console.silence_transformers()
+    check_output_directory(arguments.out, MODEL, overwrite=arguments.overwrite)
+    model = import_published(
+        arguments.checkpoint,
+        arguments.setting,
+        num_attention_heads=arguments.num_attention_heads,
+        seq_len=arguments.seq_len,
+    )
+    with atomic_directory(arguments.out, MODEL, overwrite=arguments.overwrite) as directory:
+        model.save_pretrained(directory)
+    figures = {"parameters": model.num_parameters(), "placement": model.config.placement}
+    if arguments.json:
+        print(to_json(figures))
+    else:
+        print(
+            f"{arguments.out}: {figures['parameters']:,} parameters, placement {figures['placement']}"
+        )

@@ -1,0 +1,41 @@
+"""`lpa convert merge`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from lpa.cli.parsing import Parser, add_output_arguments, to_json
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "convert merge",
+        description="Fold each low-rank pair into one dense matrix and write a stock Llama, which any "
+        "inference engine loads without this package. The parameters that low rank saved come back.",
+        examples="""\
+  lpa convert merge runs/lpa --out merged
+  lpa convert merge path/to/lpa-model --out merged --json""",
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="RUN", help="a run directory or a Hugging Face directory"
+    )
+    add_output_arguments(parser)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
+
+    from lpa import console
+    from lpa.convert.merge import merge_directory
+
+    console.silence_transformers()
+    with console.stderr.status("merging"):
+        merged = merge_directory(arguments.model, arguments.out, overwrite=arguments.overwrite)
+    if arguments.json:
+        print(to_json(asdict(merged)))
+        return
+    more = merged.parameters_merged - merged.parameters_low_rank
+    print(
+        f"{arguments.out}: a stock Llama of {merged.parameters_merged:,} parameters, "
+        f"{more:,} more than the low-rank model's {merged.parameters_low_rank:,}"
+    )

@@ -1,0 +1,38 @@
+"""`lpa data show`."""
+
+from lpa.cli.parsing import Count, Parser, Seed, add_data_argument, add_json_flag, to_json
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "data show",
+        description="Decoded documents of a prepared data directory, with their boundaries visible.",
+        examples="""\
+  lpa data show data --sample 3
+  lpa data show data --split validation --sample 1 --max-tokens 1000""",
+    )
+    add_data_argument(parser)
+    parser.add_argument("--split", type=str, default="train", help="which split")
+    parser.add_argument("--sample", type=Count, default=5, help="how many documents")
+    parser.add_argument("--max-tokens", type=Count, default=200, help="of each document")
+    parser.add_argument("--seed", type=Seed, default=0, help="of the choice")
+    add_json_flag(parser)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
+
+    from lpa.data.stats import sample_documents
+
+    texts = sample_documents(
+        arguments.data,
+        arguments.split,
+        sample=arguments.sample,
+        seed=arguments.seed,
+        max_tokens=arguments.max_tokens,
+    )
+    if arguments.json:
+        print(to_json({"documents": texts}))
+    else:
+        print("\n\n---\n\n".join(texts))

@@ -1,0 +1,47 @@
+"""`lpa data stats`."""
+
+from dataclasses import asdict
+
+from lpa.cli.parsing import Parser, add_data_argument, add_json_flag, to_json
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "data stats",
+        description="What a prepared data directory holds: documents, tokens, lengths, vocabulary use, "
+        "duplicates.",
+        examples="""\
+  lpa data stats data
+  lpa data stats data --json""",
+    )
+    add_data_argument(parser)
+    add_json_flag(parser)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
+
+    from lpa import console
+    from lpa.data.manifest import Manifest
+    from lpa.data.stats import split_stats
+
+    manifest = Manifest.load(arguments.data)
+    with console.stderr.status("counting"):
+        statistics = {
+            split: asdict(split_stats(arguments.data, split)) for split in manifest.splits
+        }
+    if arguments.json:
+        print(to_json({"vocab_size": manifest.vocab_size, "splits": statistics}))
+        return
+    for split, figures in statistics.items():
+        print(f"{split}")
+        lengths = figures.pop("lengths")
+        for name, value in figures.items():
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+            print(f"  {name.replace('_', ' '):<18}{shown:>16}")
+        most = max(lengths.values())
+        for smallest, count in lengths.items():
+            bar = "█" * max(1, round(30 * count / most))
+            print(f"  {smallest:>9,}+ tokens {count:>12,} {bar}")
+    print(f"vocabulary of {manifest.vocab_size:,}")

@@ -1,0 +1,62 @@
+"""`lpa eval compare`."""
+
+from pathlib import Path
+
+from lpa.cli.eval.eval_common import add_text_arguments, print_json, score_each_text, window_config
+from lpa.cli.parsing import Parser, add_json_flag
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "eval compare",
+        description="Whether one model predicts a text better than another: the paired difference with a "
+        "95% interval, and a verdict.",
+        examples="""\
+  lpa eval compare runs/lpa runs/dense --data data
+  lpa eval compare runs/lpa path/to/hf-model --data "test.txt#boundary=line\"""",
+    )
+    for name in ("a", "b"):
+        parser.add_argument(
+            name,
+            type=Path,
+            metavar=name.upper(),
+            help="a run directory or a Hugging Face directory",
+        )
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
+    add_text_arguments(parser)
+    add_json_flag(parser)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
+
+    from lpa.eval.compare import compare
+
+    results = score_each_text(
+        arguments.data,
+        lambda source, on_progress: compare(
+            arguments.a,
+            arguments.b,
+            source,
+            split=arguments.split,
+            window_config=window_config(arguments),
+            device=arguments.device,
+            on_progress=on_progress,
+        ),
+    )
+    if arguments.json:
+        print_json(results)
+        return
+    for source, result in results.items():
+        if len(results) > 1:
+            print(f"{source}:")
+        for path, one in ((arguments.a, result.a), (arguments.b, result.b)):
+            print(
+                f"{path}: perplexity {one.perplexity:.2f} ± {one.standard_error:.2f}, "
+                f"{one.bits_per_byte:.4f} bits per byte, {one.tokens:,} tokens"
+            )
+        print(
+            f"{result.to_sentence(str(arguments.a), str(arguments.b))}; "
+            f"bootstrap over {result.parts} {result.a.resampling_unit}"
+        )

@@ -1,0 +1,75 @@
+"""What the commands share that score held-out text: its options, its progress, its JSON."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lpa.cli.parsing import Count, to_json
+
+
+def add_text_arguments(parser: Any) -> None:
+    """Which held-out text, and how a model reads it."""
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=str,
+        required=True,
+        help="prepared data directories or text as `lpa prepare` takes it: files, directories or "
+        "globs, with #boundary=line and the like",
+    )
+    parser.add_argument(
+        "--split",
+        type=str,
+        help="of prepared data; by default test, or validation where there is none",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=["blocks", "sliding", "documents"],
+        help="windows that do not overlap, that overlap, or of each document alone; by default "
+        "sliding where there is a --stride, else blocks",
+    )
+    parser.add_argument("--seq-len", type=Count, help="tokens per window; by default the model's")
+    parser.add_argument(
+        "--stride",
+        type=Count,
+        help="how far one window begins after the other; by default half the context",
+    )
+    parser.add_argument("--batch-size", type=Count, default=8, help="windows per forward pass")
+
+
+def window_config(arguments: Any) -> Any:
+    """The options of `add_text_arguments` that say how text is cut."""
+    from lpa.eval.windows import WindowConfig
+
+    return WindowConfig(
+        mode=arguments.mode,
+        seq_len=arguments.seq_len,
+        stride=arguments.stride,
+        batch_size=arguments.batch_size,
+    )
+
+
+def score_each_text(
+    sources: list[str], score: Callable[[str, Callable[[int, int], None]], Any]
+) -> dict[str, Any]:
+    """The result of `score(place, report)` for each text, with a progress bar for each."""
+    from lpa import console
+
+    console.silence_transformers()
+    results = {}
+    with console.progress_display() as display:
+        report_each = console.bar_per_task(display)
+        for source in sources:
+
+            def on_progress(done: int, total: int, source: str = source) -> None:
+                report_each(f"scoring {Path(source).name}", done, total)
+
+            results[source] = score(source, on_progress)
+    return results
+
+
+def print_json(results: dict[str, Any]) -> None:
+    """One object for one text, as most have it; else an object for each, by name."""
+    by_source = {source: asdict(result) for source, result in results.items()}
+    print(to_json(by_source if len(by_source) > 1 else next(iter(by_source.values()))))

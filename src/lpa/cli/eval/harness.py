@@ -1,0 +1,93 @@
+"""`lpa eval harness`."""
+
+from typing import Any
+
+from lpa.cli.parsing import (
+    Count,
+    CountOrZero,
+    Parser,
+    PositiveNumber,
+    add_json_flag,
+    add_model_arguments,
+    to_json,
+)
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "eval harness",
+        description="Tasks of the lm-evaluation-harness (extra `lpa[harness]`).",
+        examples="""\
+  lpa eval harness runs/lpa --tasks lambada_openai hellaswag
+  lpa eval harness runs/lpa --tasks arc_easy --num-fewshot 5 --limit 100
+  lpa eval harness runs/lpa --tasks my_task.yaml --json""",
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        type=str,
+        required=True,
+        metavar="TASK",
+        help="names that lm-eval knows, or task files of your own (.yaml)",
+    )
+    parser.add_argument(
+        "--num-fewshot",
+        type=CountOrZero,
+        help="examples before each question; by default the task's",
+    )
+    parser.add_argument(
+        "--limit",
+        type=PositiveNumber,
+        help="at most so many examples of each task, or a share below 1",
+    )
+    parser.add_argument("--batch-size", type=Count, default=8, help="requests per forward pass")
+    add_json_flag(parser)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
+
+    from lpa import console
+    from lpa.eval.harness import run_harness
+
+    console.silence_transformers()
+    results = run_harness(
+        arguments.model,
+        arguments.tasks,
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+    )["results"]
+    if arguments.json:
+        print(to_json(results))
+        return
+    _print_table(results)
+
+
+def _print_table(results: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from lpa.console import stdout
+
+    table = Table(title="lm-evaluation-harness")
+    for heading in ("task", "metric", "filter"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("value", "standard error"):
+        table.add_column(heading, justify="right")
+    for task, figures in results.items():
+        for key, value in figures.items():
+            metric, _, chosen = key.partition(",")
+            if not isinstance(value, float) or metric.endswith("_stderr"):
+                continue
+            error = figures.get(f"{metric}_stderr,{chosen}")
+            table.add_row(
+                task,
+                metric,
+                chosen,
+                f"{value:.4f}",
+                f"{error:.4f}" if isinstance(error, float) else "–",
+            )
+    stdout().print(table)

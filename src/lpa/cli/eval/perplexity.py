@@ -1,0 +1,61 @@
+"""`lpa eval perplexity`."""
+
+from typing import Any
+
+from lpa.cli.eval.eval_common import add_text_arguments, print_json, score_each_text, window_config
+from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "eval perplexity",
+        description="Perplexity of a model on held-out text: per token, per word, and as bits per byte, "
+        "with a standard error by bootstrap.",
+        examples="""\
+  lpa eval perplexity runs/lpa --data data
+  lpa eval perplexity runs/lpa --data data --split validation --stride 128
+  lpa eval perplexity runs/lpa --data "articles.jsonl#column=body" --mode documents
+  lpa eval perplexity path/to/hf-model --data test.txt other.txt --json""",
+    )
+    add_model_arguments(parser)
+    add_text_arguments(parser)
+    add_json_flag(parser)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    arguments = build_parser().parse_args(argv)
+
+    from lpa.eval.perplexity import evaluate_perplexity
+
+    results = score_each_text(
+        arguments.data,
+        lambda source, on_progress: evaluate_perplexity(
+            arguments.model,
+            source,
+            split=arguments.split,
+            window_config=window_config(arguments),
+            device=arguments.device,
+            on_progress=on_progress,
+        ),
+    )
+    if arguments.json:
+        print_json(results)
+        return
+    for source, result in results.items():
+        if len(results) > 1:
+            print(f"{source}:")
+        _print(result)
+
+
+def _print(result: Any) -> None:
+    low, high = result.interval
+    print(f"tokens           {result.tokens:>12,}   in {result.documents:,} documents")
+    print(f"loss             {result.loss:>12.4f}")
+    print(
+        f"perplexity       {result.perplexity:>12.2f} ± {result.standard_error:.2f}   "
+        f"95% interval {low:.2f} to {high:.2f}, by bootstrap over {result.resampling_unit}"
+    )
+    print(f"word perplexity  {result.word_perplexity:>12.2f}")
+    print(f"bits per byte    {result.bits_per_byte:>12.4f}")
+    print(f"windows          {result.mode}, context {result.seq_len}, stride {result.stride}")

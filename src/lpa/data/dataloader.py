@@ -1,0 +1,46 @@
+"""Samples to batches: which process reads which, ahead of time where workers are asked for."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lpa.data.dataset import TokenDataset
+
+
+def build_dataloader(
+    dataset: TokenDataset,
+    *,
+    batch_size: int,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of samples `start` … `stop` - 1 of the stream, every `world_size`-th of them.
+
+    Where a run stands is one number, the next sample, whatever the processes and workers: sample
+    start + i is read by rank i % world_size.
+
+    Args:
+        dataset: of samples.
+        batch_size: samples per batch.
+        rank, world_size: of this process among those that share the stream.
+        num_workers: processes that read ahead; 0: this one reads when asked.
+
+    Yields:
+        What the dataset gives, stacked: (batch_size, context).
+    """
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=range(start + rank, stop, world_size),
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # The loader draws a seed for its workers; not from the generator that dropout draws from.
+            generator=torch.Generator(),
+        )
+    )

@@ -1,0 +1,1 @@
+"""Text to a prepared data directory: splitting, chunking, encoding, shards."""

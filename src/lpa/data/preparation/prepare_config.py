@@ -1,0 +1,71 @@
+"""What `lpa prepare` is asked to do: sources with their files, shares to hold out, workers."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lpa.data.sources.listing import LeftOut, SourceFiles
+from lpa.data.sources.source import printable
+
+# Split -> what is left out of each of its sources.
+AllLeftOut = dict[str, list[LeftOut]]
+
+
+@dataclass
+class PrepareConfig:
+    """What to prepare, and from what.
+
+    Attributes:
+        sources_by_split: split -> its sources with their files; a split without any is held out of
+            the training
+            sources.
+        fractions: held-out split -> share of the training sources.
+        deduplicate: leave out training documents equal to an earlier one.
+        workers: processes that encode.
+    """
+
+    sources_by_split: dict[str, list[SourceFiles]]
+    fractions: dict[str, float]
+    deduplicate: bool
+    workers: int
+
+    def size(self) -> int:
+        """Bytes on disk of all files."""
+        return sum(
+            file.stat().st_size
+            for sources in self.sources_by_split.values()
+            for listed in sources
+            for file in listed.files
+        )
+
+    def describe(self, *, paths: bool) -> dict[str, Any]:
+        """What decides the output; with `paths`, where and when the files were written too."""
+        described: dict[str, Any] = {}
+        for split, sources in self.sources_by_split.items():
+            described[split] = []
+            for listed in sources:
+                fields = asdict(listed.source)
+                fields["files"] = [
+                    [str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns]
+                    if paths
+                    else [printable(f.name), f.stat().st_size]
+                    for f in listed.files
+                ]
+                if not paths and not listed.source.on_hub:
+                    del fields["path"]
+                described[split].append(fields)
+        return {"sources": described, "fractions": self.fractions, "deduplicate": self.deduplicate}
+
+    def left_out(self) -> AllLeftOut:
+        """What the listing left out, for readers to add to."""
+        return {
+            split: [LeftOut(listed.left_out) for listed in sources]
+            for split, sources in self.sources_by_split.items()
+        }
+
+    def describe_with(self, left_out: AllLeftOut) -> dict[str, Any]:
+        """The description for the manifest, in which each source says what was left out of it."""
+        described = self.describe(paths=False)
+        for split, sources in described["sources"].items():
+            for source, counts in zip(sources, left_out[split], strict=True):
+                source["left_out"] = counts.describe()
+        return described

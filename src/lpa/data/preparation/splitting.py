@@ -1,0 +1,232 @@
+"""Which split each part of the text belongs to."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
+
+from lpa.data.preparation.chunking import Chunker
+from lpa.data.sources.documents import Fragment, read_fragments
+from lpa.data.sources.listing import LeftOut, SourceFiles
+
+# How much of a document decides its split, so that a long one need not be read to its end first.
+_HASHED_CHARACTERS = 2**16
+
+# From which character on a document belongs to which split.
+SplitBounds = list[tuple[int, str]]
+
+
+class SplitChunk(NamedTuple):
+    """A piece of text of a split, and whether a document of that split ends with it."""
+
+    split: str
+    text: str
+    is_last: bool
+
+
+@dataclass
+class SourceScan:
+    """What a first look at the sources found.
+
+    Attributes:
+        documents: how many there are; counting stops where there are enough to hold out whole ones.
+        lengths: characters of each, where there are too few of them to hold out whole ones.
+        duplicates: numbers of documents equal to an earlier one, where asked for.
+        first_documents: the number of the first document of each source, as far as it was looked at.
+    """
+
+    documents: int = 0
+    first_documents: list[int] = field(default_factory=list)
+    lengths: list[int] | None = None
+    duplicates: set[int] = field(default_factory=set)
+
+
+def scan_sources(
+    sources: Sequence[SourceFiles], fractions: dict[str, float], *, deduplicate: bool = False
+) -> SourceScan:
+    """Count documents as far as needed, and find exact duplicates if asked to.
+
+    Whole documents are held out where ten of them can be expected for each split. Finding
+    duplicates takes 16 bytes of memory, and some of Python's, for each document.
+    """
+    needed = max((10 / fraction for fraction in fractions.values() if fraction), default=1)
+    result, lengths = SourceScan(), []
+    seen: set[bytes] = set()
+    for source in sources:
+        result.first_documents.append(result.documents)
+        length, digest = 0, hashlib.blake2b(digest_size=16)
+        for fragment in read_fragments(source):
+            length += len(fragment.text)
+            if deduplicate:
+                digest.update(fragment.text.encode())
+            if not fragment.is_last:
+                continue
+            if deduplicate:
+                if digest.digest() in seen:
+                    result.duplicates.add(result.documents)
+                seen.add(digest.digest())
+            result.documents += 1
+            if result.documents <= needed:
+                lengths.append(length)
+            elif not deduplicate:
+                return result
+            length, digest = 0, hashlib.blake2b(digest_size=16)
+    if result.documents < needed:
+        result.lengths = lengths
+    return result
+
+
+class SplitAssigner:
+    """The documents of some sources, cut into pieces that each belong to a split.
+
+    Whole documents are held out by a hash of their beginning, so that a document stays in its split
+    when others are added. Where there are too few of them, the end of each is held out.
+    """
+
+    def __init__(
+        self, sources: Sequence[SourceFiles], fractions: dict[str, float], scan: SourceScan
+    ) -> None:
+        self._sources = sources
+        self._fractions = fractions
+        self._scan = scan
+
+    def chunks(
+        self,
+        chunker: Chunker,
+        on_bytes: Callable[[int], None] = lambda size: None,
+        *,
+        limit: int | None = None,
+        left_out: Sequence[LeftOut] | None = None,
+    ) -> Iterator[SplitChunk]:
+        """All pieces in order; a source of weight above 1 is gone through more than once.
+
+        Args:
+            chunker: cuts the documents.
+            on_bytes: called with the bytes read on disk since the last call.
+            limit: go on to the next source after about so many characters.
+            left_out: counts, for each source, the documents and files without text.
+        """
+        for source_index, listed in enumerate(self._sources):
+            counts = LeftOut() if left_out is None else left_out[source_index]
+            passes = (
+                _assign_by_bounds(
+                    chunker.chunk(
+                        self._documents(
+                            source_index, pass_index, on_bytes, LeftOut() if pass_index else counts
+                        )
+                    )
+                )
+                for pass_index in range(math.ceil(listed.source.weight))
+            )
+            taken = 0
+            for chunk in chain.from_iterable(passes):
+                yield chunk
+                taken += len(chunk.text)
+                if limit is not None and taken >= limit:
+                    break
+
+    def _documents(
+        self, source_index: int, pass_index: int, on_bytes: Callable[[int], None], left_out: LeftOut
+    ) -> Iterator[tuple[SplitBounds, Fragment]]:
+        listed = self._sources[source_index]
+        # Where the survey did not come so far, no number of a document is asked for.
+        number = (
+            self._scan.first_documents[source_index]
+            if source_index < len(self._scan.first_documents)
+            else 0
+        )
+        bounds: SplitBounds = []
+        started = False
+        for fragment in read_fragments(listed, on_bytes, left_out):
+            if not started:
+                bounds = self._bounds(number, fragment.text, listed.source.weight, pass_index)
+            if len(bounds) > 1 and fragment.is_last and not started:
+                yield from _split_document(fragment.text, bounds)
+            elif bounds:
+                yield bounds, fragment
+            started = not fragment.is_last
+            number += fragment.is_last
+
+    def _bounds(self, number: int, head: str, weight: float, pass_index: int) -> SplitBounds:
+        """Where the splits of a document begin; nothing where it is left out this time."""
+        if number in self._scan.duplicates:
+            return []
+        if self._scan.lengths is not None:
+            if pass_index:
+                return []
+            length = self._scan.lengths[number]
+            test, validation = self._fractions["test"], self._fractions["validation"]
+            starts = [
+                (0, "train"),
+                (round(length * (1 - test - validation)), "validation"),
+                (round(length * (1 - test)), "test"),
+            ]
+            return [(a, split) for a, split in starts if split == "train" or self._fractions[split]]
+        split = assign_split(head, self._fractions)
+        # Held-out text is scored once, whatever its weight in training.
+        copies = num_copies(head, weight) if split == "train" else 1
+        return [(0, split)] if pass_index < copies else []
+
+
+def _split_document(document: str, bounds: SplitBounds) -> Iterator[tuple[SplitBounds, Fragment]]:
+    """A document that is known whole, cut at line ends, or at spaces where it is one line."""
+    starts = [_line_boundary(document, start) for start, _ in bounds]
+    parts: list[tuple[str, str]] = []
+    for (_, split), start, stop in zip(bounds, starts, [*starts[1:], len(document)], strict=True):
+        text = document[start:stop]
+        # White space alone is no document; it stays with the text beside it.
+        if parts and (not text.strip() or not parts[-1][1].strip()):
+            before, pending = parts.pop()
+            split, text = (split if text.strip() else before), pending + text
+        parts.append((split, text))
+    for split, text in parts:
+        yield [(0, split)], Fragment(text, is_last=True)
+
+
+def _line_boundary(text: str, position: int) -> int:
+    if not 0 < position < len(text):
+        return position
+    for mark in ("\n", " "):
+        if (found := text.rfind(mark, 0, position)) > 0:
+            return found
+    return position
+
+
+def _assign_by_bounds(chunks: Iterable[tuple[SplitBounds, Fragment]]) -> Iterator[SplitChunk]:
+    """Each piece to the split in which it begins; a document of a split ends where the next begins."""
+    offset = 0
+    pending: SplitChunk | None = None
+    for bounds, chunk in chunks:
+        split = next(name for start, name in reversed(bounds) if start <= offset)
+        if pending is not None:
+            yield pending._replace(is_last=pending.is_last or pending.split != split)
+        pending = SplitChunk(split, chunk.text, chunk.is_last)
+        offset = 0 if chunk.is_last else offset + len(chunk.text)
+    if pending is not None:
+        yield pending
+
+
+def assign_split(head: str, fractions: dict[str, float]) -> str:
+    """The split of a document: a pure function of its beginning."""
+    position = _unit_interval(b"split", head)
+    if position < fractions["validation"]:
+        return "validation"
+    if position < fractions["validation"] + fractions["test"]:
+        return "test"
+    return "train"
+
+
+def num_copies(head: str, weight: float) -> int:
+    """How often a training document is taken: `weight` on average."""
+    if weight % 1 == 0:
+        return int(weight)
+    return int(weight) + (_unit_interval(b"weight", head) < weight % 1)
+
+
+def _unit_interval(salt: bytes, head: str) -> float:
+    digest = hashlib.blake2b(
+        head[:_HASHED_CHARACTERS].encode(errors="surrogatepass"), digest_size=8, key=salt
+    )
+    return int.from_bytes(digest.digest(), "big") / 2**64

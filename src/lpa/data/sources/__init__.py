@@ -1,0 +1,1 @@
+"""Where text comes from: sources, the files they mean, and the documents in them."""

@@ -1,0 +1,141 @@
+"""Looking into a prepared data directory: what it holds, whether it is intact."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lpa.data.dataset import TokenSplit, verify_shards
+from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
+from lpa.data.tokenizer import load_tokenizer, tokenizer_hash
+from lpa.errors import UserError
+
+_BLOCK_TOKENS = 2**22
+
+
+@dataclass
+class SplitStats:
+    """What a split holds.
+
+    Attributes:
+        documents, tokens, words, bytes: counts; an end-of-text token per document is among the tokens.
+        bytes_per_token: of UTF-8, the end-of-text tokens counted in.
+        lengths: smallest length of a class -> documents in it; classes double: 1, 2, 4, 8 … tokens.
+        longest: tokens of the longest document.
+        vocab_used: how many tokens of the vocabulary occur.
+        duplicates: documents equal to an earlier one of the split.
+    """
+
+    documents: int
+    tokens: int
+    words: int
+    bytes: int
+    bytes_per_token: float
+    lengths: dict[int, int]
+    longest: int
+    vocab_used: int
+    duplicates: int
+
+
+def split_stats(directory: Path, split: str) -> SplitStats:
+    """Read a split once and count; 16 bytes of memory, and some of Python's, per document.
+
+    Raises:
+        UserError: no such split, or a damaged one.
+    """
+    manifest = Manifest.load(directory)
+    described = manifest.split(split)
+    used = np.zeros(manifest.vocab_size, dtype=bool)
+    lengths: dict[int, int] = {}
+    seen: set[bytes] = set()
+    longest = documents = 0
+    for document in _iterate_documents(directory, split, manifest.eos_token_id):
+        if int(document.max(initial=0)) >= manifest.vocab_size:
+            raise UserError(
+                f"data {directory}: {split} has token {document.max()}; the vocabulary ends at "
+                f"{manifest.vocab_size - 1}"
+            )
+        used[document] = True
+        documents += 1
+        longest = max(longest, len(document))
+        smallest = 1 << (len(document).bit_length() - 1)
+        lengths[smallest] = lengths.get(smallest, 0) + 1
+        seen.add(hashlib.blake2b(document.tobytes(), digest_size=16).digest())
+    return SplitStats(
+        documents=documents,
+        tokens=described.tokens,
+        words=described.words,
+        bytes=described.bytes,
+        bytes_per_token=described.bytes / described.tokens,
+        lengths=dict(sorted(lengths.items())),
+        longest=longest,
+        vocab_used=int(used.sum()),
+        duplicates=documents - len(seen),
+    )
+
+
+def _iterate_documents(directory: Path, split: str, eos_token_id: int) -> Iterator[np.ndarray]:
+    """The documents of a split in order, each with its end-of-text token."""
+    tokens = TokenSplit(directory, split)
+    pending: list[np.ndarray] = []
+    for start in range(0, len(tokens), _BLOCK_TOKENS):
+        block = tokens[start : start + _BLOCK_TOKENS]
+        begin = 0
+        for end in (np.flatnonzero(block == eos_token_id) + 1).tolist():
+            yield np.concatenate([*pending, block[begin:end]])
+            pending, begin = [], end
+        pending.append(block[begin:])
+    rest = np.concatenate(pending) if pending else np.empty(0, np.int64)
+    if len(rest):
+        yield rest
+
+
+def sample_documents(
+    directory: Path, split: str, *, sample: int, seed: int = 0, max_tokens: int = 200
+) -> list[str]:
+    """Decoded beginnings of some documents, chosen evenly among all; their end shows if it is reached.
+
+    Raises:
+        UserError: no such split, or a number below 1.
+    """
+    for name, value in (("sample", sample), ("max-tokens", max_tokens)):
+        if value < 1:
+            raise UserError(f"--{name}: got {value}; expected at least 1")
+    manifest = Manifest.load(directory)
+    tokenizer = load_tokenizer(directory / TOKENIZER_DIRECTORY)
+    count = manifest.split(split).documents
+    generator = np.random.default_rng(seed)
+    chosen = set(generator.choice(count, size=min(sample, count), replace=False).tolist())
+    texts = []
+    for number, document in enumerate(_iterate_documents(directory, split, manifest.eos_token_id)):
+        if number in chosen:
+            text = tokenizer.decode(document[:max_tokens])
+            texts.append(text if len(document) <= max_tokens else f"{text} …")
+            if len(texts) == len(chosen):
+                break
+    return texts
+
+
+def verify_data(directory: Path) -> list[str]:
+    """What is wrong with a prepared data directory; nothing if it is as it was written.
+
+    Raises:
+        UserError: it has no manifest that can be read.
+    """
+    manifest = Manifest.load(directory)
+    problems = []
+    try:
+        found = tokenizer_hash(load_tokenizer(directory / TOKENIZER_DIRECTORY))
+        if found != manifest.tokenizer_sha256:
+            problems.append(f"{TOKENIZER_DIRECTORY}: is not the tokenizer of the manifest")
+    except UserError as error:
+        problems.append(str(error))
+    for split in manifest.splits:
+        try:
+            TokenSplit(directory, split)
+            verify_shards(directory, split)
+        except UserError as error:
+            problems.append(str(error))
+    return problems

@@ -1,0 +1,92 @@
+"""The machine underneath: which device, how fast, how much memory."""
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from lpa.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device by name; `auto` is a GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # which `meta` cannot give back
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device: got {name!r}; not available here, expected auto or cpu"
+        ) from error
+    return device
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held so far: of the GPU if that is the device, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Of this program alone; getrusage on Linux starts from the peak of whoever started it.
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# Dense peak in 10^12 FLOP/s of bfloat16 and of float32 with TF32 off (torch's default), by the name that
+# the driver gives; the first that fits counts. Half of the "with sparsity" figures where data sheets
+# give only those. From NVIDIA's data sheets of V100 (2020), A100 (2021), H100 (2023), H200 (2024),
+# HGX B200 (2025), L4 and L40S (2023), A10 (2021, also for the A10G of AWS, which NVIDIA does not list; it
+# says 70 there), A30, A40 and the architecture papers of GA102 (RTX 3090) and Ada (RTX 4090), where
+# bfloat16 accumulates in float32. V100 has no bfloat16 units, so its figure is None there.
+_PEAK_TFLOPS: list[tuple[str, float | None, float]] = [
+    (r"\bB200\b", 2250, 75),
+    (r"\bH200 NVL\b", 835.5, 60),
+    (r"\bH200\b", 989.4, 67),
+    (r"\bH100 NVL\b", 835.5, 60),
+    (r"\bH100 PCIe\b", 756, 51),
+    (r"\bH100\b", 989.4, 67),
+    (r"\bA100\b", 312, 19.5),
+    (r"\bA40\b", 149.7, 37.4),
+    (r"\bA30\b", 165, 10.3),
+    (r"\bA10G\b", 70, 35),
+    (r"\bA10\b", 125, 31.2),
+    (r"\bL40S\b", 362, 91.6),
+    (r"\bL40\b", 181, 90.5),
+    (r"\bL4\b", 121, 30.3),
+    (r"\bV100-PCIE\b", None, 14),
+    (r"\bV100\b", None, 15.7),
+    (r"\bRTX 3090$", 71, 35.6),
+    (r"\bRTX 4090$", 165.2, 82.6),
+]
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The FLOP/s that a device's data sheet promises for dense matrix products, for MFU.
+
+    Returns:
+        None for a CPU, a GPU that is not known, or a type that it has no units for.
+    """
+    if device.type != "cuda":
+        return None
+    return peak_flops_by_name(torch.cuda.get_device_name(device), dtype)
+
+
+def peak_flops_by_name(name: str, dtype: torch.dtype) -> float | None:
+    """The same by the name of a GPU, such as `NVIDIA H100 80GB HBM3`; a slice of one is not known."""
+    if "MIG" in name:
+        return None
+    for pattern, bfloat16, float32 in _PEAK_TFLOPS:
+        if re.search(pattern, name):
+            tera = {torch.bfloat16: bfloat16, torch.float32: float32}.get(dtype)
+            return None if tera is None else tera * 1e12
+    return None

@@ -1,0 +1,81 @@
+"""Continuations of a prompt."""
+
+from pathlib import Path
+
+from lpa.data.text_encoder import TextEncoder
+from lpa.errors import UserError
+from lpa.eval.tokenized_text import default_bos_token
+from lpa.train.loading import load_with_tokenizer
+
+
+def generate_text(
+    model_path: Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    num_samples: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+) -> list[str]:
+    """Continue a prompt with a trained model; returns the prompt with each continuation.
+
+    Args:
+        model_path: a run directory or a Hugging Face directory.
+        prompt: what to continue; empty: begin a document. Special tokens that it spells are those tokens,
+            as in a chat template, and where the tokenizer puts a token before a text, so it does here.
+        max_new_tokens: the most tokens to add; fewer where the model ends its text.
+        temperature: 0 takes the likeliest token each time.
+        top_p: sample from the likeliest tokens that hold this much probability together.
+        num_samples: how many continuations.
+        seed: of the sampling.
+
+    Raises:
+        UserError: a bad value, no model, or a prompt beyond the model's positions.
+    """
+    import torch
+
+    for name, value, accepted, good in (
+        ("max_new_tokens", max_new_tokens, "at least 1", max_new_tokens >= 1),
+        ("temperature", temperature, "a number from 0", 0 <= temperature < float("inf")),
+        ("top_p", top_p, "above 0 and up to 1", 0 < top_p <= 1),
+        ("num_samples", num_samples, "at least 1", num_samples >= 1),
+    ):
+        if not good:
+            raise UserError(f"{name}: got {value}; expected {accepted}")
+    model, tokenizer = load_with_tokenizer(model_path, device)
+    ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
+    lead = default_bos_token(tokenizer)
+    if lead is not None and ids[:1] != [lead]:
+        ids = [lead, *ids]
+    # A document begins after the end of the one before.
+    ids = ids or [tokenizer.eos_token_id]
+    positions = model.config.max_position_embeddings
+    if len(ids) + max_new_tokens > positions:
+        raise UserError(
+            f"max_new_tokens: got {max_new_tokens} after a prompt of {len(ids)} tokens; "
+            f"expected at most {positions} together, what the model was made for"
+        )
+    torch.manual_seed(seed)
+    sampling = (
+        {"do_sample": False}
+        if temperature == 0
+        else {
+            "do_sample": True,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": 0,
+        }
+    )
+    inputs = torch.tensor([ids] * num_samples, device=model.device)
+    outputs = model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **sampling,
+    )
+    continuations = outputs[:, len(ids) :]
+    return [prompt + tokenizer.decode(row, skip_special_tokens=True) for row in continuations]

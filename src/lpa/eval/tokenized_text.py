@@ -1,0 +1,114 @@
+"""Held-out text as a model reads it: token ids, and where each document ends."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpa.data.dataset import load_split_tokens
+from lpa.data.manifest import MANIFEST_FILE, SPLITS, Manifest
+from lpa.data.sources.documents import read_documents
+from lpa.data.sources.source import Source
+from lpa.data.text_encoder import TextEncoder
+from lpa.data.tokenizer import tokenizer_hash
+from lpa.errors import UserError
+
+
+@dataclass
+class TokenizedText:
+    """Documents one after another, each followed by the end-of-text token.
+
+    Attributes:
+        tokens: (tokens,).
+        ends: (documents,), the index after the last token of each.
+        words, bytes: of all documents together; words are runs without white space.
+        document_bytes: (documents,), of UTF-8; None where the text itself is not at hand.
+        bos_token_id: what the tokenizer puts before a text, if it puts anything.
+        eos_token_id: the end-of-text token.
+    """
+
+    tokens: np.ndarray
+    ends: np.ndarray
+    words: int
+    bytes: int
+    document_bytes: np.ndarray | None
+    bos_token_id: int | None
+    eos_token_id: int
+
+
+def load_text(source: str | Path, split: str | None, tokenizer: Any) -> TokenizedText:
+    """The text at `source` in the tokens of a model.
+
+    Args:
+        source: a prepared data directory, or what `Source.parse` takes.
+        split: of a prepared data directory; by default test where there is one, else validation.
+        tokenizer: the model's.
+
+    Raises:
+        UserError: nothing to read there, or the data was prepared with another tokenizer.
+    """
+    if (Path(source) / MANIFEST_FILE).is_file():
+        return _from_prepared(Path(source), split, tokenizer)
+    if split is not None:
+        raise UserError(f"--split {split}: {source} is not a prepared data directory and has none")
+    return _from_text(source, tokenizer)
+
+
+def _from_prepared(directory: Path, split: str | None, tokenizer: Any) -> TokenizedText:
+    manifest = Manifest.load(directory)
+    if manifest.tokenizer_sha256 != tokenizer_hash(tokenizer):
+        raise UserError(
+            f"--data {directory}: was made with another tokenizer than the model's "
+            f"(vocabulary {manifest.vocab_size} there, {len(tokenizer)} here); give the text itself, "
+            "or prepare it with --tokenizer MODEL"
+        )
+    if split is None:
+        split = next(name for name in reversed(SPLITS) if name in manifest.splits)
+    contents = manifest.split(split)
+    tokens = load_split_tokens(directory, split)
+    return TokenizedText(
+        tokens=tokens,
+        ends=_document_ends(tokens, manifest.eos_token_id),
+        words=contents.words,
+        bytes=contents.bytes,
+        document_bytes=None,
+        bos_token_id=default_bos_token(tokenizer),
+        eos_token_id=manifest.eos_token_id,
+    )
+
+
+def _document_ends(tokens: np.ndarray, eos_token_id: int) -> np.ndarray:
+    ends = np.flatnonzero(tokens == eos_token_id) + 1
+    if len(tokens) and (len(ends) == 0 or ends[-1] != len(tokens)):
+        ends = np.append(ends, len(tokens))
+    return ends
+
+
+def _from_text(source: str | Path, tokenizer: Any) -> TokenizedText:
+    encoder = TextEncoder.of(tokenizer)
+    parts: list[np.ndarray] = []
+    sizes: list[int] = []
+    words = 0
+    for document in read_documents([Source.parse(source)]):
+        parts.append(np.array([*encoder.encode(document), tokenizer.eos_token_id], dtype=np.int64))
+        sizes.append(len(document.encode()))
+        words += len(document.split())
+    if not parts:
+        raise UserError(f"{source}: no text")
+    return TokenizedText(
+        tokens=np.concatenate(parts),
+        ends=np.cumsum([len(part) for part in parts]),
+        words=words,
+        bytes=sum(sizes),
+        document_bytes=np.array(sizes),
+        bos_token_id=default_bos_token(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def default_bos_token(tokenizer: Any) -> int | None:
+    """The beginning-of-sequence token, where the tokenizer puts it before a text by itself."""
+    bos = tokenizer.bos_token_id
+    ids = tokenizer("a")["input_ids"]
+    return bos if bos is not None and ids[:1] == [bos] else None

@@ -1,0 +1,70 @@
+"""How a text is cut into what a model reads at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lpa.errors import UserError
+from lpa.eval.scoring import MODES
+
+
+@dataclass
+class WindowConfig:
+    """How text is cut for a model; see `lpa.eval.scoring.iter_windows`.
+
+    Attributes:
+        mode: None: `sliding` where there is a stride, else `blocks`.
+        seq_len: None: as many positions as the model was made for.
+        stride: None: half the context.
+        batch_size: windows per forward pass.
+    """
+
+    mode: str | None = None
+    seq_len: int | None = None
+    stride: int | None = None
+    batch_size: int = 8
+
+    def resolve(self, positions: int) -> dict[str, Any]:
+        """The arguments of `score` for a model of so many positions.
+
+        Raises:
+            UserError: a value that the model or the mode does not admit.
+        """
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size: got {self.batch_size}; expected at least 1")
+        mode = self.mode or ("blocks" if self.stride is None else "sliding")
+        if mode not in MODES:
+            raise UserError(f"--mode: got {mode!r}; expected one of {', '.join(MODES)}")
+        seq_len = positions if self.seq_len is None else self.seq_len
+        if not 1 <= seq_len <= positions:
+            raise UserError(
+                f"--seq-len: got {seq_len}; expected from 1 to {positions}, "
+                "what the model was made for"
+            )
+        if mode == "blocks":
+            if self.stride not in (None, seq_len):
+                raise UserError(
+                    f"--stride {self.stride}: blocks do not overlap; expected --mode sliding"
+                )
+            stride = seq_len
+        else:
+            stride = max(1, seq_len // 2) if self.stride is None else self.stride
+        if not 1 <= stride <= seq_len:
+            raise UserError(f"--stride: got {stride}; expected from 1 to the context, {seq_len}")
+        return {"mode": mode, "seq_len": seq_len, "stride": stride, "batch_size": self.batch_size}
+
+
+def max_positions(model: Any) -> int:
+    """How many tokens a model was made to read at once.
+
+    Raises:
+        UserError: its configuration does not say, as that of models without positions.
+    """
+    config = model.config.get_text_config()
+    # GPT-2's other name for it is mapped to this one.
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        raise UserError(
+            f"model: {type(model).__name__} does not say how many tokens it reads at once "
+            "(max_position_embeddings in its config.json)"
+        )
+    return positions

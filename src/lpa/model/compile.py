@@ -1,0 +1,44 @@
+"""torch.compile for the decoder layers of a model."""
+
+import sys
+
+import torch
+from torch import nn
+
+from lpa.errors import UserError
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Let torch.compile fuse each decoder layer of a model, in place, without graph breaks.
+
+    All layers of one shape share one compilation, which happens in the first step; the results of the
+    compiler are kept on disk between runs, in the directory that TORCHINDUCTOR_CACHE_DIR names.
+
+    Raises:
+        UserError: there is no compiler for the processor's code.
+    """
+    _require_compiler()
+    for layer in model.model.layers:
+        layer.compile(fullgraph=True)
+
+
+def compile_seconds() -> float:
+    """How long the compiler has worked in this process; little where it finds its results on disk."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo.calculate_time_spent()["total_wall_time"] if dynamo else 0.0
+
+
+def _require_compiler() -> None:
+    """Refuse at once, instead of in the first step, where code for the CPU cannot be built."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    if torch.cuda.is_available():
+        return  # Triton brings its own
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError(
+            "train.compile: found no C++ compiler; install g++ or clang, name one in the environment "
+            "variable CXX, or pass --train.compile false"
+        ) from error

@@ -1,0 +1,77 @@
+"""Replace the dense projections of a live model by low-rank modules."""
+
+from collections.abc import Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lpa.lowrank import LowRankLinear, init_factors, svd_factors
+from lpa.model.surgery.low_rank_modules import dense_weight, low_rank_like, set_factors
+from lpa.model.surgery.projections import (
+    check_finite,
+    check_not_quantized,
+    find_projections,
+    resolve_ranks,
+)
+from lpa.model.surgery.quantizer import attach_quantization_config
+
+
+def factorize(
+    model: PreTrainedModel,
+    placement: str = "attention",
+    rank: int | None = None,
+    *,
+    ranks: Mapping[str, int | None] | None = None,
+    projections: str | None = None,
+    reinitialize: bool = False,
+) -> dict[str, nn.Module]:
+    """Replace dense projections of a live model by low-rank pairs.
+
+    The model stays of its class; it trains, generates and saves as before, and `lpa.load` or, after
+    `import lpa`, `AutoModelForCausalLM.from_pretrained` read it back.
+
+    Args:
+        model: a decoder whose projections are `nn.Linear` or GPT-2's `Conv1D`. A fused query, key and
+            value matrix becomes one pair, whose latent all three share.
+        placement: `attention`, `ffn` or `all`.
+        rank, ranks: see `resolve_ranks`.
+        projections: a regular expression of module names, for classes whose names are not known.
+        reinitialize: start the pairs anew, the entries of each product with the deviation of its
+            dense matrix,
+            instead of with the best approximation of its weights. Biases are kept either way.
+
+    Returns:
+        Full name -> the module that was replaced.
+
+    Raises:
+        UserError: no such projection, or a rank that it cannot have.
+    """
+    check_not_quantized(model)
+    found = find_projections(model, placement, projections)
+    chosen = resolve_ranks(found, rank=rank, ranks=ranks)
+    for name, module_rank in chosen.items():
+        weight = dense_weight(found[name]).detach()
+        check_finite(name, weight)
+        if reinitialize:
+            out_features, in_features = weight.shape
+            down, up = init_factors(
+                "scaled",
+                in_features,
+                out_features,
+                module_rank,
+                float(weight.double().std()),
+                device=weight.device,
+            )
+        else:
+            down, up = svd_factors(weight, module_rank)
+        low_rank = set_factors(low_rank_like(found[name], module_rank), found[name], down, up)
+        model.set_submodule(name, low_rank.train(found[name].training))
+    record_low_rank_modules(model)
+    return {name: found[name] for name in chosen}
+
+
+def record_low_rank_modules(model: PreTrainedModel) -> None:
+    """Let the configuration say which modules are pairs, so that the model can be saved."""
+    attach_quantization_config(
+        model, {n: m.rank for n, m in model.named_modules() if isinstance(m, LowRankLinear)}
+    )

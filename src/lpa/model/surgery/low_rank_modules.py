@@ -1,0 +1,72 @@
+"""One low-rank pair in the place of one dense projection."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lpa.errors import LPAWarning, UserError
+from lpa.lowrank import LowRankLinear, check_rank
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """The matrix of a projection as (out_features, in_features); Conv1D keeps it the other way round."""
+    weight: Any = module.weight
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def low_rank_like(module: nn.Module, rank: int) -> LowRankLinear:
+    """An empty pair of a projection's shape, bias, device and dtype."""
+    out_features, in_features = dense_weight(module).shape
+    weight: Any = module.weight
+    return LowRankLinear(
+        in_features,
+        out_features,
+        rank,
+        bias=module.bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+
+
+@torch.no_grad()
+def set_factors(pair: LowRankLinear, module: nn.Module, down: Tensor, up: Tensor) -> LowRankLinear:
+    """Write factors into a pair, and the bias of the projection whose place it takes."""
+    pair.down.weight.copy_(down)
+    pair.up.weight.copy_(up)
+    if pair.up.bias is not None:
+        pair.up.bias.copy_(module.bias)
+    return pair
+
+
+def insert_low_rank_modules(model: nn.Module, ranks: Mapping[str, int]) -> None:
+    """Put empty pairs of the given ranks in the place of modules, before weights are loaded.
+
+    Names are those of the whole model; a model without its head has them without the first part.
+
+    Raises:
+        UserError: the model has no such projection, or it cannot have the rank.
+    """
+    if not isinstance(ranks, Mapping) or not ranks:
+        raise UserError(
+            f"quantization_config.ranks: got {ranks!r}; expected the rank of each projection by its name"
+        )
+    modules = dict(model.named_modules())
+    for name, rank in ranks.items():
+        own = name if name in modules else name.partition(".")[2]
+        module = modules.get(own)
+        if not isinstance(module, nn.Linear | Conv1D):
+            raise UserError(
+                f"quantization_config.ranks: {type(model).__name__} has no projection {name}"
+            )
+        out_features, in_features = dense_weight(module).shape
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LPAWarning)  # said when the model was cut
+            check_rank(rank, in_features, out_features, field=f"quantization_config.ranks.{name}")
+        model.set_submodule(own, low_rank_like(module, rank))
+        # GPT-2 starts c_proj.weight by way of the block around it, which finds none now; the pair's own
+        # weights come from the file.
+        modules[own.rpartition(".")[0]]._is_hf_initialized = True

@@ -1,0 +1,1 @@
+"""Speed and memory of dense and low-rank models on this machine."""

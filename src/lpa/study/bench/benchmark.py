@@ -1,0 +1,321 @@
+"""Dense and low-rank models side by side on this machine: time, memory, and where low rank stops to pay."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lpa.errors import UserError
+from lpa.files import write_text_atomic
+from lpa.lowrank import LowRankLinear, break_even_rank
+from lpa.model.compile import compile_layers, compile_seconds
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.cost import training_flops_per_token
+from lpa.model.layers.latent_cache import LatentCache
+from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.model.plan import dense_config
+from lpa.study.bench.timing import PeakMemory, median_ratio, time_interleaved
+
+ProgressCallback = Callable[[str, int, int], None]
+
+
+@dataclass
+class ModelMeasurements:
+    """What one model took; the entries of `models` in `lpa bench --json`.
+
+    Attributes:
+        step_seconds: median of a training step: forward, backward, clipping, AdamW.
+        tokens_per_second, flops_per_second: of training.
+        step_ratio, step_ratio_half_iqr: step time over the dense model's, median over rounds, and half the
+            range of the middle half.
+        flops_ratio: of training, over the dense model's.
+        peak_memory_bytes: of two steps, weights and optimizer included, above what the process held before.
+        compile_seconds: what the compiler took of the first step.
+        prefill_seconds: a prompt of the context in inference.
+        decode_tokens_per_second: one token of each sequence after such a prompt, by cache.
+    """
+
+    step_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    flops_per_second: float = 0.0
+    step_ratio: float = 1.0
+    step_ratio_half_iqr: float = 0.0
+    flops_ratio: float = 1.0
+    peak_memory_bytes: int | None = None
+    compile_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_tokens_per_second: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """One plain sentence on training time against the dense model's."""
+        saved, promised = 1 - self.step_ratio, 1 - self.flops_ratio
+        if self.step_ratio > 1 + self.step_ratio_half_iqr:
+            return f"slower than dense here: {self.step_ratio:.3f} of its step time"
+        if self.step_ratio > 1 - self.step_ratio_half_iqr:
+            return "not faster than dense here, within what runs differ by"
+        if promised <= 0:
+            return f"saves {saved:.1%} of the dense step"
+        return f"saves {saved:.1%} of the dense step, {saved / promised:.0%} of the {promised:.1%} in FLOPs"
+
+
+@dataclass
+class BenchResult:
+    """All figures of one `lpa bench`.
+
+    Attributes:
+        models: placement -> figures; `none` is the dense model.
+        projection_ratios: rank -> time of a low-rank q_proj, forward and backward, over the dense one's.
+        break_even_rank: `flops`, by arithmetic, and `measured`, the highest of these ranks below which all
+            take less time than the dense map (0: none does).
+    """
+
+    models: dict[str, ModelMeasurements]
+    projection_ratios: dict[int, float]
+    break_even_rank: dict[str, float]
+
+
+def run_bench(
+    config: LPAConfig,
+    placements: list[str],
+    *,
+    seq_len: int,
+    batch_size: int,
+    rounds: int,
+    device: torch.device,
+    compiled: bool = False,
+    on_progress: ProgressCallback = lambda what, done, total: None,
+) -> BenchResult:
+    """Measure models of one size, the dense one first, in turns.
+
+    Args:
+        config: of the low-rank model; the placements are put in.
+        seq_len, batch_size: tokens per sequence and sequences per step.
+        on_progress: told of progress as `(what, done, total)`.
+
+    Raises:
+        UserError: a value below 1, a context beyond the positions, or no compiler.
+    """
+    for name, value in (("seq-len", seq_len), ("batch-size", batch_size), ("rounds", rounds)):
+        if value < 1:
+            raise UserError(f"--{name}: got {value}; expected at least 1")
+    if seq_len > config.max_position_embeddings:
+        raise UserError(
+            f"--seq-len: got {seq_len}; the model has {config.max_position_embeddings} positions"
+        )
+    dense = dense_config(config)
+    configs = {"none": dense}
+    for placement in placements:
+        if placement != "none":
+            configs[placement] = LPAConfig(**(config.to_diff_dict() | {"placement": placement}))
+    tokens = torch.randint(
+        config.vocab_size, (batch_size, seq_len), generator=torch.Generator().manual_seed(0)
+    ).to(device)
+
+    models: dict[str, LPAForCausalLM] = {}
+    steps: dict[str, Callable[[], object]] = {}
+    measurements: dict[str, ModelMeasurements] = {}
+    for name, one in configs.items():
+        on_progress("first steps", len(models), len(configs))
+        measurements[name] = ModelMeasurements()
+        before = compile_seconds()
+        with PeakMemory(device) as peak:
+            models[name] = _build_model(one, device)
+            if compiled:
+                compile_layers(models[name])
+            steps[name] = _training_step(models[name], tokens)
+            for _ in range(2):
+                steps[name]()
+            _synchronize(device)
+        measurements[name].peak_memory_bytes = peak.bytes
+        measurements[name].compile_seconds = compile_seconds() - before
+    on_progress("first steps", len(models), len(configs))
+
+    seconds = _measure_interleaved("training", steps, rounds, device, on_progress)
+    for name, one in configs.items():
+        of_model = measurements[name]
+        of_model.step_seconds = statistics.median(seconds[name])
+        of_model.tokens_per_second = tokens.numel() / of_model.step_seconds
+        flops = training_flops_per_token(one, seq_len)
+        of_model.flops_per_second = flops * of_model.tokens_per_second
+        of_model.flops_ratio = flops / training_flops_per_token(dense, seq_len)
+        of_model.step_ratio, of_model.step_ratio_half_iqr = median_ratio(seconds, name, "none")
+    steps.clear()  # and with them the optimizers
+    for model in models.values():
+        model.eval()
+    _measure_inference(models, measurements, tokens, rounds, device, on_progress)
+    ratios = _projection_ratios(config, batch_size * seq_len, rounds, device, on_progress)
+    return BenchResult(measurements, ratios, _measured_break_even(config, ratios))
+
+
+def _build_model(config: LPAConfig, device: torch.device) -> LPAForCausalLM:
+    torch.manual_seed(0)
+    return LPAForCausalLM(config).to(device).train()
+
+
+def _training_step(model: LPAForCausalLM, tokens: torch.Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _measure_interleaved(
+    what: str,
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    on_progress: ProgressCallback,
+) -> dict[str, list[float]]:
+    """Let runs take turns, each waited for, with a progress bar."""
+    total, done = (rounds + 1) * len(runs), 0
+
+    def on_tick() -> None:
+        nonlocal done
+        done += 1
+        on_progress(what, done, total)
+
+    def waited(run: Callable[[], object]) -> Callable[[], None]:
+        def call() -> None:
+            run()
+            _synchronize(device)
+
+        return call
+
+    return time_interleaved(
+        {n: waited(run) for n, run in runs.items()}, rounds=rounds, on_tick=on_tick
+    )
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _measure_inference(
+    models: dict[str, LPAForCausalLM],
+    measurements: dict[str, ModelMeasurements],
+    tokens: torch.Tensor,
+    rounds: int,
+    device: torch.device,
+    on_progress: ProgressCallback,
+) -> None:
+    """Prefill, and decoding with each cache that a model has use for."""
+    prompt = tokens[:, :-1] if tokens.shape[1] > 1 else tokens
+    prefills: dict[str, Callable[[], object]] = {}
+    decodes: dict[str, Callable[[], object]] = {}
+    with torch.inference_mode():
+        for name, model in models.items():
+
+            def prefill(model: LPAForCausalLM = model) -> Any:
+                return model(prompt, use_cache=True, logits_to_keep=1)
+
+            prefills[name] = prefill
+            decodes[f"{name} plain"] = decoder(model, prefill().past_key_values, tokens[:, -1:])
+            if model.config.projection_rank("v_proj", 0) is not None:
+                cache = LatentCache(config=model.config)
+                model(prompt, past_key_values=cache, logits_to_keep=1)
+                decodes[f"{name} latent"] = decoder(model, cache, tokens[:, -1:])
+        for name, values in _measure_interleaved(
+            "prefill", prefills, rounds, device, on_progress
+        ).items():
+            measurements[name].prefill_seconds = statistics.median(values)
+        for name, values in _measure_interleaved(
+            "decoding", decodes, 4 * rounds, device, on_progress
+        ).items():
+            placement, cache_name = name.split()
+            rate = tokens.shape[0] / statistics.median(values)
+            measurements[placement].decode_tokens_per_second[cache_name] = rate
+
+
+def decoder(model: LPAForCausalLM, cache: Any, token: torch.Tensor) -> Callable[[], None]:
+    """A function that decodes one token of each sequence and takes it back from the cache."""
+
+    def decode() -> None:
+        model(token, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+
+    return decode
+
+
+def _projection_ratios(
+    config: LPAConfig, tokens: int, rounds: int, device: torch.device, on_progress: ProgressCallback
+) -> dict[int, float]:
+    """Time of a low-rank q_proj over the dense one's, by rank from 1/16 to 5/8 of the width."""
+    in_features, out_features = config.projection_shape("q_proj")
+    limit = min(in_features, out_features)
+    ranks = sorted({max(1, limit * part // 16) for part in range(1, 11)})
+    x = torch.randn(tokens, in_features, device=device, requires_grad=True)
+
+    def both_ways(module: nn.Module) -> Callable[[], None]:
+        def call() -> None:
+            module(x).backward(gradient)
+            module.zero_grad(set_to_none=True)
+            x.grad = None
+
+        return call
+
+    gradient = torch.randn(tokens, out_features, device=device)
+    runs = {"dense": both_ways(nn.Linear(in_features, out_features, bias=False, device=device))}
+    for rank in ranks:
+        runs[str(rank)] = both_ways(LowRankLinear(in_features, out_features, rank, device=device))
+    seconds = _measure_interleaved("one projection", runs, 2 * rounds, device, on_progress)
+    return {rank: median_ratio(seconds, str(rank), "dense")[0] for rank in ranks}
+
+
+def _measured_break_even(config: LPAConfig, ratios: dict[int, float]) -> dict[str, float]:
+    measured = 0
+    for rank, value in ratios.items():
+        if value >= 1:
+            break
+        measured = rank
+    return {
+        "flops": break_even_rank(*config.projection_shape("q_proj")),
+        "measured": float(measured),
+    }
+
+
+def write_figure(path: Path, result: BenchResult) -> None:
+    """An SVG: step times over the dense model's beside FLOPs, and one projection by rank."""
+    from lpa.html_pages import COLORS, draw_svg
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        names = list(result.models)
+        places = range(len(names))
+        left.bar(
+            [p - 0.2 for p in places],
+            [result.models[n].step_ratio for n in names],
+            0.4,
+            label="step time",
+            color=COLORS[0],
+        )
+        left.bar(
+            [p + 0.2 for p in places],
+            [result.models[n].flops_ratio for n in names],
+            0.4,
+            label="FLOPs",
+            color=COLORS[1],
+        )
+        left.set_xticks(list(places), names)
+        left.set_ylabel("of the dense model's")
+        left.legend(loc="lower right")
+        ranks, ratios = list(result.projection_ratios), list(result.projection_ratios.values())
+        even = result.break_even_rank["flops"]
+        right.plot(ranks, ratios, marker="o", color=COLORS[0], label="time")
+        right.plot(ranks, [rank / even for rank in ranks], color=COLORS[1], label="FLOPs")
+        right.axhline(1, color="0.6", linewidth=0.8)
+        right.set_xlabel("rank of q_proj")
+        right.set_ylabel("of the dense projection's")
+        right.legend()
+
+    write_text_atomic(path, draw_svg(draw, size=(9, 3.8)))

@@ -1,0 +1,1 @@
+"""The demonstration: dense and LPA side by side on the bundled corpus."""

@@ -1,0 +1,118 @@
+"""What each process reads for each step."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lpa.data.dataloader import build_dataloader
+from lpa.data.dataset import IGNORE_INDEX, TokenDataset, load_split_tokens, verify_shards
+from lpa.data.manifest import Manifest
+from lpa.train.config import DataConfig
+from lpa.train.distributed.process_group import World, run_on_all_ranks
+
+
+class TrainingData:
+    """The tokens of a run: the stream to train on and the validation split.
+
+    Raises:
+        UserError: the directory is no prepared one, or damaged.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, world: World) -> None:
+        path: Path = config.path
+        self.manifest = Manifest.load(path)
+        self.dataset = TokenDataset(
+            path,
+            "train",
+            seq_len=config.seq_len,
+            seed=seed,
+            intra_document_mask=config.intra_document_mask,
+        )
+        if config.verify:  # once for all, as it reads every shard
+            run_on_all_ranks(lambda: verify_shards(path, "train") if world.is_main else None)
+        self.validation = None
+        if "validation" in self.manifest.splits:
+            self.validation = load_split_tokens(path, "validation")
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Field -> hash of what is trained on; the same tokens in another directory are the same."""
+        return {
+            "data.tokens": "+".join(shard.sha256 for shard in self.manifest.split("train").shards),
+            "data.tokenizer": self.manifest.tokenizer_sha256,
+        }
+
+
+@dataclass
+class MicroBatch:
+    """The samples of one forward pass.
+
+    Attributes:
+        inputs: what the model takes, (samples, context) each, on the device.
+        sample_indices: their numbers in the stream.
+    """
+
+    inputs: dict[str, Tensor]
+    sample_indices: list[int]
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that count in the loss."""
+        return int((self.inputs["shift_labels"] != IGNORE_INDEX).sum())
+
+
+class BatchReader:
+    """The micro-batches of one step after another, for one of the processes that share the stream.
+
+    Args:
+        start: the first sample of the first step, in the stream of all processes.
+        steps: how many steps will be read.
+        batch_size: samples per step of all processes.
+        micro_batch_size: samples per forward pass of one.
+        dp_rank, dp_size: which of them this is, and how many there are.
+        num_workers: processes that read ahead.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        device: torch.device,
+        *,
+        start: int,
+        steps: int,
+        batch_size: int,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        num_workers: int,
+    ) -> None:
+        self._device = device
+        self._next = start + dp_rank
+        self._stride = dp_size
+        self._micro_batch_size = micro_batch_size
+        self._per_step = batch_size // (micro_batch_size * dp_size)
+        self._batches = build_dataloader(
+            dataset,
+            batch_size=micro_batch_size,
+            start=start,
+            stop=start + steps * batch_size,
+            rank=dp_rank,
+            world_size=dp_size,
+            num_workers=num_workers,
+        )
+
+    def next_step(self) -> list[MicroBatch]:
+        return [self._next_batch() for _ in range(self._per_step)]
+
+    def _next_batch(self) -> MicroBatch:
+        batch = next(self._batches)
+        sample_indices = [
+            self._next + offset * self._stride for offset in range(self._micro_batch_size)
+        ]
+        self._next = sample_indices[-1] + self._stride
+        inputs = {
+            name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()
+        }
+        return MicroBatch(inputs, sample_indices)

@@ -1,0 +1,1 @@
+"""Checkpoints: writing, verifying, resuming, and exporting the model."""

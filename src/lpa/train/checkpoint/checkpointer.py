@@ -1,0 +1,225 @@
+"""The state of a run to files and back: weights, optimizer, random numbers, progress.
+
+Tensors go through `torch.distributed.checkpoint` in its safetensors form: every process writes its shards,
+and another number of processes, or another layout, reads back what it needs. Nothing is pickled to files.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.tensor import DTensor
+
+from lpa.errors import UserError
+from lpa.train.checkpoint import store
+from lpa.train.distributed.process_group import (
+    OtherRankFailedError,
+    World,
+    all_gather_objects,
+    run_on_all_ranks,
+)
+from lpa.train.optim.optimizers import Optimizers
+from lpa.train.state import TrainState
+
+
+class Checkpointer:
+    """Saves and loads the checkpoints of one run, every process its part.
+
+    Args:
+        run: the run directory.
+        world: who this process is.
+        rng_stream: which of the run's streams of random numbers it draws from; processes that see
+            the same samples share one.
+        keep_latest_k: how many of the latest checkpoints to keep.
+        async_save: return from `save` when the state is copied, and write it meanwhile.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        world: World,
+        model: nn.Module,
+        optimizers: Optimizers,
+        *,
+        rng_stream: int,
+        keep_latest_k: int,
+        async_save: bool,
+    ) -> None:
+        self._run = run
+        self._world = world
+        self._model = model
+        self._optimizers = optimizers
+        self._rng_stream = rng_stream
+        self._keep_latest_k = keep_latest_k
+        self._async_save = async_save
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+        # A group of its own: what the writing thread exchanges must not mix with the training's.
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+
+    def save(self, state: TrainState, fingerprints: dict[str, str]) -> None:
+        """Write the checkpoint of this step.
+
+        Args:
+            fingerprints: field -> hash of what was trained on, compared when the run goes on.
+
+        Raises:
+            UserError: it, or an asynchronous one before it, could not be written.
+        """
+        self.wait()
+        partial = store.partial_path(self._run, state.step)
+        self._run_on_all_ranks(
+            lambda: store.create_partial(partial) if self._world.is_main else None
+        )
+        content = {"state": asdict(state), "fingerprints": fingerprints, "torch": torch.__version__}
+        written = dcp.async_save(
+            self._tensors(),
+            storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        assert isinstance(written, Future)
+        self._pending = self._thread.submit(self._complete, written, partial, content)
+        if not self._async_save:
+            self.wait()
+
+    def _complete(self, written: Future, partial: Path, content: dict[str, Any]) -> None:
+        """In the writing thread: checksums of this process's files; the main process seals."""
+        written.result()
+        own_files = sorted(partial.glob(f"shard-{self._world.rank + 1:05d}-*"))
+        checksums = run_on_all_ranks(
+            lambda: {path.name: store.file_checksum(path) for path in own_files}, self._group
+        )
+        files = {
+            name: what
+            for part in all_gather_objects(checksums, self._group)
+            for name, what in part.items()
+        }
+        if self._world.is_main:
+            store.write_manifest(self._run, partial, content, files)
+            store.delete_old_checkpoints(self._run, self._keep_latest_k)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint being written in the background cannot be."""
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            UserError: it could not be written, in whatever process.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        self._run_on_all_ranks(pending.result)
+
+    def _run_on_all_ranks(self, work: Callable[[], Any]) -> None:
+        """Do work in all processes; if it fails in one, all end, and that one says what the user can do."""
+
+        def wrapped() -> None:
+            try:
+                work()
+            except (UserError, OtherRankFailedError):
+                raise
+            # Disks fail in the words of whoever wrote: the system, safetensors, torch.
+            except (Exception, dcp.CheckpointException) as error:
+                cause, last = _root_cause(error), store.last_complete(self._run)
+                raise UserError(f"checkpoint: could not be written ({cause}); {last}") from error
+
+        run_on_all_ranks(wrapped)
+
+    def load(self, path: Path) -> tuple[TrainState, dict[str, str]]:
+        """Take up a checkpoint: fill model and optimizers, set the random numbers.
+
+        Returns:
+            The progress, and the identity it was saved with.
+
+        Raises:
+            DamagedCheckpointError: a file of it is not what was written, by name.
+        """
+        manifest = store.read_manifest(path)
+        files = manifest.files
+        run_on_all_ranks(lambda: store.check_names(path, files))
+        own_files = sorted(files)[self._world.rank :: self._world.size]
+        run_on_all_ranks(lambda: store.check_files(path, {name: files[name] for name in own_files}))
+        _init_optimizer_states(self._optimizers)
+        reader = HuggingFaceStorageReader(str(path))
+        saved = reader.read_metadata().state_dict_metadata
+        tensors = self._tensors()
+        random = [name for name in tensors if name.startswith("random/")]
+        missing = [name for name in random if name not in saved]
+        for name in missing:
+            # More streams than were saved: this one is new, as it would be in a run of that size.
+            tensors.pop(name)
+        dcp.load(
+            tensors,
+            storage_reader=reader,
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        if not missing:
+            _restore_rng_states({name.rsplit("/", 1)[1]: tensors[name] for name in random})
+        return manifest.state, manifest.fingerprints
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that is saved, by name; a tied weight under its first."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._model.named_parameters():
+            assert self._world.size == 1 or isinstance(parameter, DTensor), f"{name} is not sharded"
+            tensors[f"weights/{name}"] = parameter.detach()
+            for member in self._optimizers.members:
+                for key, value in member.state.get(parameter, {}).items():
+                    tensors[f"optimizer/{key}/{name}"] = value
+        for device, state in _rng_states().items():
+            tensors[f"random/{self._rng_stream}/{device}"] = state
+        return tensors
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first error of a chain, in one line."""
+    failures = getattr(error, "failures", None)  # of torch.distributed.checkpoint: by rank
+    if failures:
+        error = next(iter(failures.values()))[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _init_optimizer_states(optimizers: Optimizers) -> None:
+    """Make the states that optimizers make in their first step, to be filled: a step of rate nought."""
+    for member in optimizers.members:
+        rates = [group["lr"] for group in member.param_groups]
+        for group in member.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        member.step()
+        member.zero_grad(set_to_none=True)
+        for group, rate in zip(member.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def _rng_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_rng_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,64 @@
+"""A model in training as a Hugging Face directory."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from lpa.data.manifest import TOKENIZER_DIRECTORY
+from lpa.errors import LPAWarning, UserError
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.outputs import MODEL, atomic_directory
+from lpa.train.checkpoint import store
+from lpa.train.distributed.meta_init import build_meta_model
+from lpa.train.distributed.process_group import World, run_on_all_ranks
+
+
+def export_model(
+    model: nn.Module,
+    config: LPAConfig,
+    data: Path,
+    out: Path,
+    world: World,
+    *,
+    required: bool = True,
+) -> None:
+    """Write model and tokenizer to `out`, in place of what is there; every process takes part.
+
+    The shards are put together in the memory of the main process.
+
+    Args:
+        required: whether it is an error if they cannot be written, rather than a warning.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    state_dict = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=world.size > 1)
+    )
+
+    def try_to_write() -> None:
+        try:
+            write()
+        except (OSError, UserError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            said = f"{out}: the model could not be written ({reason})"
+            if required:
+                raise UserError(
+                    f"{said}; {store.last_complete(out.parent)}, so --resume"
+                ) from error
+            warnings.warn(said, LPAWarning, stacklevel=2)
+
+    def write() -> None:
+        plain = build_meta_model(config)
+        plain.load_state_dict(state_dict, assign=True)
+        plain.tie_weights()
+        plain.generation_config.eos_token_id = config.eos_token_id
+        plain.generation_config.pad_token_id = config.eos_token_id
+        with atomic_directory(out, MODEL, overwrite=True) as directory:
+            plain.save_pretrained(directory)
+            shutil.copytree(data / TOKENIZER_DIRECTORY, directory, dirs_exist_ok=True)
+
+    run_on_all_ranks(lambda: try_to_write() if world.is_main else None)

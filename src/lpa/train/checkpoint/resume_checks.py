@@ -1,0 +1,105 @@
+"""What may differ between a run and the one that goes on with it."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lpa.errors import UserError
+from lpa.records import YamlLoader, read_yaml
+from lpa.train.config import RunConfig
+
+# These change where a run stops, what is kept and who computes it, never the weights beyond rounding.
+_MAY_CHANGE = {
+    "data.path",  # data may move; its tokens and tokenizer are compared by hash instead
+    "distill.teacher",  # so may a teacher
+    "data.num_workers",
+    "data.verify",
+    "train.micro_batch_size",
+    "train.stop_at",
+    "train.max_seconds",
+    "train.on_nonfinite",
+    "train.log_every",
+    "train.loggers",
+    "train.project",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.sample_every",
+    "train.sample_prompt",
+    "train.sample_tokens",
+}
+_SECTIONS_THAT_MAY_CHANGE = ("checkpoint.", "parallel.")
+
+# What a user cannot set but a run may not change either.
+HASHED_FIELDS = ("data.tokens", "data.tokenizer", "distill.weights")
+
+
+def read_saved_config(path: Path) -> dict[str, Any]:
+    """The sections of a run's `config.yaml`, as plain values.
+
+    Raises:
+        UserError: it is missing, no YAML of plain values, or has no sections.
+    """
+    if not path.exists():
+        raise UserError(f"--resume: {path.parent} is not a run directory (no {path.name})")
+    return read_yaml(path, dict[str, dict[str, Any]])
+
+
+def check_same_config(
+    saved: dict[str, Any], current: RunConfig, *, allowed: Collection[str] = ()
+) -> None:
+    """Refuse to go on with a configuration other than the one a run began with.
+
+    Args:
+        saved: the run's `config.yaml`.
+        current: what it is asked to go on with.
+        allowed: fields that may differ all the same, such as `optim.lr`.
+
+    Raises:
+        UserError: naming the fields that differ, or a field in `allowed` that there is not.
+    """
+    before, after = _flatten(saved), _flatten(yaml.load(current.to_yaml(), YamlLoader))
+    for name in allowed:
+        if name not in after and name not in HASHED_FIELDS:
+            raise UserError(
+                f"--allow-change: got {name}; expected fields such as optim.lr, or "
+                f"{' or '.join(HASHED_FIELDS)}"
+            )
+    check_unchanged(
+        {
+            name: (before.get(name), after.get(name))
+            for name in sorted(before.keys() | after.keys())
+        },
+        allowed=allowed,
+    )
+
+
+def check_unchanged(fields: dict[str, tuple[Any, Any]], *, allowed: Collection[str]) -> None:
+    """Refuse values, before and now, that differ and may not.
+
+    Raises:
+        UserError: naming each such field with both values.
+    """
+    differences = [
+        f"{name} was {before}, now {after}"
+        for name, (before, after) in fields.items()
+        if before != after and not _may_change(name) and name not in allowed
+    ]
+    if differences:
+        raise UserError(
+            f"--resume: the run began with another configuration: {'; '.join(differences)}; "
+            "--allow-change FIELD goes on all the same"
+        )
+
+
+def _may_change(name: str) -> bool:
+    return name in _MAY_CHANGE or name.startswith(_SECTIONS_THAT_MAY_CHANGE)
+
+
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{name}": value
+        for section, fields in tree.items()
+        for name, value in fields.items()
+    }

@@ -1,0 +1,291 @@
+"""Checkpoints as directories: sealed when complete, verified before use, deleted by their own rule.
+
+A checkpoint `step-00001000/` holds safetensors files and `state.json`, the seal, which lists each file with
+its size and SHA-256 and carries a checksum of itself. It is written as `.step-00001000.partial` and renamed
+when the seal is on it, so a process that dies leaves a partial directory that no one takes for whole.
+`latest.json` names the one written last: after going back to an earlier checkpoint, higher steps of the
+abandoned future may still lie there.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lpa.errors import UserError
+from lpa.files import sync, write_text_atomic
+from lpa.records import Count, read_json, typed
+from lpa.train.state import TrainState
+
+MANIFEST_FILE = "state.json"
+_LATEST = "latest.json"
+_FORMAT = 2
+_NAME = re.compile(r"step-(\d{8})")
+_UNFINISHED = re.compile(r"\.step-\d{8}\.(partial|deleting)")
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint whose files are not what was written."""
+
+
+@dataclass
+class StoredFile:
+    """What the seal says of a file."""
+
+    bytes: Count
+    sha256: str
+
+
+@dataclass
+class CheckpointManifest:
+    """What the seal of a checkpoint says.
+
+    Attributes:
+        fingerprints: field -> hash of what was trained on.
+        torch: the version that wrote it.
+        files: by name.
+    """
+
+    format: int
+    state: TrainState
+    fingerprints: dict[str, str]
+    torch: str
+    files: dict[str, StoredFile]
+
+
+@dataclass
+class _Sealed:
+    """The file of a seal: its content, and the checksum of that."""
+
+    sha256: str
+    content: dict[str, Any]
+
+
+def checkpoints_directory(run: Path) -> Path:
+    """Where the checkpoints of a run lie."""
+    return run / "checkpoints"
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return checkpoints_directory(run) / f"step-{step:08d}"
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Whether a path is named as a checkpoint is."""
+    return _NAME.fullmatch(path.name) is not None
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    found = _NAME.fullmatch(path.name)
+    assert found, f"{path} is named by checkpoint_path"
+    return int(found[1])
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, lowest step first; what has no intact seal is none."""
+    return sorted(
+        path
+        for path in checkpoints_directory(run).glob("step-*")
+        if is_checkpoint_name(path) and _is_complete(path)
+    )
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except DamagedCheckpointError:
+        return False
+    return True
+
+
+def resumable_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints to go on from, best first: the one written last, then lower steps."""
+    found = list_checkpoints(run)
+    try:
+        latest = read_json(checkpoints_directory(run) / _LATEST, dict[str, int])["step"]
+    except (UserError, KeyError):  # none was written, or it was lost
+        latest = step_of(found[-1]) if found else 0
+    return [path for path in reversed(found) if step_of(path) <= latest]
+
+
+def last_complete(run: Path) -> str:
+    """Which checkpoint there is to resume from, as messages say it."""
+    found = resumable_checkpoints(run)
+    return f"the last complete checkpoint is {found[0]}" if found else "there is no checkpoint"
+
+
+def unfinished_checkpoints(run: Path) -> list[Path]:
+    """What saves that did not end left behind, and directories of the right name without an intact seal."""
+    return sorted(
+        path
+        for path in checkpoints_directory(run).glob("*")
+        if _UNFINISHED.fullmatch(path.name) or (is_checkpoint_name(path) and not _is_complete(path))
+    )
+
+
+def partial_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies until it is complete."""
+    path = checkpoint_path(run, step)
+    return path.with_name(f".{path.name}.partial")
+
+
+def _final_path(partial: Path) -> Path:
+    return partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
+
+
+def create_partial(partial: Path) -> None:
+    """Make an empty directory to write a checkpoint into; what unfinished saves left is removed.
+
+    Raises:
+        UserError: something that is no checkpoint has its name.
+    """
+    path = _final_path(partial)
+    if path.exists() and not _is_complete(path):
+        raise UserError(
+            f"{path}: is in the way of a checkpoint and none itself; move it, then --resume"
+        )
+    for left in partial.parent.glob(".step-*"):
+        if _UNFINISHED.fullmatch(left.name):
+            shutil.rmtree(left)
+    partial.mkdir(parents=True)
+
+
+def write_manifest(
+    run: Path, partial: Path, content: dict[str, Any], files: Mapping[str, StoredFile]
+) -> Path:
+    """Complete a checkpoint: write the seal, rename, and remember it as the latest.
+
+    Args:
+        partial: begun with `create_partial`, its files written and synced.
+        content: what the seal says beside the files; JSON.
+        files: name -> what `file_checksum` says of it.
+    """
+    expected_file = {name: asdict(file) for name, file in files.items()}
+    manifest = {"format": _FORMAT, **content, "files": expected_file}
+    write_text_atomic(
+        partial / MANIFEST_FILE,
+        json.dumps({"sha256": _digest(manifest), "content": manifest}, indent=1) + "\n",
+    )
+    sync(partial)
+    path = _final_path(partial)
+    if path.exists():  # of an abandoned future, or whole but not remembered as the latest
+        _delete(path)
+    os.replace(partial, path)
+    sync(path.parent)
+    write_latest(run, step_of(path))
+    return path
+
+
+def write_latest(run: Path, step: int) -> None:
+    """Make a step the one that the run goes on from."""
+    write_text_atomic(checkpoints_directory(run) / _LATEST, json.dumps({"step": step}) + "\n")
+
+
+def delete_old_checkpoints(run: Path, keep_latest_k: int) -> None:
+    """Delete complete checkpoints up to the latest one, all but the last `keep_latest_k`; nothing else."""
+    for path in resumable_checkpoints(run)[keep_latest_k:]:
+        _delete(path)
+
+
+def remove_all(run: Path) -> None:
+    """Delete all complete checkpoints, and the directory if nothing else is in it."""
+    delete_old_checkpoints(run, 0)
+    (checkpoints_directory(run) / _LATEST).unlink(missing_ok=True)
+    with suppress(OSError):
+        checkpoints_directory(run).rmdir()
+
+
+def _delete(path: Path) -> None:
+    """Rename first: a process that dies now leaves nothing that looks like a checkpoint."""
+    deleted = path.with_name(f".{path.name}.deleting")
+    os.replace(path, deleted)
+    shutil.rmtree(deleted)
+
+
+def file_checksum(path: Path) -> StoredFile:
+    """Size and SHA-256 of a file, which is on the disk from then on."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return StoredFile(path.stat().st_size, digest)
+
+
+def read_manifest(path: Path) -> CheckpointManifest:
+    """What the seal of a checkpoint says.
+
+    Raises:
+        DamagedCheckpointError: it is missing, altered, or of another format.
+    """
+    file = path / MANIFEST_FILE
+    if path.is_dir() and not file.exists():
+        raise DamagedCheckpointError(f"{path}: is no complete checkpoint (no {MANIFEST_FILE})")
+    try:
+        document = read_json(file, _Sealed)
+        if document.sha256 != _digest(document.content):
+            raise UserError("its checksum is not its own")
+        found = document.content.get("format")
+        if found != _FORMAT:
+            raise DamagedCheckpointError(
+                f"{file}: has format {found}; this version reads {_FORMAT}"
+            )
+        return typed(document.content, CheckpointManifest, where=file, field="content")
+    except DamagedCheckpointError:
+        raise
+    except UserError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise DamagedCheckpointError(f"{file}: is damaged ({reason})") from error
+
+
+def check_names(path: Path, names: Iterable[str]) -> None:
+    """Refuse files that a checkpoint may not have: outside of it, links, or not in its seal.
+
+    Raises:
+        DamagedCheckpointError: naming the file.
+    """
+    names = set(names)
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise DamagedCheckpointError(
+                f"{path / MANIFEST_FILE}: lists {name!r}; expected plain names of .safetensors files"
+            )
+        if (path / name).is_symlink():
+            raise DamagedCheckpointError(f"{path / name}: is a link; expected a file")
+    for entry in path.iterdir():
+        if entry.name not in names | {MANIFEST_FILE}:
+            raise DamagedCheckpointError(f"{entry}: does not belong to the checkpoint; remove it")
+
+
+def check_file(path: Path, expected: StoredFile) -> None:
+    """Compare a file with what its checkpoint's seal says.
+
+    Raises:
+        DamagedCheckpointError: it is missing, shorter or longer, or has other content.
+    """
+    if not path.is_file():
+        raise DamagedCheckpointError(f"{path}: is missing; the checkpoint is damaged")
+    if path.stat().st_size != expected.bytes:
+        raise DamagedCheckpointError(
+            f"{path}: has {path.stat().st_size:,} bytes of {expected.bytes:,}; "
+            "the checkpoint is damaged"
+        )
+    if file_checksum(path).sha256 != expected.sha256:
+        raise DamagedCheckpointError(
+            f"{path}: its content is not what was written (SHA-256); the checkpoint is damaged"
+        )
+
+
+def check_files(path: Path, expected: Mapping[str, StoredFile]) -> None:
+    """`check_file` for several files of a checkpoint."""
+    for name, expected_file in expected.items():
+        check_file(path / name, expected_file)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

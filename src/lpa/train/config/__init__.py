@@ -1,0 +1,23 @@
+"""The configuration of a run: its sections, what a recipe may say, and the ranges of fields."""
+
+from lpa.train.config.run_config import RunConfig
+from lpa.train.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    DistillConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "DistillConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,81 @@
+"""A whole run as its sections; what `config.yaml` holds."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from lpa.errors import UserError
+from lpa.records import read_yaml, typed
+from lpa.train.config.field_ranges import (
+    require,
+)
+from lpa.train.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    DistillConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainConfig,
+)
+
+
+@dataclass
+class RunConfig:
+    """A whole run; what `config.yaml` in a run directory holds."""
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+
+    def __post_init__(self) -> None:
+        self.train.resolve_length(self.data.seq_len)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by section and field."""
+        sections = asdict(self)
+        sections["data"]["path"] = str(self.data.path)
+        source, teacher = sections["model"].pop("from_"), self.distill.teacher
+        sections["model"]["from"] = None if source is None else str(source)
+        sections["distill"]["teacher"] = None if teacher is None else str(teacher)
+        return sections
+
+    @classmethod
+    def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "RunConfig":
+        """What `to_dict` gave, or some of it.
+
+        Raises:
+            UserError: a section, field or value that is not accepted.
+        """
+        kinds = get_type_hints(cls)
+        built = {}
+        for name, section in {"data": {}, **sections}.items():
+            require(name in kinds, "section", name, f"one of {', '.join(kinds)}")
+            values = section
+            if name == "model" and isinstance(section, dict):
+                # No field of a class can have the name of the key.
+                values = {"from_" if key == "from" else key: section[key] for key in section}
+            built[name] = typed(values, kinds[name], field=name)
+        return cls(**built)
+
+    @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        """The configuration in a YAML file.
+
+        Raises:
+            UserError: the file is damaged, or as `from_dict`.
+        """
+        sections = read_yaml(path, dict[str, dict[str, Any]])
+        try:
+            return cls.from_dict(sections)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)

@@ -1,0 +1,184 @@
+"""Learning from what another model, mostly the dense parent, says of each next token."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lpa.data.dataset import IGNORE_INDEX
+from lpa.data.manifest import Manifest
+from lpa.errors import UserError
+from lpa.model.loading import load_model, open_causal_config
+from lpa.model.weights import open_weights
+from lpa.train.config import DistillConfig, RunConfig
+from lpa.train.distributed.parallelize import ParallelLayout
+from lpa.train.init_weights import check_same_tokenizer
+
+# Tokens whose logits, the student's and the teacher's, are held at a time.
+_CHUNK = 256
+
+
+class Distiller:
+    """The loss of a student beside its teacher: (1 - w) · CE + w · T² · KL(teacher ‖ student).
+
+    CE is the cross entropy of the targets. KL is between the next-token distributions of both, their
+    logits divided by the temperature T; its factor T² keeps the size of its gradient whatever T is (Hinton
+    et al. 2015, section 2.1). Both are sums over the tokens that have a target, divided by the tokens of
+    the whole step. The logits are made for 256 tokens at a time, and once more in the backward pass.
+
+    Every process holds the whole teacher, in the precision of the arithmetic and without gradients.
+
+    Raises:
+        UserError: the teacher cannot be loaded or does not fit the data, or tensors are split.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        data: Path,
+        *,
+        layout: ParallelLayout,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        assert config.teacher is not None
+        if layout.tensor > 1:
+            raise UserError(
+                f"distill.teacher: got parallel.tensor {layout.tensor}; expected 1, as logits are "
+                "compared whole"
+            )
+        self.weight = config.weight
+        self.temperature = config.temperature
+        directory = _check_directory(config.teacher)
+        check_same_tokenizer("distill.teacher", directory, data)
+        self.teacher: Any = load_model(directory, field="distill.teacher", dtype=dtype)
+        self.teacher.requires_grad_(False).to(device)
+        self.fingerprints = {"distill.weights": open_weights(directory, "distill.teacher").sha256()}
+        self._vocab_size = Manifest.load(data).vocab_size
+        rows = self.teacher.get_output_embeddings().weight.shape[0]
+        if rows < self._vocab_size:
+            raise UserError(
+                f"distill.teacher {config.teacher}: has {rows} tokens and the data {self._vocab_size}; "
+                "expected a teacher with the tokenizer of the data"
+            )
+        self._has_plain_head = self._check_plain_head(device)
+        self._divergence: Tensor | float = 0.0
+
+    @classmethod
+    def from_config(
+        cls, config: RunConfig, layout: ParallelLayout, device: torch.device, dtype: torch.dtype
+    ) -> "Distiller | None":
+        """That of a run, if it has a teacher."""
+        if config.distill.teacher is None:
+            return None
+        return cls(config.distill, config.data.path, layout=layout, device=device, dtype=dtype)
+
+    def pop_divergence(self) -> float:
+        """What the divergence, times T², has added to the loss since the last call, before its weight."""
+        divergence, self._divergence = self._divergence, 0.0
+        return float(divergence)
+
+    def loss(self, student: nn.Module, inputs: dict[str, Tensor], num_items: int) -> Tensor:
+        """The loss of a micro-batch, divided by the `num_items` tokens of its step, whose parts so add up."""
+        teacher_outputs = self._teacher_outputs(inputs)
+        return student(
+            **inputs,
+            num_items_in_batch=num_items,
+            use_cache=False,
+            loss_from_hidden=partial(self._distillation_loss, teacher_outputs),
+        ).loss
+
+    @torch.no_grad()
+    def _teacher_outputs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(tokens, width) or, where the head alone does not make the logits, (tokens, vocabulary)."""
+        inputs = {name: value for name, value in inputs.items() if name != "shift_labels"}
+        if self._has_plain_head:
+            output = self.teacher.base_model(**inputs, use_cache=False).last_hidden_state
+        else:
+            output = self.teacher(**inputs, use_cache=False).logits
+        return output.flatten(0, 1)
+
+    def _distillation_loss(
+        self,
+        teacher_outputs: Tensor,
+        hidden: Tensor,
+        head: nn.Module,
+        targets: Tensor,
+        num_items: Tensor | int,
+    ) -> Tensor:
+        """hidden: (batch, sequence, width) of the student, targets: the same without width -> the loss."""
+        hidden, targets = hidden.flatten(0, 1), targets.flatten()
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for part in torch.arange(len(targets), device=targets.device).split(_CHUNK):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            nll, divergence = checkpoint(
+                self._sums,
+                hidden[rows],
+                head,
+                teacher_outputs[rows],
+                targets[rows],
+                use_reentrant=False,
+            )
+            total = total + (1 - self.weight) * nll + self.weight * divergence
+            self._divergence = self._divergence + divergence.detach() / num_items
+        return total / num_items
+
+    def _sums(
+        self, hidden: Tensor, head: nn.Module, teacher_outputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over tokens of the cross entropy and of T² times the divergence."""
+        logits = head(hidden).float()
+        nll = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        with torch.no_grad():
+            teacher_log_probs = (
+                self.teacher.get_output_embeddings()(teacher_outputs)
+                if self._has_plain_head
+                else teacher_outputs
+            )
+            # Rows beyond the tokenizer's, which some models have, stand for no token.
+            teacher_log_probs = self._log_probabilities(teacher_log_probs)
+        divergence = F.kl_div(
+            self._log_probabilities(logits), teacher_log_probs, reduction="none", log_target=True
+        ).sum(-1)
+        mask = (targets != IGNORE_INDEX).to(divergence)
+        return nll, self.temperature**2 * (divergence * mask).sum()
+
+    def _log_probabilities(self, logits: Tensor) -> Tensor:
+        return F.log_softmax(logits[:, : self._vocab_size].float() / self.temperature, dim=-1)
+
+    @torch.no_grad()
+    def _check_plain_head(self, device: torch.device) -> bool:
+        """Whether nothing is done to the output of the head: some models scale or bound it."""
+        ids = torch.arange(min(8, self._vocab_size), device=device)[None]
+        hidden = self.teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        plain = self.teacher.get_output_embeddings()(hidden)
+        return torch.equal(plain, self.teacher(input_ids=ids, use_cache=False).logits)
+
+
+def cross_entropy_loss(model: nn.Module, inputs: dict[str, Tensor], num_items: int) -> Tensor:
+    """The cross entropy of a micro-batch alone, as `Distiller.loss`."""
+    return model(**inputs, num_items_in_batch=num_items, use_cache=False).loss
+
+
+def teacher_bytes(directory: Path, dtype: torch.dtype) -> int:
+    """The memory that a teacher's weights take.
+
+    Raises:
+        UserError: it is no directory of a causal language model.
+    """
+    field = "distill.teacher"
+    open_causal_config(_check_directory(directory), field)
+    return open_weights(directory, field).elements * dtype.itemsize
+
+
+def _check_directory(directory: Path) -> Path:
+    if not directory.is_dir():
+        raise UserError(
+            f"distill.teacher {directory}: no such directory; expected a causal language model of "
+            "transformers, written by save_pretrained"
+        )
+    return directory

@@ -1,0 +1,1 @@
+"""Process groups, parallel layouts, sharded initialization, per-step synchronization."""

@@ -1,0 +1,175 @@
+"""The processes of a run: who they are, what they agree on, and what becomes of them when one dies."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException
+
+from lpa.device import resolve_device
+
+T = TypeVar("T")
+
+# How long the others are given to say that they are alive, after a collective has failed.
+ALIVE_TIMEOUT_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train one model together, as torchrun started them; one where it did not.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: how many there are.
+        device: what this process computes on.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def single_process(cls, device: str) -> "World":
+        """The world of a process that trains by itself."""
+        return cls(0, 1, resolve_device(device))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes files and talks to the user."""
+        return self.rank == 0
+
+
+def init_process_group(device: str, *, timeout: float) -> World:
+    """Join the processes that torchrun started; without torchrun this one is alone.
+
+    Tensors on the CPU are exchanged through gloo, those on GPUs through NCCL.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, …; of several GPUs each process takes that of its local rank.
+        timeout: seconds that one process waits for another before it gives up.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World.single_process(device)
+    local_device = resolve_device(device)
+    backend = "gloo"
+    if local_device.type == "cuda":
+        local_device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local_device)
+        backend = "cpu:gloo,cuda:nccl"
+    if not dist.is_initialized():
+        wait_time = timedelta(seconds=timeout)
+        store, rank, size = next(dist.rendezvous("env://", timeout=wait_time))
+        # torchrun may keep one store over its restarts, in which the addresses of the dead still stand.
+        restart_store = dist.PrefixStore(f"lpa-{_restart_count()}", store)
+        dist.init_process_group(
+            backend, store=restart_store, rank=rank, world_size=size, timeout=wait_time
+        )
+    return World(dist.get_rank(), size, local_device)
+
+
+def destroy_process_group() -> None:
+    """End what `init_process_group` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
+    """Add up each number over all processes, in float64; all get the same bits."""
+    if not dist.is_initialized():
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def all_gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The value of every process, by rank. Small plain values: they travel pickled between own processes."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    all_reduce_sum([0.0])
+
+
+class OtherRankFailedError(Exception):
+    """Another process has told the user what is wrong; this one ends with the same code, in silence."""
+
+
+class LostRankError(Exception):
+    """Another process is gone and cannot tell why; this one ends too."""
+
+
+def run_on_all_ranks(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Do work that may fail in any process: if it does in one, that one raises its error and all end.
+
+    Args:
+        group: the processes, by default all; for a thread beside the main one a group of its own.
+
+    Raises:
+        OtherRankFailedError: `function` failed in another process, but not before that in this one.
+    """
+    if not dist.is_initialized():
+        return function()
+    error, result = None, None
+    try:
+        result = function()
+    # Whatever it is: the others must hear of it, or they wait for this process in vain.
+    except (Exception, CheckpointException) as failure:
+        error = failure
+    failed = [rank for rank, bad in enumerate(all_gather_objects(error is not None, group)) if bad]
+    if not failed:
+        return result  # type: ignore[return-value]
+    if error is not None and dist.get_rank() == failed[0]:
+        raise error
+    raise OtherRankFailedError
+
+
+def missing_ranks() -> list[int]:
+    """Which processes do not answer, asked after a collective failed. Takes `ALIVE_TIMEOUT_SECONDS`.
+
+    The survivors meet in the store that torchrun keeps beside them, which needs no collective.
+    """
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"lpa/alive/{dist.get_rank()}", "1")
+        deadline = time.monotonic() + ALIVE_TIMEOUT_SECONDS
+        missing = list(range(dist.get_world_size()))
+        while missing and time.monotonic() < deadline:
+            missing = [rank for rank in missing if not store.check([f"lpa/alive/{rank}"])]
+            time.sleep(0.1)
+        return missing
+    except (RuntimeError, ValueError):  # the store went with the process that kept it
+        return []
+
+
+def launch_id() -> str | None:
+    """What stays the same while torchrun starts the same processes anew, and differs between launches."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name is None or name != "none":  # one that torchrun was given or drew
+        return name
+    return f"{socket.gethostname()}/{os.getppid()}"  # its process, where it has no name
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this process in place of one that died."""
+    return _restart_count() > 0
+
+
+def _restart_count() -> int:
+    """How often torchrun has started the processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

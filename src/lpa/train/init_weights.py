@@ -1,0 +1,231 @@
+"""The model that a run begins with: drawn from its seed, or taken from a Hugging Face directory."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
+from lpa.data.tokenizer import load_vocabulary
+from lpa.errors import UserError
+from lpa.files import write_text_atomic
+from lpa.lowrank import LowRankLinear
+from lpa.model.activation_checkpointing import apply_activation_checkpointing
+from lpa.model.compile import compile_layers
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.loading import open_config
+from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.model.weights import Weights, open_weights
+from lpa.records import read_json
+from lpa.train.config import RunConfig
+from lpa.train.distributed.dtensor import shard_like
+from lpa.train.distributed.meta_init import build_meta_model, init_buffers, materialize
+from lpa.train.distributed.parallelize import ParallelLayout, parallelize
+from lpa.train.distributed.process_group import World
+
+INITIAL_WEIGHTS_FILE = "start.json"
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a run was started from; `initial_weights.json` in the directory of a run that `model.from` began.
+
+    Attributes:
+        sha256: of the files of weights.
+        config: the model's configuration.
+    """
+
+    sha256: str
+    config: dict[str, Any]
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "InitialWeights":
+        """Raises:
+        UserError: it is not the directory of a model that `lpa train` can start from.
+        """
+        config = load_source_config(directory)
+        return cls(open_weights(directory, "model.from").sha256(), config.to_dict())
+
+    def save(self, run: Path) -> None:
+        write_text_atomic(run / INITIAL_WEIGHTS_FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, run: Path) -> "InitialWeights":
+        """Raises:
+        UserError: the run has none that can be read.
+        """
+        return read_json(run / INITIAL_WEIGHTS_FILE, cls)
+
+
+def find_initial_weights(config: RunConfig, resumed: Path | None) -> InitialWeights | None:
+    """What `model.from` of a run stands for, None without it.
+
+    Args:
+        resumed: the directory of a run that goes on: it remembers, whatever the source holds by now.
+    """
+    directory = config.model.from_
+    if directory is None:
+        return None
+    if resumed is not None:
+        return InitialWeights.load(resumed)
+    check_same_tokenizer("model.from", directory, config.data.path)
+    return InitialWeights.from_directory(directory)
+
+
+def load_source_config(directory: Path) -> LPAConfig:
+    """The configuration of a directory that holds an `LPAForCausalLM`.
+
+    Raises:
+        UserError: it holds none.
+    """
+    if not (directory / "config.json").is_file():
+        what = "has no config.json" if directory.is_dir() else "no such directory"
+        raise UserError(
+            f"model.from {directory}: {what}; expected what `lpa convert factorize` or a run's final/ is"
+        )
+    config = open_config(directory, "model.from")
+    kinds = config.architectures
+    kind = kinds[0] if isinstance(kinds, list) and kinds else config.model_type
+    if not isinstance(config, LPAConfig) or kind != "LPAForCausalLM":
+        raise UserError(
+            f"model.from {directory}: is a {kind}; expected an LPAForCausalLM, which `lpa convert "
+            "factorize` makes of Llama-like models; load any other with lpa.load and train it in a loop "
+            "of your own"
+        )
+    return config
+
+
+def resolve_model_config(
+    config: RunConfig, manifest: Manifest, initial_weights: InitialWeights | None
+) -> LPAConfig:
+    """The architecture of a run.
+
+    Raises:
+        UserError: one that cannot be, or that does not fit the data.
+    """
+    seq_len = config.data.seq_len
+    if initial_weights is None:
+        built = config.model.build(vocab_size=manifest.vocab_size, seq_len=seq_len)
+        built.eos_token_id = manifest.eos_token_id
+        return built
+    source, directory = LPAConfig.from_dict(initial_weights.config), config.model.from_
+    if source.vocab_size < manifest.vocab_size:
+        raise UserError(
+            f"model.from {directory}: has {source.vocab_size} tokens and the data {manifest.vocab_size}; "
+            f"prepare it with the model's own tokenizer: lpa prepare --tokenizer {directory}"
+        )
+    if seq_len > source.max_position_embeddings:
+        raise UserError(
+            f"data.seq_len: got {seq_len}; expected at most the {source.max_position_embeddings} positions "
+            f"of model.from {directory}"
+        )
+    return source
+
+
+def check_same_tokenizer(field: str, directory: Path, data: Path) -> None:
+    """Refuse data whose tokens mean something else to a model.
+
+    Compared are the tokens and their numbers, where the model's directory has a tokenizer.
+
+    Raises:
+        UserError: naming the field by which the directory was given.
+    """
+    if (directory / "config.json").exists():
+        open_config(directory, field)  # in which the class of the tokenizer is looked up
+    try:
+        model_tokenizer = load_vocabulary(directory)
+    except UserError as error:
+        raise UserError(f"{field} {directory}: {error}") from error
+    data_tokenizer = load_vocabulary(data / TOKENIZER_DIRECTORY)
+    if (
+        model_tokenizer is not None
+        and data_tokenizer is not None
+        and model_tokenizer != data_tokenizer
+    ):
+        raise UserError(
+            f"{field} {directory}: its tokenizer is not that of the data; prepare the data with it: "
+            f"lpa prepare --tokenizer {directory}"
+        )
+
+
+def build_model(
+    config: RunConfig,
+    architecture: LPAConfig,
+    layout: ParallelLayout,
+    world: World,
+    *,
+    source: Path | None,
+) -> LPAForCausalLM:
+    """The model of a run, spread over its processes.
+
+    Args:
+        source: a directory to take the weights from, in place of those that the seed stands for.
+
+    Raises:
+        UserError: a layout that does not divide the model, or weights that are not its own.
+    """
+    settings = config.train
+    model = build_meta_model(architecture).train()
+    if config.optim.trainable == "factors":
+        freeze_all_but_factors(model)
+    if settings.compile:
+        compile_layers(model)
+    apply_activation_checkpointing(model, settings.activation_checkpointing)
+    parallelize(model, layout, world.device.type, getattr(torch, settings.dtype))
+    if source is None:
+        materialize(model, architecture, world.device, seed=settings.seed)
+    else:
+        load_weights(model, architecture, source, world.device)
+        torch.manual_seed(settings.seed)
+    return model
+
+
+def freeze_all_but_factors(model: LPAForCausalLM) -> None:
+    """Leave everything but the low-rank pairs, their biases among them, as it is."""
+    pairs = [module for module in model.modules() if isinstance(module, LowRankLinear)]
+    if not pairs:
+        raise UserError("optim.trainable: got factors; the model has no low-rank projections")
+    model.requires_grad_(False)
+    for pair in pairs:
+        pair.requires_grad_(True)
+
+
+@torch.no_grad()
+def load_weights(
+    model: LPAForCausalLM, config: LPAConfig, directory: Path, device: torch.device
+) -> None:
+    """Give a model on the meta device, sharded or not, the weights of a Hugging Face directory, as float32.
+
+    Every process reads one tensor after another and keeps its shard of it.
+
+    Raises:
+        UserError: weights are missing, too many, of another shape, or unreadable.
+    """
+    weights = open_weights(directory, "model.from")
+    _check_fit(model, config, weights)
+    model.to_empty(device=device)
+    model.tie_weights()
+    init_buffers(model, config, device)
+    targets = dict(model.named_parameters())
+    for name, value in weights.read():
+        if name in targets:
+            target = targets[name]
+            target.copy_(shard_like(value.to(device, torch.float32), target))
+
+
+def _check_fit(model: LPAForCausalLM, config: LPAConfig, weights: Weights) -> None:
+    """Before memory is taken: every parameter has a tensor of its shape, and every tensor a parameter."""
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name, tensor in weights.tensors.items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if expected.get(name) != tensor.shape:
+            raise weights.error(
+                weights.name,
+                f"has {name} of shape {tensor.shape}, which the model of config.json has not",
+            )
+    missing = expected.keys() - weights.tensors.keys()
+    if missing:
+        raise weights.error(weights.name, f"has no {min(missing)}")

@@ -1,0 +1,1 @@
+"""Metrics, loggers, timers and text samples of a run."""

@@ -1,0 +1,31 @@
+"""Learning-rate schedules as functions of the step."""
+
+import math
+
+from lpa.train.config import OptimConfig
+
+
+def lr_at_step(config: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of a step.
+
+    Linear warm-up to the peak, then half a cosine down to `min_lr_ratio` of it (Loshchilov & Hutter 2017,
+    eq. 5), a straight line down to the same end, or the peak until the last `decay_fraction` of all
+    steps and a straight line from there (`wsd`: warm-up, stable, decay; Hu et al. 2024, section 4).
+    It never jumps by more than a step of these lines: a decay that would begin within the warm-up begins
+    at its end.
+
+    Args:
+        step: counted from 1.
+        steps: of the whole run, whose last step has the lowest rate after the warm-up.
+    """
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    begin = config.warmup_steps
+    if config.schedule == "wsd":
+        begin = max(begin, steps - max(1, round(config.decay_fraction * steps)))
+    # At least one step, for a run that ends within its warm-up.
+    progress = max(0, step - begin) / max(1, steps - begin)
+    cosine = config.schedule == "cosine"
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if cosine else 1 - progress
+    lowest = config.min_lr_ratio
+    return config.lr * (lowest + (1 - lowest) * left)

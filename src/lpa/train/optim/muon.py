@@ -1,0 +1,157 @@
+"""Muon in the precision that suits the device, over plain and sharded matrices."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from lpa.train.distributed.dtensor import full_tensor, shard_like
+
+# Of the iteration x ← a x + (b x xᵀ + c (x xᵀ)²) x (Jordan et al. 2024), whose slope at zero is steep.
+_A, _B, _C = 3.4445, -4.775, 2.0315
+_STEPS = 5
+_EPSILON = 1e-7
+_STACK = 2**24  # numbers of a stack that one process works on at once, where a matrix is smaller
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) in a dtype of choice.
+
+    In bfloat16 on a CPU it is `torch.optim.Muon` to the bit, unless a side of a matrix is 16 or less: torch
+    multiplies such small matrices by another kernel alone than in a stack, and some last bits differ.
+
+    Matrices of one shape are orthogonalized as a stack. Of sharded ones each process orthogonalizes some and
+    sends the results to the others (Liu et al. 2025; Ahn et al. 2025), so that none is worked on twice.
+
+    The update is about U Vᵀ of the momentum's SVD U S Vᵀ: the iteration's five steps bring singular values
+    down to 0.2% of the Frobenius norm to between 0.68 and 1.21, not to 1 exactly. It is scaled to a
+    root mean square of about 0.2 whatever the matrix's shape, as AdamW's has, so that learning rate and
+    weight decay are AdamW's too (Liu et al. 2025, eq. 4).
+
+    Args:
+        params: matrices, or groups of them; DTensors all of one mesh.
+        lr, weight_decay: as AdamW's.
+        momentum: the share of the past in the momentum, by Nesterov's rule where `nesterov` is true.
+        dtype: what to orthogonalize in; by default `fast_dtype` of each matrix's device.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+        }
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim != 2:
+                    raise ValueError(
+                        f"Muon: got a parameter of shape {parameter.shape}; expected 2D"
+                    )
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameters in _stacks(p for p in group["params"] if p.grad is not None):
+                updates = [self._momentum(parameter, group) for parameter in parameters]
+                size = group["lr"] * 0.2 * math.sqrt(max(parameters[0].shape))
+                for parameter, update in zip(parameters, _orthogonalize(updates), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update, alpha=-size)
+        return loss
+
+    def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """What is orthogonalized, rounded before it is gathered, which in bfloat16 halves the bytes."""
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(
+                gradient, memory_format=torch.preserve_format
+            )
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        if group["nesterov"]:
+            momentum = gradient.lerp(momentum, group["momentum"])
+        return momentum.to(self.dtype or fast_dtype(parameter.device.type))
+
+
+def _stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Those of one shape and layout together, as many as the processes of a mesh work on at once."""
+    alike: dict[Any, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        placements = parameter.placements if isinstance(parameter, DTensor) else None
+        alike[parameter.shape, parameter.dtype, parameter.device, placements].append(parameter)
+    for same in alike.values():
+        processes = same[0].device_mesh.size() if isinstance(same[0], DTensor) else 1
+        count = processes * max(1, _STACK // same[0].numel())
+        for start in range(0, len(same), count):
+            yield same[start : start + count]
+
+
+def _orthogonalize(matrices: list[Tensor]) -> list[Tensor]:
+    """Matrices of one shape orthogonalized, laid out as they were."""
+    stack = torch.stack([full_tensor(matrix) for matrix in matrices])
+    like = matrices[0]
+    if not isinstance(like, DTensor):
+        return list(newton_schulz(stack))
+    mesh = like.device_mesh
+    mine = distribute_tensor(stack, mesh, [Shard(0)] * mesh.ndim, src_data_rank=None)
+    done = DTensor.from_local(
+        newton_schulz(mine.to_local()),
+        mesh,
+        mine.placements,
+        run_check=False,
+        shape=stack.shape,
+        stride=stack.stride(),
+    )
+    for dimension in reversed(range(mesh.ndim)):  # the innermost parts first
+        placements = list(done.placements)
+        placements[dimension] = Replicate()
+        done = done.redistribute(placements=placements)
+    return [shard_like(matrix, like) for matrix in done.to_local()]
+
+
+def newton_schulz(stack: Tensor) -> Tensor:
+    """About U Vᵀ of each matrix U S Vᵀ of a stack (matrices, rows, columns), in its dtype."""
+    tall = stack.shape[1] > stack.shape[2]
+    x = stack.mT if tall else stack
+    # Then no singular value is above 1.
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=_EPSILON)
+    for _ in range(_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return x.mT.contiguous() if tall else x
+
+
+@cache
+def fast_dtype(device_type: str) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, float32 where it would be emulated."""
+    if device_type == "cpu":
+        return _fast_cpu_dtype(torch.cpu.get_capabilities())
+    if device_type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
+    return torch.bfloat16
+
+
+def _fast_cpu_dtype(capabilities: Mapping[str, Any]) -> torch.dtype:
+    units = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's name
+    return torch.bfloat16 if any(capabilities.get(unit) for unit in units) else torch.float32

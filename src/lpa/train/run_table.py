@@ -1,0 +1,184 @@
+"""What the runs below a directory came to, or how far they are."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lpa.errors import UserError
+from lpa.records import read_yaml, typed
+from lpa.train.logging.metrics_file import read_metrics
+from lpa.train.result import RESULT_FILE, RunResult
+
+_CONFIG = "config.yaml"
+_CHECKPOINT = re.compile(r"step-(\d{8})")
+
+
+@dataclass
+class RunRow:
+    """One run; None stands for what its files do not say.
+
+    Attributes:
+        name: its directory.
+        placement, rank: of the model, the rank as `rank` or `rank / FFN rank`, or `preset` where the
+            recipe leaves it to that.
+        parameters: known once the run is finished.
+        state: `finished`, `stopped at step N of M` (N of the latest checkpoint; it may still be
+            running), `no checkpoint yet`.
+        steps, tokens: trained, by the result or else the last record.
+        loss: the last training loss on record.
+        perplexity: on the validation split, the last on record; all of it for a finished run.
+        tokens_per_second, seconds: speed of the training steps and wall time, or time in training
+            steps where the run is not finished.
+        problem: what could not be read; empty where all could.
+    """
+
+    name: str
+    placement: str | None = None
+    rank: str | None = None
+    parameters: int | None = None
+    state: str | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    perplexity: float | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    problem: str = ""
+
+
+# What rows can be sorted by.
+SORT_FIELDS = tuple(name for name in RunRow.__dataclass_fields__ if name != "problem")
+
+
+def find_runs(root: Path) -> list[Path]:
+    """The run directories at or below `root`; nothing inside one is searched.
+
+    Raises:
+        UserError: `root` does not exist or holds none.
+    """
+    if not root.is_dir():
+        raise UserError(f"DIR {root}: no such directory; expected one that holds runs")
+    found = list(_find(root))
+    if not found:
+        raise UserError(f"DIR {root}: holds no run; expected directories with a {_CONFIG}")
+    return found
+
+
+def _find(directory: Path) -> Iterator[Path]:
+    if (directory / _CONFIG).exists():
+        yield directory
+        return
+    try:
+        subdirectories = sorted(
+            path for path in directory.iterdir() if not path.name.startswith(".")
+        )
+    except PermissionError:
+        return
+    for path in subdirectories:
+        if path.is_dir() and not path.is_symlink():  # a link could lead round in a circle
+            yield from _find(path)
+
+
+def sort_runs(rows: list[RunRow], field: str) -> list[RunRow]:
+    """By a field of `SORT_FIELDS`, upwards; rows without it come last."""
+
+    def key(row: RunRow) -> tuple[bool, Any]:
+        value = getattr(row, field)
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        return missing, "" if missing else value
+
+    return sorted(rows, key=key)
+
+
+def read_run(run: Path, name: str) -> RunRow:
+    """A row of what the files of a run say, whatever state they are in."""
+    row = RunRow(name)
+    problems = []
+    for read in (_read_metrics, _read_config, _read_result):
+        try:
+            read(run, row)
+        except UserError as problem:
+            problems.append(str(problem).removeprefix(f"{run}/"))
+    row.problem = "; ".join(problems)
+    return row
+
+
+@dataclass
+class _ShownModel:
+    placement: str = "attention"
+    rank: int | None = None
+    ffn_rank: int | None = None
+
+
+@dataclass
+class _ShownTraining:
+    steps: int | None = None
+
+
+@dataclass
+class _Shown:
+    """What the table shows of a run's `config.yaml`, in which other versions may have other fields."""
+
+    model: _ShownModel
+    train: _ShownTraining
+
+
+_SHOWN = {"model": ("placement", "rank", "ffn_rank"), "train": ("steps",)}
+
+
+def _read_metrics(run: Path, row: RunRow) -> None:
+    """The last record of each kind."""
+    for record in read_metrics(run):
+        if "loss" in record:
+            row.steps = int(record["step"])
+            row.tokens = _int_or_none(record.get("tokens"))
+            row.loss = record["loss"]
+            row.tokens_per_second = record.get("tokens_per_second")
+            row.seconds = record.get("train_seconds")
+        if "validation_perplexity" in record:
+            row.perplexity = record["validation_perplexity"]
+
+
+def _int_or_none(value: float | None) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _read_config(run: Path, row: RunRow) -> None:
+    """Model and state: the latest checkpoint is known by its name."""
+    steps = [
+        int(found[1])
+        for path in (run / "checkpoints").glob("step-*")
+        if (found := _CHECKPOINT.fullmatch(path.name))
+    ]
+    row.state = f"stopped at step {max(steps):,}" if steps else "no checkpoint yet"
+    config = read_yaml(run / _CONFIG, dict[str, dict[str, Any]])
+    given = {
+        section: {name: value for name, value in config[section].items() if name in shown}
+        for section, shown in _SHOWN.items()
+        if section in config
+    }
+    shown = typed(given, _Shown, where=run / _CONFIG)
+    row.placement = shown.model.placement
+    if row.placement != "none":
+        ranks = [str(r) for r in (shown.model.rank, shown.model.ffn_rank) if r is not None]
+        row.rank = " / ".join(ranks) or "preset"
+    if steps and shown.train.steps:
+        row.state += f" of {shown.train.steps:,}"
+
+
+def _read_result(run: Path, row: RunRow) -> None:
+    """The result of a finished run replaces what its records say."""
+    if not (run / RESULT_FILE).exists():
+        return
+    result = RunResult.load(run)
+    row.state = "finished"
+    row.parameters = result.parameters
+    row.steps = result.steps
+    row.tokens = result.tokens
+    row.tokens_per_second = result.tokens_per_second
+    row.seconds = result.wall_seconds
+    if result.validation is not None:
+        row.perplexity = result.validation.perplexity

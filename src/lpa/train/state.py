@@ -1,0 +1,41 @@
+"""How far a run has come."""
+
+from dataclasses import dataclass
+
+from lpa.records import Count, Finite
+
+
+@dataclass
+class TrainState:
+    """How far a run has come.
+
+    Attributes:
+        step: optimizer steps done.
+        samples: samples taken from the stream; the next one is that number.
+        tokens: tokens trained on, those that count in the loss.
+        skipped: steps without an update, as loss or gradient were not finite.
+        train_seconds: time spent in training steps, without evaluation and saving.
+        wall_seconds: time since the run began, all its processes one after another together.
+        peak_memory_bytes: the most memory that one of its processes held.
+        best_loss, best_step: the lowest validation loss so far and where it was.
+        evaluation_pending: whether a signal ended the run within the evaluation of this step.
+        pending_loss, pending_distill_loss, pending_steps, pending_tokens, pending_seconds: sums since
+            the last record in the metrics, so that a run that goes on leaves the same records as one that
+            was never stopped.
+    """
+
+    step: Count = 0
+    samples: Count = 0
+    tokens: Count = 0
+    skipped: Count = 0
+    train_seconds: Finite = 0.0
+    wall_seconds: Finite = 0.0
+    peak_memory_bytes: Count = 0
+    best_loss: float | None = None
+    best_step: Count | None = None
+    evaluation_pending: bool = False
+    pending_loss: float = 0.0
+    pending_distill_loss: float = 0.0
+    pending_steps: Count = 0
+    pending_tokens: Count = 0
+    pending_seconds: Finite = 0.0

@@ -1,0 +1,73 @@
+import json
+import math
+import re
+
+import pytest
+
+from lpa.errors import UserError
+from lpa.eval.analysis.analyze import analyze
+from lpa.eval.perplexity import evaluate_perplexity
+
+
+@pytest.fixture(scope="module")
+def analysis(run, prepared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("analysis") / "out"
+    return analyze(run, out, data=prepared, tokens=4000, ranks=[2, 16], device="cpu"), out
+
+
+def test_numbers_and_page_hold_the_same(analysis):
+    result, out = analysis
+    kept = json.loads((out / "analysis.json").read_text())
+    assert kept["loss"] == result.loss
+    assert len(kept["spectra"]) == 14
+    attention = [s for s in kept["spectra"] if s["sublayer"] == "attention"]
+    assert {(s["rank"], len(s["singular_values"])) for s in attention} == {(8, 8)}
+    assert all(1 <= s["stable_rank"] <= s["entropy_rank"] <= 32 + 1e-9 for s in kept["spectra"])
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert f"{result.loss:.4f}" in page
+    assert not re.search(r"(src|href)=.https?://", page)  # works from a file
+
+
+def test_the_loss_is_that_of_eval_perplexity(analysis, run, prepared, tmp_path):
+    result, _ = analysis
+    whole = evaluate_perplexity(run, prepared, device="cpu")
+    assert result.tokens == 4000 < whole.tokens
+    everything = analyze(
+        run, tmp_path / "all", data=prepared, tokens=10**9, ranks=[32], device="cpu"
+    )
+    assert everything.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert everything.truncations == []  # nothing has a rank above 32
+
+
+def test_only_cuts_that_take_something_away_are_made(analysis):
+    result, _ = analysis
+    # The pairs have rank 8, so nothing of them is left to cut at 16.
+    assert {cut.rank for cut in result.truncations if cut.sublayer == "attention"} == {2}
+    assert {cut.rank for cut in result.truncations if cut.sublayer == "ffn"} == {2, 16}
+    together = [(cut.name, cut.rank) for cut in result.truncations if cut.layer is None]
+    assert together == [("attention", 2), ("ffn", 2), ("ffn", 16)]
+    assert all(
+        math.isclose(cut.loss - result.loss, cut.loss_increase, abs_tol=1e-12)
+        for cut in result.truncations
+    )
+
+
+def test_without_text_the_spectra_alone(run, tmp_path):
+    result = analyze(run, tmp_path / "out", device="cpu")
+    assert (result.heads, result.truncations, result.loss) == (None, None, None)
+    assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ranks": [0]}, "--ranks: got 0; expected at least 1"),
+        ({"tokens": 1}, "--tokens: got 1; expected at least 2"),
+        ({"seq_len": 33}, "--seq-len: got 33; expected from 1 to 32"),
+    ],
+)
+def test_a_bad_value_is_refused_and_nothing_written(run, prepared, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        analyze(run, tmp_path / "out", data=prepared, device="cpu", **fields)
+    assert list(tmp_path.iterdir()) == []

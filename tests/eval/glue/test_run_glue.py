@@ -1,0 +1,186 @@
+import json
+import os
+import shutil
+
+import pytest
+from transformers import AutoTokenizer
+
+from lpa.convert.merge import merge_directory
+from lpa.errors import LPAWarning, UserError
+from lpa.eval.glue.finetune import FineTuningConfig
+from lpa.eval.glue.run_glue import run_glue
+from lpa.locks import hold_directory
+
+QUICK = FineTuningConfig(epochs=1, batch_size=8, learning_rate=1e-3, max_length=32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Small tasks that can be learned: the label is whether the sentence names a cat."""
+    folder = tmp_path_factory.mktemp("glue")
+    sentences = [f"{n} times sat the {animal}" for n in range(12) for animal in ("cat", "dog")]
+    for task, header, row in [
+        ("SST-2", "sentence\tlabel", lambda s: f"{s}\t{int('cat' in s)}"),
+        ("STS-B", "sentence1\tsentence2\tscore", lambda s: f"{s}\tthe cat\t{5.0 * ('cat' in s)}"),
+    ]:
+        (folder / task).mkdir()
+        for name in ("train", "dev"):
+            rows = [header, *map(row, sentences)]
+            (folder / task / f"{name}.tsv").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(run, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    tasks = ["sst2", "stsb"]
+    found = run_glue(
+        [run], tasks, data=data, seeds=2, from_scratch=True, settings=QUICK, out=out, device="cpu"
+    )
+    return found, out
+
+
+def test_every_task_and_seed_beside_the_baselines(result, run):
+    found, _ = result
+    assert found["sst2"].examples == {"train": 24, "validation": 24}
+    assert found["sst2"].majority == {"accuracy": 0.5}
+    assert list(found["sst2"].models) == [run.name, f"{run.name} (from scratch)"]
+    for scores in found["sst2"].models.values():
+        accuracy = scores["accuracy"]
+        assert len(accuracy.values) == 2
+        assert accuracy.mean == sum(accuracy.values) / 2
+        assert accuracy.std == pytest.approx(abs(accuracy.values[0] - accuracy.values[1]) / 2**0.5)
+    assert list(found["stsb"].models[run.name]) == ["pearson", "spearman"]
+
+
+def test_what_is_done_is_not_done_again(result, run, data):
+    found, out = result
+    steps = []
+    again = run_glue(
+        [run],
+        ["sst2"],
+        data=data,
+        seeds=3,
+        settings=QUICK,
+        out=out,
+        device="cpu",
+        on_progress=lambda what, done, total: steps.append(what),
+    )
+    assert set(steps) == {f"SST-2 {run.name} seed 2"}
+    values = again["sst2"].models[run.name]["accuracy"].values
+    assert values[:2] == found["sst2"].models[run.name]["accuracy"].values
+
+
+@pytest.mark.parametrize(
+    ("scores", "got"),
+    [({}, "none"), ({"f1": 1.0}, "f1"), ({"accuracy": 1, "f1": 1}, "accuracy, f1")],
+)
+def test_kept_scores_of_another_metric_are_refused(result, run, data, tmp_path, scores, got):
+    _, out = result
+    shutil.copytree(out, tmp_path / "out")
+    [path] = (tmp_path / "out").rglob("pre-trained/sst2-seed0.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": scores}))
+    with pytest.raises(UserError, match=f"sst2-seed0.json: scores: got {got}; expected accuracy"):
+        run_glue(
+            [run],
+            ["sst2"],
+            data=data,
+            seeds=1,
+            settings=QUICK,
+            out=tmp_path / "out",
+            device="cpu",
+        )
+
+
+def test_the_same_seed_gives_the_same_scores(result, run, data, tmp_path):
+    found, _ = result
+    again = run_glue(
+        [run], ["stsb"], data=data, seeds=1, settings=QUICK, out=tmp_path, device="cpu"
+    )
+    first = found["stsb"].models[run.name]["pearson"].values[0]
+    assert again["stsb"].models[run.name]["pearson"].values == [first]
+
+
+def test_results_of_other_settings_are_not_mixed_in(result, run, data):
+    _, out = result
+    other = FineTuningConfig(epochs=1, batch_size=4, learning_rate=1e-3, max_length=32)
+    with pytest.raises(UserError, match=r"batch_size was 8, now 4.*choose another --out"):
+        run_glue([run], ["sst2"], data=data, seeds=1, settings=other, out=out, device="cpu")
+
+
+def test_a_merged_model_is_a_stock_llama_and_scores_beside_the_original(run, data, tmp_path):
+    merge_directory(run / "final", tmp_path / "merged")
+    learn = FineTuningConfig(epochs=30, batch_size=8, learning_rate=1e-2, max_length=32)
+    found = run_glue(
+        [run, tmp_path / "merged"],
+        ["sst2"],
+        data=data,
+        seeds=1,
+        settings=learn,
+        out=tmp_path / "out",
+        device="cpu",
+    )["sst2"]
+    # One word decides the label, so both learn it.
+    assert {name: scores["accuracy"].mean for name, scores in found.models.items()} == {
+        run.name: 1.0,
+        "merged": 1.0,
+    }
+
+
+def test_without_a_padding_token_the_end_of_text_pads(run, data, tmp_path):
+    shutil.copytree(run / "final", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.warns(LPAWarning, match="has no padding token"):
+        run_glue([tmp_path / "model"], ["sst2"], data=data, seeds=1, settings=QUICK, device="cpu")
+    kept = json.loads((tmp_path / "model" / "glue" / "pre-trained" / "sst2-seed0.json").read_text())
+    assert kept["request"]["examples"] == {"train": 24, "validation": 24}
+
+
+def test_text_beyond_the_context_is_shortened_and_said(run, data, tmp_path):
+    settings = FineTuningConfig(epochs=1, learning_rate=1e-3, max_length=8)
+    with pytest.warns(LPAWarning, match="STS-B: 48 examples are longer than 8 tokens"):
+        run_glue([run], ["stsb"], data=data, seeds=1, settings=settings, out=tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "--epochs: got 0; expected a number above 0"),
+        ("learning_rate", float("nan"), "--learning-rate: got nan; expected a number above 0"),
+        ("max_length", 2, "--max-length: got 2; expected at least 4"),
+        ("weight_decay", -1, "--weight-decay: got -1; expected at least 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(field, value, message):
+    with pytest.raises(UserError, match=message):
+        FineTuningConfig(**{field: value})
+
+
+def test_two_processes_do_not_score_a_model_on_one_task(result, run, data):
+    found, out = result
+    folder = out / run.name / "pre-trained"
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    arguments = {"data": data, "seeds": 2, "settings": QUICK, "out": out, "device": "cpu"}
+    with hold_directory(folder, part="sst2"):
+        said = f"--out {folder}: is in use by process {os.getpid()} on "
+        with pytest.raises(UserError, match=said):
+            run_glue([run], ["stsb", "sst2"], **arguments)
+        again = run_glue([run], ["stsb"], **arguments)
+    assert again["stsb"].models[run.name] == found["stsb"].models[run.name]
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == before
+
+
+def test_no_such_task_and_no_seed(run, data):
+    with pytest.raises(UserError, match="--task: got 'cola2'; expected one of cola, sst2, mrpc"):
+        run_glue([run], ["cola2"], data=data)
+    with pytest.raises(UserError, match="--seeds: got 0; expected at least 1"):
+        run_glue([run], ["sst2"], data=data, seeds=0)
+
+
+def test_a_directory_that_is_no_model_is_named(lpa, data, tmp_path):
+    finished = lpa("eval", "glue", tmp_path, "--task", "sst2", "--data", data)
+    assert finished.code == 2
+    assert finished.stderr.count("\n") == 1
+    assert "has no config.json" in finished.stderr

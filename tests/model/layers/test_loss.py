@@ -1,0 +1,107 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lpa.model.layers.loss import _options, lm_head_loss
+
+VOCABULARY, WIDTH = 97, 16
+
+
+def problem(tokens=600, *, bias=False, scale=1.0):
+    """More tokens than one chunk has, some of them not to be scored."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, WIDTH, generator=generator).mul_(scale).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator).requires_grad_()
+    offset = torch.randn(VOCABULARY, generator=generator).requires_grad_() if bias else None
+    targets = torch.randint(VOCABULARY, (tokens,), generator=generator)
+    targets[::7] = -100
+    return hidden, weight, offset, targets
+
+
+def plain(hidden, weight, bias, targets, items):
+    return F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum") / items
+
+
+def test_the_problem_takes_more_than_one_chunk():
+    assert _options(*problem()[:2]).batch_chunk_size < 600
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("items", [514, torch.tensor(100)])
+def test_loss_and_gradients_are_those_of_whole_logits(bias, items):
+    *leaves, targets = problem(bias=bias)
+    expected = plain(*leaves, targets, items)
+    loss = lm_head_loss(*leaves, targets, items)
+    torch.testing.assert_close(loss, expected)
+    leaves = [leaf for leaf in leaves if leaf is not None]
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * loss, leaves),
+        torch.autograd.grad(3 * expected, leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_second_backward_pass_adds_the_same_again():
+    hidden, weight, bias, targets = problem()
+    loss = lm_head_loss(hidden, weight, bias, targets, 100)
+    (2 * loss).backward(retain_graph=True)
+    once = weight.grad.clone()
+    (2 * loss).backward()
+    torch.testing.assert_close(weight.grad, 2 * once)
+
+
+def test_what_needs_no_gradient_gets_none():
+    hidden, weight, bias, targets = problem()
+    weight.requires_grad_(False)
+    lm_head_loss(hidden, weight, bias, targets, 100).backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_logits_beyond_the_range_of_exp_have_a_finite_loss():
+    hidden, weight, bias, targets = problem(scale=1000.0)
+    loss = lm_head_loss(hidden, weight, bias, targets, 100)
+    torch.testing.assert_close(loss, plain(hidden, weight, bias, targets, 100))
+    loss.backward()
+    assert hidden.grad.isfinite().all()
+
+
+def test_nothing_to_score_is_no_loss():
+    hidden, weight, bias, targets = problem()
+    loss = lm_head_loss(hidden, weight, bias, torch.full_like(targets, -100), 1)
+    loss.backward()
+    assert loss == 0
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("items", [514, torch.tensor(100)])
+def test_gradients_of_gradients_are_those_of_whole_logits(bias, items):
+    """Of the embedding's gradient penalty, say; torch's chunked loss drops out of it without a word."""
+    *leaves, targets = problem(bias=bias)
+    wanted = [leaf for leaf in leaves if leaf is not None]
+
+    def second(loss):
+        first = torch.autograd.grad(3 * loss, wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    ours = second(lm_head_loss(*leaves, targets, items))
+    theirs = second(plain(*leaves, targets, items))
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_functional_transforms_differentiate_it(times):
+    hidden, weight, _, targets = problem()
+
+    def gradient(loss):
+        def function(w):
+            return loss(hidden.detach(), w, None, targets, 100)
+
+        first = torch.func.grad(function)
+        second = torch.func.grad(lambda w: first(w).square().sum())
+        return (first if times == 1 else second)(weight.detach())
+
+    torch.testing.assert_close(gradient(lm_head_loss), gradient(plain))

@@ -1,0 +1,112 @@
+"""The demonstration through the real command line, shortened to a few steps."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lpa.data import Manifest
+from lpa.errors import UserError
+from lpa.model import parameter_count, preset_config, training_flops_per_token
+from lpa.study.demo.demo import train_both
+
+KEYS = {
+    "parameters",
+    "train_flops_per_token",
+    "tokens_per_second",
+    "wall_seconds",
+    "peak_memory_bytes",
+    "test_perplexity",
+    "test_word_perplexity",
+    "test_bits_per_byte",
+}
+# In one worker: they share a demonstration.
+pytestmark = pytest.mark.xdist_group("demo")
+
+PERPLEXITIES = ("test_perplexity", "test_word_perplexity", "test_bits_per_byte")
+
+
+@pytest.fixture(scope="module")
+def demo(lpa, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    finished = lpa("demo", "--out", out, "--steps", 3, "--json")
+    assert finished.code == 0, finished.stderr
+    (out / "stdout.json").write_text(finished.stdout)
+    return out
+
+
+@pytest.mark.slow
+def test_json_is_all_that_it_prints_and_holds_the_figures_of_both(demo):
+    figures = json.loads((demo / "stdout.json").read_text())
+    assert set(figures) == {"dense", "lpa"}
+    assert set(figures["dense"]) == set(figures["lpa"]) == KEYS
+    for name, placement in (("dense", "none"), ("lpa", "attention")):
+        config = preset_config(
+            "nano", placement=placement, vocab_size=2048, max_position_embeddings=256
+        )
+        assert figures[name]["parameters"] == parameter_count(config)
+        assert figures[name]["train_flops_per_token"] == training_flops_per_token(config, 256)
+        assert 1 < figures[name]["test_perplexity"] < 2048
+        assert figures[name]["peak_memory_bytes"] > 50e6
+    for key in ("parameters", "train_flops_per_token"):
+        assert figures["lpa"][key] < figures["dense"][key]
+
+
+@pytest.mark.slow
+def test_both_runs_share_everything_but_placement_and_learning_rate(demo):
+    configs = [(demo / name / "config.yaml").read_text().splitlines() for name in ("dense", "lpa")]
+    differing = [
+        (a.strip(), b.strip()) for a, b in zip(*configs, strict=True) if a.strip() != b.strip()
+    ]
+    assert {a.split(":")[0] for a, _ in differing} <= {"placement", "lr"}
+    assert ("placement: none", "placement: attention") in differing
+    assert set(Manifest.load(demo / "data").splits) == {"train", "validation", "test"}
+
+
+@pytest.mark.slow
+def test_the_same_command_gives_the_same_perplexities_to_the_last_digit(demo, lpa, tmp_path):
+    again = lpa("demo", "--out", tmp_path / "again", "--steps", 3, "--json")
+    assert again.code == 0, again.stderr
+    first = json.loads((demo / "stdout.json").read_text())
+    for name in ("dense", "lpa"):
+        for key in PERPLEXITIES:
+            assert again.json[name][key] == first[name][key]
+
+
+@pytest.mark.slow
+def test_the_report_stands_alone(demo):
+    page = (demo / "report.html").read_text()
+    assert not re.search(r"""(?:src|href)=["'](?!#)""", page)  # nothing is loaded from elsewhere
+    assert "<svg" in page
+    assert "{{" not in page
+    figures = json.loads((demo / "stdout.json").read_text())
+    for name in ("dense", "lpa"):
+        assert f"{figures[name]['test_perplexity']:.2f}" in page
+        assert f"{figures[name]['parameters']:,}" in page
+    ratio = figures["lpa"]["test_perplexity"] / figures["dense"]["test_perplexity"]
+    assert f"<td>{ratio:.3f}</td>" in page
+
+
+def test_a_directory_that_exists_is_spared(lpa, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    for flags in ([], ["--overwrite"]):
+        finished = lpa("demo", "--out", tmp_path, *flags)
+        assert finished.code == 2
+        assert finished.stderr.count("\n") == 1
+        assert str(tmp_path) in finished.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.slow
+def test_one_model_that_fails_ends_the_other(prepared, tmp_path):
+    with pytest.raises(UserError, match=r"training dense: .*optim\.lr.*dense\.log"):
+        train_both(tmp_path, prepared, {"dense": -1.0, "lpa": 1e-3}, steps=1_000_000)
+    assert not (tmp_path / "lpa" / "result.json").exists()
+
+
+def test_no_steps_are_refused(lpa, tmp_path):
+    finished = lpa("demo", "--out", tmp_path / "out", "--steps", 0)
+    assert finished.code == 2
+    assert "--steps: got 0; expected a whole number from 1 to" in finished.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from lpa.device import peak_flops, peak_flops_by_name, resolve_device
+from lpa.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "meta", "cpu:x", "cuda:99", "vulkan", "CPU"])
+def test_a_device_that_cannot_compute_is_refused(name):
+    with pytest.raises(UserError, match=f"device: got {name!r}; not available here"):
+        resolve_device(name)
+
+
+def test_a_device_that_can():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA B200", 2250),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835.5),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("A100-PCIE-40GB", 312),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A10", 125),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+    ],
+)
+def test_dense_peak_of_bfloat16(name, tera):
+    assert peak_flops_by_name(name, torch.bfloat16) == pytest.approx(tera * 1e12)
+
+
+def test_other_types():
+    assert peak_flops_by_name("NVIDIA H100 80GB HBM3", torch.float32) == 67e12
+    assert peak_flops_by_name("Tesla V100-SXM2-16GB", torch.float32) == 15.7e12
+    assert peak_flops_by_name("Tesla V100-SXM2-16GB", torch.bfloat16) is None
+    assert peak_flops_by_name("NVIDIA A100-SXM4-80GB", torch.int8) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce GTX 1080",
+        "AMD Instinct MI300X",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+    ],
+)
+def test_what_is_unknown_has_no_peak(name):
+    assert peak_flops_by_name(name, torch.bfloat16) is None
+
+
+def test_a_cpu_has_no_peak():
+    assert peak_flops(torch.device("cpu"), torch.float32) is None

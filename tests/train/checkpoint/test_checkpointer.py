@@ -1,0 +1,268 @@
+"""What survives when a save goes wrong: real files, real signals, a real full disk."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from small_runs import small_config, small_trainer
+
+from lpa.errors import LPAWarning, UserError
+from lpa.train.checkpoint import store
+from lpa.train.run import train
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def advance(trainer, steps: int) -> None:
+    for _ in range(steps):
+        trainer.train_step()
+
+
+def started(data: Path, out: Path, **fields):
+    torch.set_num_threads(1)
+    trainer = small_trainer(data, out=out, steps=10, **fields)
+    trainer._open_batch_reader()
+    return trainer
+
+
+def die_at(stage: str) -> None:
+    """Kill this very process when the save reaches a stage."""
+
+    def kill(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def dying(function, before: bool):
+        def wrapper(*arguments, **keywords):
+            if before:
+                kill()
+            result = function(*arguments, **keywords)
+            kill()
+            return result
+
+        return wrapper
+
+    if stage == "directory made":
+        store.create_partial = dying(store.create_partial, before=False)
+    elif stage == "tensors written":
+        store.file_checksum = dying(store.file_checksum, before=True)
+    elif stage == "seal written":
+        real = store.os.replace
+
+        def replace(source, target):
+            if Path(source).suffix == ".partial":
+                kill()
+            return real(source, target)
+
+        store.os.replace = replace
+    elif stage == "renamed":
+        store.write_latest = dying(store.write_latest, before=True)
+    elif stage == "remembered":
+        store.delete_old_checkpoints = dying(store.delete_old_checkpoints, before=True)
+    elif stage == "old one half deleted":
+        store.shutil.rmtree = dying(lambda path: os.remove(next(Path(path).glob("*.s*"))), False)
+
+
+@pytest.mark.parametrize(
+    ("stage", "survives"),
+    [
+        ("directory made", 2),
+        ("tensors written", 2),
+        ("seal written", 2),
+        ("renamed", 2),  # complete, but not yet the one to go on from
+        ("remembered", 3),
+        ("old one half deleted", 3),
+    ],
+)
+def test_a_kill_at_any_stage_of_a_save_leaves_a_whole_checkpoint(
+    prepared, tmp_path, stage, survives
+):
+    trainer = started(prepared, tmp_path, checkpoint={"keep_latest_k": 1})
+    advance(trainer, 2)
+    trainer.save()
+    at_two = weights(trainer)
+    advance(trainer, 1)
+    at_three = weights(trainer)
+    child = os.fork()
+    if child == 0:
+        die_at(stage)
+        saver = started(
+            prepared, tmp_path, checkpoint={"keep_latest_k": 1}
+        )  # threads do not survive a fork
+        saver.load(store.resumable_checkpoints(tmp_path)[0])
+        saver._open_batch_reader()
+        advance(saver, 1)
+        saver.save()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the save went through"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    fresh = started(prepared, tmp_path)
+    (path, *_) = store.resumable_checkpoints(tmp_path)
+    fresh.load(path)
+    assert fresh.state.step == survives
+    expected = at_two if survives == 2 else at_three
+    for name, weight in weights(fresh).items():
+        assert torch.equal(weight, expected[name]), name
+    # And the next save goes through, whatever was left behind.
+    fresh._open_batch_reader()
+    advance(fresh, 1)
+    fresh.save()
+    assert store.step_of(store.resumable_checkpoints(tmp_path)[0]) == survives + 1
+    assert not store.unfinished_checkpoints(tmp_path)
+
+
+def test_an_asynchronous_save_holds_the_step_it_names(prepared, tmp_path):
+    trainer = started(prepared, tmp_path, checkpoint={"async_save": True, "every": 1})
+    advance(trainer, 3)
+    expected = weights(trainer)
+    trainer.save()
+    advance(trainer, 5)  # at once
+    trainer.checkpointer.wait()
+    path = store.checkpoint_path(tmp_path, 3)
+    (shard,) = path.glob("*.safetensors")
+    with safe_open(shard, "pt") as file:
+        for name, weight in expected.items():
+            assert torch.equal(file.get_tensor(f"weights/{name}"), weight), name
+    assert store.read_manifest(path).state.step == 3
+    changed = weights(trainer)
+    assert any(not torch.equal(changed[name], expected[name]) for name in expected)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1.5 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_full_disk_is_told_and_spares_the_last_checkpoint(prepared, small_disk, async_save):
+    out = small_disk / "run"
+    trainer = started(
+        prepared, out, checkpoint={"keep_latest_k": 1, "async_save": async_save, "every": 1}
+    )
+    advance(trainer, 1)
+    trainer.save()
+    trainer.checkpointer.wait()
+    expected = weights(trainer)
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "others").write_bytes(b"x" * max(0, free - 100_000))
+    advance(trainer, 1)
+
+    def save() -> None:
+        trainer.save()
+        trainer.checkpointer.wait()
+
+    with pytest.raises(UserError) as error:
+        save()
+    assert "No space left on device" in str(error.value)
+    assert "the last complete checkpoint is" in str(error.value)
+    assert "step-00000001" in str(error.value)
+    assert "\n" not in str(error.value)
+    fresh = started(prepared, out)
+    fresh.load(store.resumable_checkpoints(out)[0])
+    for name, weight in weights(fresh).items():
+        assert torch.equal(weight, expected[name]), name
+
+
+@pytest.fixture
+def two_checkpoints(prepared, tmp_path):
+    """A run stopped at step 4 with checkpoints of steps 2 and 4."""
+    config = small_config(
+        prepared, checkpoint={"every": 2}, stop_at=4, threads=1, eval_every=0, steps=6
+    )
+    out = tmp_path / "run"
+    train(config, out)
+    return config, out
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip, lambda f: os.truncate(f, f.stat().st_size - 1), lambda f: os.truncate(f, 0)],
+    ids=["flipped byte", "truncated", "empty"],
+)
+def test_a_damaged_checkpoint_is_passed_over_loudly_unless_it_was_asked_for(
+    two_checkpoints, damage
+):
+    config, out = two_checkpoints
+    good, bad = store.list_checkpoints(out)
+    (shard,) = bad.glob("*.safetensors")
+    damage(shard)
+    config.train.stop_at = None
+    with pytest.raises(store.DamagedCheckpointError, match=shard.name):
+        train(config, out, resume=bad)
+    with pytest.warns(LPAWarning, match="going on from the checkpoint before it") as warnings:
+        result = train(config, out, resume=True)
+    assert any(str(shard) in str(warning.message) for warning in warnings)
+    assert result.steps == 6
+    assert good.exists() or store.list_checkpoints(out)
+
+
+def test_pickles_beside_the_tensors_are_refused_and_not_opened(two_checkpoints):
+    config, out = two_checkpoints
+    path = store.list_checkpoints(out)[-1]
+    # What torch.distributed.checkpoint would unpickle, here one that leaves a mark.
+    mark = out / "PWNED"
+    (path / ".metadata").write_bytes(b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR.")
+    with pytest.raises(store.DamagedCheckpointError, match=r"\.metadata: does not belong"):
+        train(config, out, resume=path)
+    assert not mark.exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(two_checkpoints, tmp_path):
+    config, out = two_checkpoints
+    with pytest.raises(UserError, match=r"--resume: got .*; expected a checkpoint of the run"):
+        train(config, out, resume=tmp_path / "step-00000002")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        train(config, out, resume=store.checkpoint_path(out, 99))
+
+
+def test_going_back_to_an_earlier_checkpoint_leads_to_the_same_end(two_checkpoints):
+    config, out = two_checkpoints
+    config.train.stop_at = None
+    first = store.list_checkpoints(out)[0]
+    result = train(config, out, resume=first)
+    assert result.steps == 6
+
+
+def test_other_data_or_settings_are_refused_unless_allowed(two_checkpoints, tmp_path):
+    from lpa.data import bundled_corpus, prepare
+
+    config, out = two_checkpoints
+    config.train.stop_at = None
+    other = tmp_path / "other"
+    prepare(
+        [bundled_corpus("validation")],
+        other,
+        vocab_size=300,
+        validation=[bundled_corpus("validation")],
+        test_fraction=0.1,
+    )
+    config.data.path = other
+    with pytest.raises(UserError) as error:
+        train(config, out, resume=True)
+    assert "data.tokens was" in str(error.value)
+    assert "data.tokenizer was" in str(error.value)
+    config.optim.lr = 5e-4
+    with pytest.raises(UserError, match=r"optim\.lr was 0\.001, now 0\.0005"):
+        train(config, out, resume=True, allow_change=["data.tokens", "data.tokenizer"])
+    allowed = ["data.tokens", "data.tokenizer", "optim.lr"]
+    assert train(config, out, resume=True, allow_change=allowed).steps == 6

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from lpa.data.dataset import TokenDataset
+from lpa.train.batches import BatchReader, TrainingData
+from lpa.train.config import DataConfig
+from lpa.train.distributed.process_group import World
+
+
+def read(dataset, dp_rank, dp_size, *, start=0, steps=3, batch_size=8, micro_batch_size=2):
+    reader = BatchReader(
+        dataset,
+        torch.device("cpu"),
+        start=start,
+        steps=steps,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        num_workers=0,
+    )
+    return [reader.next_step() for _ in range(steps)]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_each_step_has_the_same_samples_however_many_processes_read(prepared, processes):
+    dataset = TokenDataset(prepared, "train", seq_len=32, seed=0)
+    by_process = [read(dataset, rank, processes, start=16) for rank in range(processes)]
+    for step in range(3):
+        numbers = [n for own in by_process for batch in own[step] for n in batch.sample_indices]
+        first = 16 + 8 * step
+        assert sorted(numbers) == list(range(first, first + 8))
+
+
+def test_a_micro_batch_knows_its_samples(prepared):
+    dataset = TokenDataset(prepared, "train", seq_len=32, seed=0)
+    for batch in read(dataset, 1, 2)[1]:
+        for row, number in enumerate(batch.sample_indices):
+            assert torch.equal(batch.inputs["input_ids"][row], dataset[number]["input_ids"])
+        assert batch.num_targets == 2 * 32
+
+
+def test_the_identity_is_of_tokens_and_tokenizer(prepared):
+    data = TrainingData(DataConfig(prepared, seq_len=32), 0, World.single_process("cpu"))
+    assert set(data.fingerprints) == {"data.tokens", "data.tokenizer"}
+    assert data.fingerprints["data.tokenizer"] == data.manifest.tokenizer_sha256
