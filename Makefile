@@ -1,4 +1,4 @@
-# What people run all day. `make setup` runs by itself when something is missing.
+# What people run all day. `make setup` runs automatically when something is missing.
 
 PYTHON ?= python3
 BIN := .venv/bin

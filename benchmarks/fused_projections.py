@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/fused_projections.py [--rounds 21] [--processor-time]
 
-Width 768, rank 128, float32. `separate`: each pair by itself. `downs together`: the first factors stacked
+Width 768, rank 128, float32. `separate`: each pair alone. `downs together`: the first factors stacked
 into one product, the second one by one. `ups batched` also runs the second factors as one batched product.
 Forward and backward for a training step's tokens, forward alone for the few tokens of decoding.
 """

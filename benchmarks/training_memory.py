@@ -1,4 +1,4 @@
-"""Peak memory of two training steps, each model in a process of its own.
+"""Peak memory of two training steps, each model in its own process.
 
     .venv/bin/python benchmarks/training_memory.py [--batch-size 8] [--seq-len 256] [--only a b c lpa …]
 

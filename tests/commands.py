@@ -1,4 +1,4 @@
-"""The command line in processes of its own, forked from one that has imported everything."""
+"""The command line in its own processes, forked from one that has imported everything."""
 
 import json
 import os

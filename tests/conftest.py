@@ -30,7 +30,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def lpa(tmp_path_factory) -> Iterator[Callable[..., Finished]]:
-    """Run the real command line in a process of its own: `lpa("train", …) -> Finished`."""
+    """Run the real command line in its own process: `lpa("train", …) -> Finished`."""
     server = CommandServer(tmp_path_factory.mktemp("commands"))
     yield server
     server.close()

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node N tests/sharded_models.py OUT REPLICATE,SHARD,TENSOR …
 
 For each layout: the models of `SHARDED_STARTS` are materialized and all `TRAININGS` run; rank 0 leaves the
-whole weights in `OUT/<layout>/<name>.safetensors`, each rank numbers of its own in
+whole weights in `OUT/<layout>/<name>.safetensors`, each rank its own numbers in
 `OUT/<layout>/rank-<n>.json`.
 """
 
@@ -65,7 +65,7 @@ SHARDED_STARTS = [
 ] + ["llama-none-scaled-untied", "paper-attention-scaled-tied"]
 
 # The epsilon is the paper's: with a smaller one AdamW divides rounding by rounding where a gradient is
-# almost nought, and runs that sum in another order part.
+# almost zero, and runs that sum in another order part.
 TRAININGS = {
     "adamw": OptimConfig(lr=1e-2, eps=1e-5, down_lr_scale=2.0, up_weight_decay=0.3),
     "muon": OptimConfig(name="muon", lr=1e-2, eps=1e-5),

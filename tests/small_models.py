@@ -1,4 +1,4 @@
-"""A model small enough for a test, with weights far enough from nought that tokens differ."""
+"""A model small enough for a test, with weights far enough from zero that tokens differ."""
 
 import torch
 

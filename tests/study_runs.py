@@ -1,4 +1,4 @@
-"""Tiny studies in process groups of their own."""
+"""Tiny studies in process their own groups."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def freeze_when(condition: Callable[[], Any], process: subprocess.Popen) -> None
         if not condition():
             return False
         os.killpg(process.pid, signal.SIGSTOP)
-        # One that has not come to a halt yet would take the next signal before it does.
+        # One that has not halted yet would take the next signal before it does.
         wait_until(lambda: all(map(_is_stopped, _children(process))), process)
         if condition():
             return True
@@ -60,7 +60,7 @@ def freeze_when(condition: Callable[[], Any], process: subprocess.Popen) -> None
 
 
 def terminate_frozen(process: subprocess.Popen) -> None:
-    """SIGTERM to a frozen study, which tells its runs before any of them goes on."""
+    """SIGTERM to a frozen study, which tells its runs before any of them continues."""
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
     wait_until(lambda: all(map(_has_sigterm_pending, _children(process))), process)

@@ -98,7 +98,7 @@ class _Progress(Progress):
 
 
 def bar_per_task(display: Progress) -> Callable[[str, int, int], None]:
-    """A function to report with, `(what, done, total)`, that gives each piece of work a bar of its own."""
+    """A function to report with, `(what, done, total)`, that gives each piece of work its own bar."""
     bars: dict[str, TaskID] = {}
 
     def report(what: str, done: int, total: int) -> None:

@@ -132,7 +132,7 @@ def assert_follows(umask: int, out: Path) -> None:
 
 @contextmanager
 def mount(place: Path, size: int) -> Iterator[Path]:
-    """A file system of its own of so many bytes, where this process may mount one."""
+    """its own file system of so many bytes, where this process may mount one."""
     place.mkdir(parents=True, exist_ok=True)
     options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     try:

@@ -162,8 +162,10 @@ def test_an_interrupt_ends_in_one_line(tmp_path, sign):
         start_new_session=True,
     )
     loaded = Path(f"/proc/{process.pid}/maps")
-    begun = (tmp_path / sign).exists if sign.startswith(".") else lambda: sign in loaded.read_text()
-    wait_until(begun, process)
+    started = (
+        (tmp_path / sign).exists if sign.startswith(".") else lambda: sign in loaded.read_text()
+    )
+    wait_until(started, process)
     os.killpg(process.pid, signal.SIGINT)  # all that a terminal's Ctrl-C reaches
     _, printed = process.communicate(timeout=60)
     # CPython may end itself by the signal, which a shell tells as 130 too.

@@ -15,10 +15,10 @@ def runs(tmp_path_factory, run, prepared, tiny, lpa):
         *("--train.eval_every", 4, "--train.eval_tokens", 500, "--model.placement", "none"),
     )
     assert stopped.code == 0, stopped.stderr
-    begun = root / "begun"
-    begun.mkdir()
-    shutil.copy(run / "config.yaml", begun)
-    (begun / "metrics.jsonl").write_text('{"step": 1, "loss": 5.5, "tok')  # killed as it wrote
+    started = root / "started"
+    started.mkdir()
+    shutil.copy(run / "config.yaml", started)
+    (started / "metrics.jsonl").write_text('{"step": 1, "loss": 5.5, "tok')  # killed as it wrote
     bad_result = shutil.copytree(run, root / "bad-result")
     (bad_result / "result.json").write_text('{"steps": 8, "tok')
     bad_config = shutil.copytree(run, root / "bad-config[red]")
@@ -55,8 +55,8 @@ def test_rows_of_whole_and_broken_runs(runs, lpa):
     assert (dense["steps"], dense["tokens"]) == (4, 4 * 4 * 32)  # of the last record
     assert dense["perplexity"] > 1
 
-    assert rows["begun"]["state"] == "no checkpoint yet"
-    assert rows["begun"]["loss"] is None
+    assert rows["started"]["state"] == "no checkpoint yet"
+    assert rows["started"]["loss"] is None
     problems = {name: row["problem"] for name, row in rows.items() if row["problem"]}
     assert problems == {
         "bad-config[red]": "config.yaml: is not YAML (line 1: expected ',' or ']', but got '<stream end>')",

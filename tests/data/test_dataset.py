@@ -30,7 +30,7 @@ def test_permutations_differ_by_seed_and_epoch_and_look_random():
 
 
 def test_the_order_is_the_same_for_ever():
-    # A run that goes on with a later version must see the samples that it would have seen.
+    # A run that is resumed with a later version must see the samples that it would have seen.
     order = [permuted_index(i, 10, seed=0, epoch=0) for i in range(10)]
     assert order == [5, 8, 4, 3, 9, 6, 7, 1, 2, 0]
 

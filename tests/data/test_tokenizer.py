@@ -64,7 +64,7 @@ def damaged():
 
     return {
         "empty": b"",
-        "white space": b" \n",
+        "whitespace": b" \n",
         "null": b"null",
         "a list": b"[]",
         "an empty object": b"{}",

@@ -64,8 +64,8 @@ def test_every_token_is_scored_once(mode, seq_len, stride, bos):
 def test_a_document_alone_begins_once():
     ended = list(iter_windows(text_of([3, 4]), mode="documents", seq_len=8, stride=4))
     assert [window.ids[0] for window in ended] == [0, 0]  # as after another document
-    begun = list(iter_windows(text_of([3, 4], bos=1), mode="documents", seq_len=8, stride=4))
-    assert [window.ids.tolist().count(1) for window in begun] == [1, 1]
+    started = list(iter_windows(text_of([3, 4], bos=1), mode="documents", seq_len=8, stride=4))
+    assert [window.ids.tolist().count(1) for window in started] == [1, 1]
     one = list(iter_windows(text_of([3, 4], bos=1), mode="blocks", seq_len=99, stride=99))
     assert len(one) == 1
     assert one[0].ids[0] == 1

@@ -41,7 +41,7 @@ def jobs_of(out, data, *, variants=1, steps=4):
     return create_jobs(study, 1, out, data)
 
 
-def begun(out):
+def started(out):
     """Runs that have a checkpoint and no result, and its step."""
     return {
         run: store.step_of(kept[0])
@@ -63,14 +63,14 @@ def measured(run, step):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_study_that_was_stopped_goes_on_where_it_was(number, tiny_study, prepared, tmp_path):
     with study_to_stop(tmp_path, prepared) as process:
-        freeze_when(lambda: begun(tmp_path) and scores(tmp_path), process)
+        freeze_when(lambda: started(tmp_path) and scores(tmp_path), process)
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)
         else:
             terminate_frozen(process)
         assert process.wait(timeout=60) != 0
     finished = {path: path.stat().st_mtime_ns for path in scores(tmp_path)}
-    before = {run: measured(run, step) for run, step in begun(tmp_path).items()}
+    before = {run: measured(run, step) for run, step in started(tmp_path).items()}
     assert finished
     assert before
     assert all(before.values())
@@ -91,10 +91,10 @@ def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path):
                 os.killpg(process.pid, signal.SIGCONT)
                 os.killpg(process.pid, signal.SIGTERM)
 
-        freeze_when(lambda: begun(tmp_path), process)
+        freeze_when(lambda: started(tmp_path), process)
         process.kill()
         process.wait()
-        run, step = next(iter(begun(tmp_path).items()))
+        run, step = next(iter(started(tmp_path).items()))
         records = measured(run, step)
         [job] = [
             job for job in jobs_of(tmp_path, prepared, variants=2, steps=None) if job.run == run
@@ -148,7 +148,7 @@ def test_another_study_goes_on_with_a_run_in_its_own_words(prepared, tmp_path):
     config = RunConfig.from_dict(yaml.safe_load(job.recipe.read_text()))
     config.train.stop_at, config.checkpoint.every = 2, 2
     train(config, job.run)
-    assert begun(tmp_path) == {job.run: 2}
+    assert started(tmp_path) == {job.run: 2}
     records = read_metrics(job.run)
     tuning = expand_grid("tuning", "tiny", vocab_size=300, steps=4)
     same = next(j for j in create_jobs(tuning, 1, tmp_path, prepared) if j.run == job.run)

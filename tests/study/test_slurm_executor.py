@@ -47,7 +47,7 @@ def test_a_signal_to_the_study_ends_what_was_submitted(prepared, tmp_path):
         assert process.wait(timeout=60) != 0
         deadline = time.monotonic() + 60
         while is_worked_on(job):
-            assert time.monotonic() < deadline, "the job goes on"
+            assert time.monotonic() < deadline, "the job continues"
             time.sleep(0.05)
 
 

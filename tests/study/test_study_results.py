@@ -166,7 +166,7 @@ def test_a_variant_says_what_it_is_compared_with_and_any_can_be_that(placement):
     assert rows["attention"]["change"] == "baseline"
     assert rows["dense"]["against"] == "attention"
     assert rows["dense"]["verdict"] == "worse"
-    assert "Worse than attention, by an interval that excludes nought: dense" in " ".join(
+    assert "Worse than attention, by an interval that excludes zero: dense" in " ".join(
         summarize(other)
     )
     with pytest.raises(
@@ -233,7 +233,7 @@ def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
         return
     assert texts(result)["attention"]["verdict"] != "better"
     if math.isfinite(value):
-        assert "Not told apart from dense: attention" in words
+        assert "Not distinguishable from dense: attention" in words
     else:
         assert "Undecided against dense, as a perplexity is not finite: attention" in words
 

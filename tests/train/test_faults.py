@@ -238,7 +238,7 @@ def test_a_number_that_is_none_on_one_rank_never_reaches_the_weights(
     assert all(math.isfinite(value) for record in records for value in record.values())
     if action == "stop":
         assert {ending["step"] for ending in endings} == {4}
-        assert endings[1]["ending"] == "told by another"
+        assert endings[1]["ending"] == "reported by another"
         said = endings[0]["ending"]
         assert "step 4" in said
         if what == "loss":  # the fourth step has samples 24 to 31, of which rank 1 has the odd ones

@@ -35,7 +35,7 @@ COMMANDS = {
     "bench": ("lpa.cli.bench", "what low rank saves in time and memory on this machine"),
     "presets": ("lpa.cli.presets", "the named architectures and their sizes"),
     "study": ("lpa.cli.study", "an experiment of the paper, at the scale of your choice"),
-    "report": ("lpa.cli.report", "what studies came to, as one page"),
+    "report": ("lpa.cli.report", "the results of studies on one page"),
     "demo": ("lpa.cli.demo", "train dense and LPA side by side on a bundled corpus"),
 }
 

@@ -8,7 +8,7 @@ from lpa.cli.parsing import Parser, add_json_flag, to_json
 def build_parser() -> Parser:
     parser = Parser(
         "report",
-        description="One page of what studies came to, finished or not: tables, intervals, figures. It "
+        description="The results of studies on one page, finished or not: tables, intervals, figures. It "
         "needs no network and opens from a file.",
         examples="""\
   lpa report runs/studies

@@ -16,7 +16,7 @@ def build_parser() -> Parser:
     parser = Parser(
         "runs",
         usage="lpa runs DIR [DIR …] [options]",
-        description="Tabulate the runs below directories: what each came to, or how far it is.",
+        description="Tabulate the runs below directories: the result of each, or how far it is.",
         examples="""\
   lpa runs runs
   lpa runs runs --sort perplexity

@@ -28,7 +28,7 @@ def build_parser() -> Parser:
     parser = Parser(
         "study",
         description="Run an experiment of the paper at a scale of your choice. What is finished is "
-        f"never run again; what was interrupted goes on.\n\nstudies:\n{studies}",
+        f"never run again; an interrupted study resumes.\n\nstudies:\n{studies}",
         examples="""\
   lpa study placement --scale nano --data data --out runs/studies --jobs 2
   lpa study tuning --scale nano --data data --out runs/studies --seeds 1

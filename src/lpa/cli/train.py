@@ -51,7 +51,7 @@ def build_parser() -> Parser:
         const=_LATEST,
         type=str,
         metavar="CHECKPOINT",
-        help="go on from the latest intact checkpoint in --out, or from the one named",
+        help="resume from the latest intact checkpoint in --out, or from the one named",
     )
     parser.add_argument(
         "--allow-change",
@@ -158,7 +158,7 @@ def _train(config: "RunConfig", arguments: Any) -> None:
         )
     except RunInterruptedError as stop:
         if _is_main_process():
-            print(f"lpa: stopped by {stop}; --resume goes on from there", file=sys.stderr)
+            print(f"lpa: stopped by {stop}; --resume continues from there", file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None
     except OtherRankFailedError:
         raise SystemExit(2) from None

@@ -183,7 +183,7 @@ def import_published(
     # SafetensorError, the library's own, derives from Exception alone.
     except Exception as error:
         raise UserError(f"checkpoint {checkpoint}: is not a safetensors file ({error})") from error
-    # A file with reference results beside the weights keeps the weights below a name of their own.
+    # A file with reference results beside the weights keeps the weights below another name.
     weights = {n: t for n, t in everything.items() if n.startswith("weights.")} or everything
     try:
         tensors = rename_tensors(weights, setting)

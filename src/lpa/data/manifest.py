@@ -34,7 +34,7 @@ class Split:
     """One split: its shards in order, and how much text they came from.
 
     `tokens` counts one end-of-text token after each document; `bytes` (of UTF-8) and `words` (runs
-    without white space) count the text itself, `special_tokens_in_text` the places in it that spell a
+    without whitespace) count the text itself, `special_tokens_in_text` the places in it that spell a
     special token.
     """
 

@@ -43,7 +43,7 @@ def load_sentencepiece(path: Path) -> Any:
         content = path.read_bytes()
         proto.ParseFromString(content)
         original = sentencepiece.SentencePieceProcessor(model_proto=content)
-    # protobuf and sentencepiece have errors of their own, the latter a bare RuntimeError.
+    # protobuf and sentencepiece have their own errors, the latter a bare RuntimeError.
     except Exception as error:
         raise UserError(f"tokenizer {path}: is not a SentencePiece model ({error})") from error
     backend = _backend(proto, path)

@@ -25,7 +25,7 @@ class Comparison:
     """Model A against model B.
 
     Attributes:
-        a, b: each by itself.
+        a, b: each alone.
         measure: `perplexity`, or `bits_per_byte` where the tokenizers differ.
         change: A / B - 1 of that measure; negative where A is better.
         interval: in which 95% of the bootstrap's changes lie; each draw takes the same parts for both.
@@ -64,7 +64,7 @@ def compare(
     """Score a text with two models and compare them part by part.
 
     What makes a text easy or hard makes it so for both, so the difference is far surer than either
-    perplexity. Without a context given, both get the smaller of their own.
+    perplexity. Without a context given, both get the smaller one.
 
     Raises:
         UserError: as `evaluate_perplexity`; or the text has too few parts to draw from.

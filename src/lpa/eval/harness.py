@@ -29,7 +29,7 @@ def run_harness(
 
     Args:
         model_path: a run directory or a Hugging Face directory.
-        tasks: names that lm-eval knows, or paths of task files of one's own.
+        tasks: names that lm-eval knows, or your own paths task files.
         num_fewshot: examples before each question; None: what the task says.
         limit: at most so many examples of each task, or a share below 1.
         batch_size: requests per forward pass.

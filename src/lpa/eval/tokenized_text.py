@@ -22,7 +22,7 @@ class TokenizedText:
     Attributes:
         tokens: (tokens,).
         ends: (documents,), the index after the last token of each.
-        words, bytes: of all documents together; words are runs without white space.
+        words, bytes: of all documents together; words are runs without whitespace.
         document_bytes: (documents,), of UTF-8; None where the text itself is not at hand.
         bos_token_id: what the tokenizer puts before a text, if it puts anything.
         eos_token_id: the end-of-text token.
@@ -108,7 +108,7 @@ def _from_text(source: str | Path, tokenizer: Any) -> TokenizedText:
 
 
 def default_bos_token(tokenizer: Any) -> int | None:
-    """The beginning-of-sequence token, where the tokenizer puts it before a text by itself."""
+    """The beginning-of-sequence token, where the tokenizer puts it before a text unasked."""
     bos = tokenizer.bos_token_id
     ids = tokenizer("a")["input_ids"]
     return bos if bos is not None and ids[:1] == [bos] else None

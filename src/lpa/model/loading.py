@@ -58,7 +58,7 @@ def model_directory(path: str | Path, field: str = "model") -> Path:
         )
     if (path / "config.yaml").is_file():
         raise UserError(
-            f"{field} {path}: a run that has not finished (no final/); go on with it: lpa train … --resume"
+            f"{field} {path}: a run that has not finished (no final/); resume it: lpa train … --resume"
         )
     if (path / ADAPTER).is_file():
         raise UserError(f"{field} {path}: {ADAPTER_REFUSED}")

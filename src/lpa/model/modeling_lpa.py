@@ -1,7 +1,7 @@
 """LPAForCausalLM: a decoder in which any projection may be low-rank.
 
-Masks, caches, attention kernels, generation, RoPE and RMSNorm are those of transformers. The one
-thing of our own is `build_projection`: a dense map or a low-rank one. The two decoders of the paper share
+Masks, caches, attention kernels, generation, RoPE and RMSNorm are those of transformers. The
+only new part is `build_projection`: a dense map or a low-rank one. The two decoders of the paper share
 everything but their positions, their FFN and the order of norm and branch in a layer.
 """
 
@@ -55,8 +55,8 @@ class LPAPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize one module, wherever it stands, by what `build_projection` left on it.
 
-        A pair starts as a whole, so its two maps by themselves are passed over. Everything else is
-        normal with the configuration's `initializer_range`; norms are one, biases nought.
+        A pair starts as a whole, so its two maps are skipped. Everything else is
+        normal with the configuration's `initializer_range`; norms are one, biases zero.
         """
         if hasattr(module, "initialized_by_parent"):
             return
@@ -139,7 +139,7 @@ class LPAModel(LPAPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         # Before an empty cache exists, since packed sequences are kept apart only without one. Positions
-        # of our own making hold no packing, so they are not looked through for it.
+        # that are made here hold no packing, so nothing looks for it.
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,

@@ -140,7 +140,7 @@ def create_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
 def _earlier_recipe(job: Job, data: dict[str, Any], vocab_size: int) -> RunConfig | None:
     """The run's recipe as another study wrote it.
 
-    It may say the same model in other words, and a run goes on only with those that it began with.
+    It may say the same model in other words, and a run resumes only with the words that it started with.
     """
     try:
         config = RunConfig.load(job.recipe)
@@ -173,9 +173,9 @@ def run_jobs(
     *,
     stop_on_failure: bool = False,
 ) -> list[Job]:
-    """Run all that are not finished, in processes of their own, and return those that failed.
+    """Run all that are not finished, in their own processes, and return those that failed.
 
-    Each process has cores and a GPU of its own where there are enough. SIGINT and SIGTERM stop them
+    Each process has its own cores and GPU where there are enough. SIGINT and SIGTERM stop them
     with their checkpoints.
 
     Args:
@@ -217,7 +217,7 @@ def run_jobs(
         return bool(failure)
 
     with stop_signals(pool.interrupt), ThreadPoolExecutor(parallel) as threads:
-        # Two variants may come to the same model, which then trains once.
+        # Two variants may be the same model, which then trains once.
         distinct = {job.run_id: job for job in jobs}
         futures = {name: threads.submit(work, job) for name, job in distinct.items()}
         # Short waits, as Python runs a signal's handler in this thread only between them.
@@ -230,7 +230,7 @@ def run_jobs(
 
 
 def train_and_score_job(job: Job, call: Callable[[list[str]], int]) -> str | None:
-    """Train and score the run, in a process of its own; what that failed with, None where it did not.
+    """Train and score the run, in its own process; what that failed with, None where it did not.
 
     Args:
         call: runs a command and gives its exit code.
@@ -290,7 +290,7 @@ class Slot:
     """What one of several runs at a time has of the machine.
 
     Attributes:
-        cores: of its own; empty where there are fewer cores than runs, which then share them all.
+        cores: reserved for it; empty where there are fewer cores than runs, which then share them all.
         gpu: the one that it sees, as CUDA_VISIBLE_DEVICES names it; None where there is none.
     """
 

@@ -1,6 +1,6 @@
-"""One run of a study in a process of its own: `python -m lpa.study.run_worker RECIPE RUN LOCK`.
+"""One run of a study in its own process: `python -m lpa.study.run_worker RECIPE RUN LOCK`.
 
-It trains, or goes on training, and scores the run on held-out text; what is there already is kept. It waits
+It trains, or resumes training, and scores the run on held-out text; what is there already is kept. It waits
 for another process that holds the lock of the run, and holds it until it ends.
 """
 

@@ -61,7 +61,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` only where the whole interval is on one side of nought."""
+        """`better` or `worse` only where the whole interval is on one side of zero."""
         if math.isnan(self.mean):
             return NOT_FINITE
         if self.count < 2:

@@ -94,9 +94,9 @@ def summarize(result: StudyResult) -> list[str]:
         "this alone does not set it apart from the next."
     )
     for verdict, words in (
-        ("better", "Better than {}, by an interval that excludes nought"),
-        ("worse", "Worse than {}, by an interval that excludes nought"),
-        ("no difference shown", "Not told apart from {}"),
+        ("better", "Better than {}, by an interval that excludes zero"),
+        ("worse", "Worse than {}, by an interval that excludes zero"),
+        ("no difference shown", "Not distinguishable from {}"),
         (ONE_SEED, "Undecided against {}, as one pair of runs gives no interval"),
         (NOT_FINITE, "Undecided against {}, as a perplexity is not finite"),
     ):

@@ -1,4 +1,4 @@
-"""What the runs of a study came to, read from its files."""
+"""The results of a study, read from the files of its runs."""
 
 import math
 import warnings

@@ -28,7 +28,7 @@ _ASSUMED_FLOPS = 0.4 * 312e12
 
 @dataclass
 class RunPlan:
-    """Figures of a run that has not begun; the keys of `lpa train --dry-run --json`.
+    """Figures of a run that has not started; the keys of `lpa train --dry-run --json`.
 
     Attributes:
         processes, layout: how many, and how they divide the work.

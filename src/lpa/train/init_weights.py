@@ -1,4 +1,4 @@
-"""The model that a run begins with: drawn from its seed, or taken from a Hugging Face directory."""
+"""The model that a run starts with: drawn from its seed, or taken from a Hugging Face directory."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -63,7 +63,8 @@ def find_initial_weights(config: RunConfig, resumed: Path | None) -> InitialWeig
     """What `model.from` of a run stands for, None without it.
 
     Args:
-        resumed: the directory of a run that goes on: it remembers, whatever the source holds by now.
+        resumed: the directory of a resumed run: it keeps what it started from, whatever the source
+            holds by now.
     """
     directory = config.model.from_
     if directory is None:

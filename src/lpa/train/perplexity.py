@@ -14,7 +14,7 @@ class Perplexity:
         tokens: tokens scored: all but the first.
         loss: mean negative log-likelihood per token, in nats.
         perplexity: exp(loss).
-        word_perplexity: exp(total / words), words being runs without white space.
+        word_perplexity: exp(total / words), words being runs without whitespace.
         bits_per_byte: total in bits / bytes of UTF-8. This and word_perplexity do not depend on
             the tokenizer; nan where the amount of text is unknown.
     """

@@ -16,7 +16,7 @@ RESULT_FILE = "result.json"
 
 @dataclass
 class RunResult:
-    """What a finished run came to; written as `result.json`.
+    """The result of a finished run, written as `result.json`.
 
     Attributes:
         steps, tokens: trained.
@@ -57,7 +57,7 @@ class RunResult:
         processes: int,
         validation: Perplexity | None,
     ) -> "RunResult":
-        """What a run that has made its last step came to.
+        """The result of a run that has made its last step.
 
         Args:
             peak_flops: of one device.
@@ -93,7 +93,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class RunStopped:
-    """A run that ended before its last step as it was told to, and left a checkpoint.
+    """A run that stopped before its last step, as requested, and left a checkpoint.
 
     Attributes:
         step: the last one done.
@@ -107,7 +107,7 @@ class RunStopped:
 def format_summary(result: RunResult, out: Path) -> str:
     """A finished run in one line.
 
-    MFU is the share of the devices' peak that the model's matrix products came to (Chowdhery et al.
+    MFU is the share of the devices' peak that the model's matrix products reach (Chowdhery et al.
     2022, appendix B), over the time of the training steps; FLOP/s stand in where the peak is unknown.
     """
     flops = result.train_flops_per_token * result.tokens_per_second

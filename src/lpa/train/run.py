@@ -66,13 +66,13 @@ def train(
 
     SIGINT and SIGTERM end the run after the step in hand, with a checkpoint; one that comes after the
     last step and evaluation has its usual effect once the result is complete. Under torchrun every
-    process calls this. One that torchrun starts anew in place of one that died goes on with the run
-    that the same torchrun began.
+    process calls this. A process that torchrun restarts in place of one that died resumes the run
+    that the same torchrun started.
 
     Args:
         config: the run.
         out: its directory.
-        resume: go on from the latest intact checkpoint in `out`, or from the given one; in the same
+        resume: resume from the latest intact checkpoint in `out`, or from the given one; in the same
             layout of processes the result is bit for bit that of a run that was never stopped.
         overwrite: delete an earlier run in `out`.
         allow_change: fields in which the configuration may differ from the one the run began with.
@@ -190,7 +190,7 @@ def _load_checkpoint(
             if path == candidates[-1]:
                 raise
             if isinstance(error, store.DamagedCheckpointError):
-                _warn(f"{error}; going on from the checkpoint before it")
+                _warn(f"{error}; resuming from the checkpoint before it")
             continue
         current_fingerprints = trainer.fingerprints
         check_unchanged(
@@ -232,7 +232,7 @@ def _checkpoints_to_try(out: Path, checkpoint: bool | Path) -> list[Path]:
 def _check_run_directory(out: Path, overwrite: bool) -> None:
     if not overwrite and (out / CONFIG_FILE).exists():
         raise UserError(
-            f"--out {out}: already holds a run; pass --resume to go on with it, "
+            f"--out {out}: already holds a run; pass --resume to continue it, "
             "--overwrite to delete it, or choose a new directory"
         )
     check_output_directory(out, _MARKER.kind, overwrite=overwrite)

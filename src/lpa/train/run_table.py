@@ -1,4 +1,4 @@
-"""What the runs below a directory came to, or how far they are."""
+"""The results of the runs below a directory, or how far they are."""
 
 import math
 import re

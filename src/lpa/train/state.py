@@ -20,8 +20,8 @@ class TrainState:
         best_loss, best_step: the lowest validation loss so far and where it was.
         evaluation_pending: whether a signal ended the run within the evaluation of this step.
         pending_loss, pending_distill_loss, pending_steps, pending_tokens, pending_seconds: sums since
-            the last record in the metrics, so that a run that goes on leaves the same records as one that
-            was never stopped.
+            the last record in the metrics, so that a resumed run leaves the same records as one
+            that was never stopped.
     """
 
     step: Count = 0

@@ -22,7 +22,7 @@ from lpa.locks import hold_directory
 
 @pytest.fixture
 def lines(tmp_path):
-    """A thousand short documents that can be told apart."""
+    """A thousand short documents that can be distinguished."""
     path = tmp_path / "lines.txt"
     path.write_text("".join(f"document {n} has number {n * n}\n" for n in range(1000)))
     return path
@@ -400,7 +400,7 @@ def test_no_token_is_lost_or_invented(tmp_path_factory, tokenizer, documents, fr
     try:
         prepare([path], tmp_path / "out", tokenizer=tokenizer, validation_fraction=fraction)
     except UserError:
-        return  # too little text for two splits, which a test of its own covers
+        return  # too little text for two splits, which its own test covers
     backend = load_tokenizer(tokenizer)
     splits = Manifest.load(tmp_path / "out").splits
     text = {split: "".join(decode(tmp_path / "out", split)) for split in splits}

@@ -41,7 +41,7 @@ def test_gradients_of_gradients_are_those_of_finite_differences():
         (random(2, 3, 8), random(8)),
     )
     assert gradgradcheck(silu_mul, (random(2, 3, 8), random(2, 3, 8)))
-    # A rotation's own second derivatives are nought: only what follows it has some.
+    # A rotation's own second derivatives are zero: only what follows it has some.
     assert gradgradcheck(
         lambda query, key: apply_rotary(query.sin(), key.cos(), angles.cos(), angles.sin()),
         (random(2, 4, 3, 8), random(2, 2, 3, 8)),

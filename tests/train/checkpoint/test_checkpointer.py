@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_unless_it_was_asked_for(
     config.train.stop_at = None
     with pytest.raises(store.DamagedCheckpointError, match=shard.name):
         train(config, out, resume=bad)
-    with pytest.warns(LPAWarning, match="going on from the checkpoint before it") as warnings:
+    with pytest.warns(LPAWarning, match="resuming from the checkpoint before it") as warnings:
         result = train(config, out, resume=True)
     assert any(str(shard) in str(warning.message) for warning in warnings)
     assert result.steps == 6

@@ -129,7 +129,7 @@ def test_no_byte_of_the_seal_can_change_unnoticed(tmp_path, place):
     except ValueError:
         same = False
     seal.write_bytes(changed)
-    if same:  # white space
+    if same:  # whitespace
         pytest.skip("the byte means nothing")
     with pytest.raises(store.DamagedCheckpointError, match=r"state\.json: (is damaged|has format)"):
         store.read_manifest(path)

@@ -17,7 +17,7 @@ from lpa.train.logging.loggers import LOGGERS, check_loggers
 from lpa.train.logging.metrics import MetricsLog
 from lpa.train.logging.metrics_file import read_metrics
 
-# Logs steps FIRST … LAST of a run that goes on from FIRST - 1, in a process of its own as training is.
+# Logs steps FIRST … LAST of a run that is resumed from step FIRST - 1, in its own process as training is.
 LOG = """
 import os, signal, sys
 from pathlib import Path

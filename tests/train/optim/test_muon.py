@@ -34,7 +34,7 @@ def test_in_bfloat16_it_is_torchs_to_the_bit(shape):
 
 
 def test_stacks_of_several_shapes_and_groups_are_torchs_to_the_bit(monkeypatch):
-    """More matrices of a shape than a stack holds, in groups of their own rate and decay."""
+    """More matrices of a shape than a stack holds, in their own groups rate and decay."""
     monkeypatch.setattr(muon, "_STACK", 2 * 96 * 40)
 
     def trained(make):

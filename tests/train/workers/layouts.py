@@ -1,4 +1,4 @@
-"""As ranks of one world: train a small model in each layout asked for, and write what each came to.
+"""As ranks of one world: train a small model in each layout asked for, and write the result of each.
 
 layouts.py DATA LAYOUTS STEPS FIELDS OUT    (LAYOUTS and FIELDS are JSON)
 """

@@ -54,7 +54,7 @@ def main() -> None:
     except UserError as error:
         ending = str(error)
     except OtherRankFailedError:
-        ending = "told by another"
+        ending = "reported by another"
     is_finite = all(
         bool(torch.isfinite(value.to_local()).all())
         for value in (

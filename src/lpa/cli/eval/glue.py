@@ -20,7 +20,8 @@ def build_parser() -> Parser:
         "eval glue",
         description="Fine-tune models on GLUE tasks and score them on the dev split with the official "
         "metrics, over several seeds, beside what the commonest label gets. What is done is kept, so the "
-        "same command goes on where it was stopped.",
+        ""
+        "same command resumes where it stopped.",
         examples="""\
   lpa eval glue runs/lpa --task rte --data glue
   lpa eval glue runs/dense runs/lpa --task cola mrpc rte --data glue --from-scratch

@@ -29,7 +29,7 @@ def build_parser() -> Parser:
         type=str,
         required=True,
         metavar="TASK",
-        help="names that lm-eval knows, or task files of your own (.yaml)",
+        help="names that lm-eval knows, or your own task files (.yaml)",
     )
     parser.add_argument(
         "--num-fewshot",

@@ -16,7 +16,7 @@ Key = TypeVar("Key")
 
 
 class Chunker:
-    """Cuts where it cannot be told afterwards.
+    """Cuts where the token ids do not show it.
 
     A tokenizer that splits text into words first gives the same ids for two parts as for the whole
     if the cut lies between two words. Candidates are single line ends between two lines of text, then

@@ -1,8 +1,9 @@
 """Documents to a prepared data directory: tokenizer, token shards, manifest.
 
 Work is kept beside the output in `.<name>.partial/` until it is complete: units of some megabytes, each
-finished or not. A process that was killed or met a bad row leaves them, and the same command goes on from
-there to the same bytes, even where the text has been corrected in between.
+finished or not. A process that was killed or met a bad row leaves them, and the same command
+resumes from there
+and produces the same bytes, even where the text has been corrected in between.
 """
 
 import errno
@@ -92,7 +93,7 @@ def prepare(
         out: the directory to make.
         vocab_size: train a byte-level BPE of this size on the training documents, or
         tokenizer: use this one (see `load_tokenizer`).
-        validation, test: held-out text of its own.
+        validation, test: separate held-out text.
         validation_fraction, test_fraction: the share of `sources` to hold out for a split that has
             none (see `SplitAssigner`).
         boundary, column, errors: of sources that do not say them (see `Source`).
@@ -100,7 +101,7 @@ def prepare(
         parse_special_tokens: let text that spells a special token become that token (see `TextEncoder`).
         workers: processes that encode; by default one per core.
         overwrite: replace what `out` holds.
-        on_progress: called as the work goes on.
+        on_progress: called as the work progresses.
 
     Raises:
         UserError: bad input, named; nothing is left behind but units that were finished before a bad
@@ -404,7 +405,7 @@ def _finalize(
     for split, contents in manifest.splits.items():
         if contents.tokens == 0:
             raise UserError(
-                f"{split}: no text is left for it; give more text, a file of its own, or "
+                f"{split}: no text is left for it; give more text, a separate file, or "
                 f"a --{split}-fraction of 0"
             )
     manifest.save(result)

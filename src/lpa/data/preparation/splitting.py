@@ -176,7 +176,7 @@ def _split_document(document: str, bounds: SplitBounds) -> Iterator[tuple[SplitB
     parts: list[tuple[str, str]] = []
     for (_, split), start, stop in zip(bounds, starts, [*starts[1:], len(document)], strict=True):
         text = document[start:stop]
-        # White space alone is no document; it stays with the text beside it.
+        # Whitespace alone is no document; it stays with the text beside it.
         if parts and (not text.strip() or not parts[-1][1].strip()):
             before, pending = parts.pop()
             split, text = (split if text.strip() else before), pending + text

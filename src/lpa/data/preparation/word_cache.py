@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# A space before anything but white space: where GPT-2's rule always ends a word.
+# A space before anything but whitespace: where GPT-2's rule always ends a word.
 _BOUNDARY = re.compile(r" (?=\S)")
-# Where white space is anything but single spaces and line ends between words (in RE2's language).
+# Where whitespace is anything but single spaces and line ends between words (in RE2's language).
 _UNUSUAL_WHITESPACE = (
     r"[ \n][ \n]|\A\n| \z|"
     r"[\t\x0b\x0c\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
@@ -30,8 +30,8 @@ def supports_word_cache(backend: Any) -> bool:
     """Whether a tokenizer gives the ids of a text word by word, so that `WordCacheEncoder` serves it.
 
     That is so for a byte-level BPE with GPT-2's splitting rule, ` ?letters| ?digits| ?others|spaces`
-    (Radford et al. 2019): a space that is followed by anything but white space begins a new word,
-    and merges stay within a word. Python's white space includes all that of the tokenizer's rule.
+    (Radford et al. 2019): a space that is followed by anything but whitespace begins a new word,
+    and merges stay within a word. Python's whitespace includes all that of the tokenizer's rule.
     """
     state = json.loads(backend.to_str())
     splitting = state["pre_tokenizer"] or {}
@@ -78,10 +78,10 @@ class WordCacheEncoder:
     def _reset(self) -> None:
         self._words = _TokenTable(self._dtype)
         self._parts = _TokenTable(self._dtype)
-        self._word_counts = np.empty(0, dtype=np.int64)  # without white space, in each word
+        self._word_counts = np.empty(0, dtype=np.int64)  # without whitespace, in each word
 
     def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
-        """The token ids of each text, and how many runs without white space it has."""
+        """The token ids of each text, and how many runs without whitespace it has."""
         if not texts:
             return []
         if len(self._words.indices) > _MAX_WORDS:
@@ -183,7 +183,7 @@ def _split_words(texts: Sequence[str]) -> tuple[pa.Array, np.ndarray, np.ndarray
 
     Returns:
         All words, text after text; how many words each text has; and which text that is, since those with
-        odd white space come last.
+        odd whitespace come last.
     """
     odd = pc.match_substring_regex(pa.array(texts), _UNUSUAL_WHITESPACE).to_numpy(
         zero_copy_only=False
@@ -191,7 +191,7 @@ def _split_words(texts: Sequence[str]) -> tuple[pa.Array, np.ndarray, np.ndarray
     order = np.argsort(odd, kind="stable")
     marked = [_FIRST + texts[index] for index in order]
     rest = len(texts) - int(odd.sum())
-    # White space after a word always begins another one, so with nothing odd a plain split finds them all.
+    # Whitespace after a word always begins another one, so with nothing odd a plain split finds them all.
     plain = pc.split_pattern(
         pc.replace_substring(pa.array(marked[:rest], pa.string()), _LINE, f" {_LINE}"), " "
     )
@@ -204,7 +204,7 @@ def _split_words(texts: Sequence[str]) -> tuple[pa.Array, np.ndarray, np.ndarray
 
 
 # How a word of the table begins that has no space before it: the first of a text, and one that comes
-# after a line end. No other word begins with white space.
+# after a line end. No other word begins with whitespace.
 _FIRST = "\r"
 _LINE = "\n"
 

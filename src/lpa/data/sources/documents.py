@@ -104,7 +104,7 @@ def _of_rows(rows: Iterable[Row], name: str, left_out: LeftOut) -> Iterator[Frag
 
 def _split_text(text: io.TextIOWrapper, boundary: str) -> Iterator[Fragment]:
     if boundary == "file":
-        # One block behind, so that the last one is known to be last; white space waits for text.
+        # One block behind, so that the last one is known to be last; whitespace waits for text.
         started, pending = False, ""
         while block := text.read(_BLOCK):
             if pending.strip():

@@ -106,7 +106,7 @@ def analyze(
         seq_len: tokens per window; by default the model's, and at most 512.
         ranks: what to cut projections to; by default 1/16, 1/8, 1/4 and 1/2 of the width.
         overwrite: replace what `out` holds.
-        on_progress: called as the work goes on.
+        on_progress: called as the work progresses.
 
     Raises:
         UserError: bad input, named, before anything is written.
@@ -156,7 +156,7 @@ def analyze(
 
 
 def _first_tokens(text: TokenizedText, tokens: int) -> TokenizedText:
-    """The first tokens of a text, as one document: no more is told of it here than its loss."""
+    """The first tokens of a text, as one document: only its loss is reported here."""
     if len(text.tokens) < 2:
         raise UserError("--data: got a single token; expected at least 2, one to predict from")
     kept = text.tokens[:tokens]

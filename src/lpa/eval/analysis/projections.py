@@ -54,7 +54,7 @@ def list_projections(model: nn.Module) -> list[Projection]:
         if layer is None or path.rpartition(".")[0] in inside:
             continue
         if isinstance(module, LowRankLinear):
-            inside.add(path)  # its factors are no projections of their own
+            inside.add(path)  # its factors are no separate projections
         elif not isinstance(module, nn.Linear | Conv1D):
             continue
         sublayer = "attention" if "attn" in path or "attention" in path else "ffn"

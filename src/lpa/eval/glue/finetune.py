@@ -108,7 +108,7 @@ def fine_tune(
             stacklevel=2,
         )
     steps = math.ceil(math.ceil(len(encoded["train"]) / settings.batch_size) * settings.epochs)
-    # The Trainer wants a place of its own, though it is to save nothing.
+    # The Trainer needs a directory, though it saves nothing.
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=model,

@@ -78,7 +78,7 @@ def run_glue(
         from_scratch: beside each model, its architecture with random weights.
         settings: the same for all.
         out: where scores are kept, by model; by default `glue/` in the directory of each.
-        on_progress: called as the work goes on.
+        on_progress: called as the work progresses.
 
     Raises:
         UserError: bad input, named, or another process that scores the same model on the same task; before

@@ -42,7 +42,7 @@ def build_projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
         bias=has_bias and writes_to_residual,
         down_bias=has_bias and not writes_to_residual,
     )
-    # Read by _init_weights, which gets to see a module by itself.
+    # Read by _init_weights, which sees one module at a time.
     module.initialization = config.initialization
     module.initializer_range = config.initializer_range
     module.initializer_scale = scale

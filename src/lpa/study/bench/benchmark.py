@@ -95,7 +95,7 @@ def run_bench(
     Args:
         config: of the low-rank model; the placements are put in.
         seq_len, batch_size: tokens per sequence and sequences per step.
-        on_progress: told of progress as `(what, done, total)`.
+        on_progress: called with `(what, done, total)`.
 
     Raises:
         UserError: a value below 1, a context beyond the positions, or no compiler.

@@ -38,7 +38,7 @@ LEARNING_RATES = {"dense": 1e-3, "lpa": 2e-3}
 
 @dataclass
 class DemoFigures:
-    """What one model came to; the keys of `lpa demo --json`."""
+    """The figures of one model: the keys of `lpa demo --json`."""
 
     parameters: int
     train_flops_per_token: int

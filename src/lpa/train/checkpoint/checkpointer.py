@@ -64,14 +64,14 @@ class Checkpointer:
         self._async_save = async_save
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
-        # A group of its own: what the writing thread exchanges must not mix with the training's.
+        # its own group: what the writing thread exchanges must not mix with the training's.
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
 
     def save(self, state: TrainState, fingerprints: dict[str, str]) -> None:
         """Write the checkpoint of this step.
 
         Args:
-            fingerprints: field -> hash of what was trained on, compared when the run goes on.
+            fingerprints: field -> hash of what was trained on, compared when the run is resumed.
 
         Raises:
             UserError: it, or an asynchronous one before it, could not be written.
@@ -199,7 +199,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _init_optimizer_states(optimizers: Optimizers) -> None:
-    """Make the states that optimizers make in their first step, to be filled: a step of rate nought."""
+    """Make the states that optimizers make in their first step, to be filled: a step of rate zero."""
     for member in optimizers.members:
         rates = [group["lr"] for group in member.param_groups]
         for group in member.param_groups:

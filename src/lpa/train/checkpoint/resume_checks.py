@@ -1,4 +1,4 @@
-"""What may differ between a run and the one that goes on with it."""
+"""Which fields of the configuration may change when a run is resumed."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -49,7 +49,7 @@ def read_saved_config(path: Path) -> dict[str, Any]:
 def check_same_config(
     saved: dict[str, Any], current: RunConfig, *, allowed: Collection[str] = ()
 ) -> None:
-    """Refuse to go on with a configuration other than the one a run began with.
+    """Refuses to resume with a configuration that differs from the run's own.
 
     Args:
         saved: the run's `config.yaml`.
@@ -89,7 +89,7 @@ def check_unchanged(fields: dict[str, tuple[Any, Any]], *, allowed: Collection[s
     if differences:
         raise UserError(
             f"--resume: the run began with another configuration: {'; '.join(differences)}; "
-            "--allow-change FIELD goes on all the same"
+            "--allow-change FIELD resumes anyway"
         )
 
 

@@ -163,7 +163,7 @@ def write_manifest(
     """Complete a checkpoint: write the seal, rename, and remember it as the latest.
 
     Args:
-        partial: begun with `create_partial`, its files written and synced.
+        partial: started with `create_partial`, its files written and synced.
         content: what the seal says beside the files; JSON.
         files: name -> what `file_checksum` says of it.
     """
@@ -184,7 +184,7 @@ def write_manifest(
 
 
 def write_latest(run: Path, step: int) -> None:
-    """Make a step the one that the run goes on from."""
+    """Makes a step the one that the run resumes from."""
     write_text_atomic(checkpoints_directory(run) / _LATEST, json.dumps({"step": step}) + "\n")
 
 

@@ -224,7 +224,7 @@ class TrainConfig:
         threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
         on_nonfinite: when a loss or gradient is not a finite number: `stop`, or `skip` the step's
             update; neither touches the weights.
-        stop_at: stop after this step with a checkpoint, to go on later with --resume.
+        stop_at: stop after this step with a checkpoint, to be continued later with --resume.
         max_seconds: stop with a checkpoint once the run, all its processes one after another together,
             has taken so long.
     """
@@ -339,13 +339,13 @@ class ParallelConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When to save what a run needs to go on.
+    """When to save what a run needs to resume.
 
     Attributes:
         every: steps between checkpoints; 0: only when the run stops before its last step.
         keep_latest_k: how many of the latest to keep.
         keep_best: also keep the model with the lowest validation loss, as `best/`.
-        async_save: go on training while a checkpoint is written, at the cost of memory for a copy of
+        async_save: continue training while a checkpoint is written, at the cost of memory for a copy of
             weights and optimizer states.
     """
 

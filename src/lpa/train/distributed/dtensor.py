@@ -8,7 +8,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor on every rank; gathers where it is a DTensor."""
     if not isinstance(tensor, DTensor):
         return tensor
-    # As full_tensor(), which finds this order by itself but warns of it.
+    # As full_tensor(), which finds this order too but warns of it.
     placements = list(tensor.placements)
     for dimension in range(len(placements)):
         placements[dimension] = Replicate()

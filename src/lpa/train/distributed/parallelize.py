@@ -166,7 +166,7 @@ class _Replicated(ParallelStyle):
 
 
 def _apply_fsdp(model: LPAForCausalLM, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    """Shard each decoder layer by itself, so that one at a time is whole, and then what is left."""
+    """Shard each decoder layer separately, so that one at a time is whole, and then what is left."""
     # Autocast rounds what is multiplied, as in one process, and leaves the stream between layers and the
     # loss in float32; here only the layers' weights are rounded before they are sent.
     precision = MixedPrecisionPolicy(

@@ -36,7 +36,7 @@ class World:
 
     @classmethod
     def single_process(cls, device: str) -> "World":
-        """The world of a process that trains by itself."""
+        """The world of a process that trains alone."""
         return cls(0, 1, resolve_device(device))
 
     @property
@@ -107,7 +107,7 @@ def barrier() -> None:
 
 
 class OtherRankFailedError(Exception):
-    """Another process has told the user what is wrong; this one ends with the same code, in silence."""
+    """Another process has reported what is wrong; this one ends with the same code, silently."""
 
 
 class LostRankError(Exception):
@@ -118,7 +118,7 @@ def run_on_all_ranks(function: Callable[[], T], group: dist.ProcessGroup | None 
     """Do work that may fail in any process: if it does in one, that one raises its error and all end.
 
     Args:
-        group: the processes, by default all; for a thread beside the main one a group of its own.
+        group: the processes, by default all; for a thread beside the main one its own group.
 
     Raises:
         OtherRankFailedError: `function` failed in another process, but not before that in this one.

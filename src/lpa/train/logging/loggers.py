@@ -65,7 +65,7 @@ def open_logger(
     Args:
         name: one of `LOGGERS`, installed.
         run: the run directory.
-        step: the step that the run goes on from.
+        step: the step that the run resumes from.
         records: of the steps up to there, for a service that lacks some.
         project: what W&B and Trackio file the run under.
         config: what they show as its configuration.
@@ -109,7 +109,7 @@ class _TrackingService:
 
     Neither takes steps back, and both send in the background, so that a killed process leaves them
     with fewer or more steps than its last checkpoint. What they hold is not sent again, what they lack
-    is. Whatever goes wrong there is said once; training goes on without it.
+    is. Whatever goes wrong there is said once; training continues without it.
     """
 
     def __init__(self, name: str, run: Path, project: str, config: dict[str, Any]) -> None:
@@ -139,7 +139,9 @@ class _TrackingService:
 
     def _give_up(self, error: Exception) -> None:
         self._logger = None
-        _warn(f"{self._name}: {error}; the run goes on without it, metrics.jsonl holds its numbers")
+        _warn(
+            f"{self._name}: {error}; the run continues without it, metrics.jsonl holds its numbers"
+        )
 
 
 class _WandB:

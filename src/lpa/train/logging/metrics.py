@@ -27,7 +27,7 @@ def training_record(
     distilling: bool,
     phase_seconds: dict[str, float],
 ) -> dict[str, float]:
-    """The numbers of the steps since the last record; the sums of the next begin at nought.
+    """The numbers of the steps since the last record; the sums of the next begin at zero.
 
     Args:
         grad_norm: of the last step, before clipping.
@@ -75,7 +75,7 @@ class MetricsLog:
 
     Args:
         run: the run directory.
-        step: the step that the run goes on from; later records, left by a process that died after
+        step: the step that the run resumes from; later records, left by a process that died after
             its last checkpoint, are dropped, since those steps are now done again.
         evaluation_pending: whether the evaluation of that step is still to be done; its record is
             dropped too.

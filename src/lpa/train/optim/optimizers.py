@@ -18,7 +18,7 @@ class Optimizers:
     """Several optimizers that step as one.
 
     Attributes:
-        members: each with groups of its own; every group carries `lr_scale`, the multiplier of the
+        members: each with its own groups; every group carries `lr_scale`, the multiplier of the
             run's learning rate.
         lr: the rate last set.
     """
