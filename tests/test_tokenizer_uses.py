@@ -21,7 +21,7 @@ from lpa.train.logging.samples import sample_text
 SOURCE = Path(lpa.__file__).parent
 # Where tokenizers are opened or made, and where they encode.
 OPENS = {"data/tokenizer.py", "data/sentencepiece.py"}
-ENCODES = {"data/text_encoder.py", "data/words.py", "data/sentencepiece.py"}
+ENCODES = {"data/text_encoder.py", "data/preparation/word_cache.py", "data/sentencepiece.py"}
 
 
 @cache
@@ -57,7 +57,7 @@ def test_documents_are_encoded_in_one_place():
     assert files_that_use(*encode, *batch) == ENCODES | {"convert/gguf_tokenizer.py"}
     called = {file for file, name in uses() if name in ("tokenizer()", "self._tokenizer()")}
     # The place that opens tokenizers tries one before anyone else has it.
-    assert called == {"eval/texts.py", "data/tokenizer.py"}
+    assert called == {"eval/tokenized_text.py", "data/tokenizer.py"}
 
 
 def test_no_code_of_others_is_run_to_open_a_tokenizer():

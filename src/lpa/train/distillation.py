@@ -69,7 +69,7 @@ class Distiller:
         self._divergence: Tensor | float = 0.0
 
     @classmethod
-    def from_config(
+    def from_run_config(
         cls, config: RunConfig, layout: ParallelLayout, device: torch.device, dtype: torch.dtype
     ) -> "Distiller | None":
         """That of a run, if it has a teacher."""

@@ -33,7 +33,7 @@ def ran(tmp_path_factory):
     @cache
     def run(together: tuple[str, ...]) -> None:
         processes = ParallelLayout(*map(int, together[0].split(",")))
-        count = processes.data * processes.tensor
+        count = processes.data_parallel_size * processes.tensor
         command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         finished = subprocess.run(
             [sys.executable, "-m", *command, sharded_models.__file__, str(folder), *together],
