@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,14 @@ from tokenizer_kinds import tokenizer_kind
 from tokenizers import Tokenizer
 
 from lpa.convert.factorize import load_dense
-from lpa.data import load_tokenizer
-from lpa.data.tokenizer import load_fast_tokenizer, load_vocabulary, tokenizer_hash
+from lpa.data import bundled_corpus, load_tokenizer, read_documents
+from lpa.data import tokenizer as tokenizer_module
+from lpa.data.tokenizer import (
+    load_fast_tokenizer,
+    load_vocabulary,
+    tokenizer_hash,
+    train_tokenizer,
+)
 from lpa.errors import UserError
 from lpa.train.init_weights import check_same_tokenizer
 from lpa.train.loading import load_with_tokenizer
@@ -192,3 +199,41 @@ def test_what_transformers_does_not_run_by_the_library_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\n")
     with pytest.raises(UserError, match="which the tokenizers library does not run"):
         load_tokenizer(tmp_path)
+
+
+WITHOUT_SPACES = {
+    "DNA": "".join(random.Random(0).choices("ACGT", k=100_000)),
+    "Chinese": "".join(chr(0x4E00 + n * n % 3001) for n in range(50_000)),
+    "spaces": "a" + " " * 50_000 + "b" + "\n \t" * 20_000 + "c",
+    "digits": "0123456789" * 8_000,
+    "marks": "x" + "-=" * 40_000,
+    "a word in text": "some words " + "y" * 3_000 + " and more; " + "z" * 512 + " " + "w" * 513,
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_SPACES)
+def test_training_sees_no_word_that_takes_the_square_of_its_length(name):
+    text = WITHOUT_SPACES[name]
+    tokenizer = train_tokenizer(iter([text]), 300)
+    assert len(tokenizer(text)["input_ids"]) < len(text.encode())
+    backend = tokenizer.backend_tokenizer
+    seen = list(tokenizer_module._without_long_words(text, backend.pre_tokenizer))
+    assert "".join(seen) == text
+    words = [
+        end - start
+        for part in seen
+        for _, (start, end) in backend.pre_tokenizer.pre_tokenize_str(part)
+    ]
+    assert max(words) <= 512
+    # No more than needed: all words but those that are too long are whole.
+    whole = backend.pre_tokenizer.pre_tokenize_str(text)
+    assert len(words) == sum(-(-(end - start) // 512) for _, (start, end) in whole)
+
+
+def test_ordinary_text_trains_to_the_same_tokenizer_as_without_a_longest_word(monkeypatch):
+    documents = [*read_documents([bundled_corpus("train")])][:20]
+    # Longer than a part, so that its length alone is no reason to look at words.
+    documents.append("".join(f"<a href='{number}'>" for number in range(100)))
+    found = train_tokenizer(iter(documents), 2000).backend_tokenizer.to_str()
+    monkeypatch.setattr(tokenizer_module, "_MAX_WORD_LENGTH", 2**40)
+    assert train_tokenizer(iter(documents), 2000).backend_tokenizer.to_str() == found

@@ -14,6 +14,9 @@ from lpa.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 _NUM_BYTES = 256
+# How much of a word the trainer sees at once: its work grows with the square of the length of words.
+# No word of ordinary text is as long; DNA, Chinese on one line and runs of spaces are.
+_MAX_WORD_LENGTH = 512
 
 _BACKEND_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
@@ -38,6 +41,8 @@ _FAST_SETTINGS = {
 
 def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
     """A byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2) as a transformers tokenizer.
+
+    Words of more than 512 characters are learned from in parts of 512.
 
     Args:
         documents: texts to learn merges from.
@@ -64,13 +69,38 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    # An object of its own: while it trains, the tokenizer is locked.
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = (part for text in documents for part in _without_long_words(text, words))
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _without_long_words(text: str, words: Any) -> Iterator[str]:
+    """A text in parts, which differ in nothing for training but that long words are cut.
+
+    Args:
+        words: the rule that splits text into words.
+    """
+    start = 0
+    if _may_have_long_word(text):
+        for _, (begin, end) in words.pre_tokenize_str(text):
+            for place in range(begin + _MAX_WORD_LENGTH, end, _MAX_WORD_LENGTH):
+                yield text[start:place]
+                start = place
+    yield text[start:]
+
+
+def _may_have_long_word(text: str) -> bool:
+    """Whether there may be a long word: one covers some stretch of half its length from end to end."""
+    half = _MAX_WORD_LENGTH // 2
+    stretches = (text[start : start + half] for start in range(0, len(text) - half + 1, half))
+    return any(stretch.isspace() or len(stretch.split(None, 1)[0]) == half for stretch in stretches)
 
 
 def load_tokenizer(path: str | Path) -> Any:
