@@ -21,7 +21,7 @@ from lpa.train.logging.samples import sample_text
 SOURCE = Path(lpa.__file__).parent
 # Where tokenizers are opened or made, and where they encode.
 OPENS = {"data/tokenizer.py", "data/sentencepiece.py"}
-ENCODES = {"data/text_encoder.py", "data/preparation/word_cache.py", "data/sentencepiece.py"}
+ENCODES = {"data/text_encoder.py", "data/preparation/word_cache.py"}
 
 
 @cache

@@ -4,6 +4,7 @@ from itertools import islice
 import pytest
 
 from lpa.data import bundled_corpus, load_split_tokens, load_tokenizer, prepare, read_documents
+from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
 
 LLAMA = {
@@ -63,11 +64,20 @@ def test_whole_documents_encode_to_the_ids_of_sentencepiece(model, documents, ki
     tokenizer = load_tokenizer(path)
     assert tokenizer.eos_token_id == original.eos_id()
     assert tokenizer.bos_token_id == original.bos_id()
-    for text in [*documents, "one <turn> two<turn>\n", "😀\0 x", ""]:
+    encoder = TextEncoder.of(tokenizer)
+    for text in [
+        *documents,
+        "one <turn> two<turn>\n",
+        "😀\0 x",
+        "",
+        "a</s> <s>b </s><unk>",
+        "</s>",
+    ]:
         if "<turn>" in text and kind != "its own symbols":
             continue
-        ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        ids = encoder.encode(text)
         assert ids == original.encode(text)
+        assert tokenizer.eos_token_id not in ids
         if original.unk_id() not in ids:
             assert tokenizer.decode(ids) == original.decode(ids)
 

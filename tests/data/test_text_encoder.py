@@ -192,3 +192,12 @@ def with_added_token(parse):
     encoder = TextEncoder(backend, 0, parse_special_tokens=parse)
     backend.encode_special_tokens = not parse
     return backend, encoder
+
+
+@pytest.mark.parametrize("kind", ["unigram", "words", "merges", "word pieces"])
+def test_the_unknown_token_may_stand_for_its_own_name(kind):
+    backend = letters(MODELS[kind])
+    backend.add_special_tokens(["<unk>"])
+    ids = TextEncoder(backend, 1).encode("<unk>")
+    assert set(ids) <= set(range(backend.get_vocab_size())) - {1}
+    assert TextEncoder(backend, 1).count_special("<unk> </s>") == 2

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
 
 _SPACE = "▁"
-_CONTROL, _USER_DEFINED = 3, 4  # types of pieces, in SentencePiece's own numbering
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # types of pieces, in SentencePiece's own numbering
 _NORMAL = 1
 _BPE, _UNIGRAM = 2, 1  # types of models
 
@@ -48,8 +49,10 @@ def load_sentencepiece(path: Path) -> Any:
         raise UserError(f"tokenizer {path}: is not a SentencePiece model ({error})") from error
     backend = _backend(proto, path)
     own = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
-    for text in (*_PROBE, *(f"one {piece} two{piece}" for piece in own)):
-        if original.encode(text) != backend.encode(text, add_special_tokens=False).ids:
+    control = [piece.piece for piece in proto.pieces if piece.type in (_CONTROL, _UNKNOWN)]
+    encoder = TextEncoder(backend, None)
+    for text in (*_PROBE, *(f"one {piece} two{piece}" for piece in [*own, *control])):
+        if original.encode(text) != encoder.encode(text):
             raise UserError(
                 f"tokenizer {path}: would encode {text!r} to other ids than SentencePiece does; its "
                 "normalizer or its user-defined pieces cannot be carried over"
@@ -98,8 +101,8 @@ def _backend(proto: Any, path: Path) -> Any:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     for piece in proto.pieces:
-        if piece.type in (_CONTROL, _USER_DEFINED):
-            special = piece.type == _CONTROL
+        if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED):
+            special = piece.type != _USER_DEFINED
             backend.add_tokens([AddedToken(piece.piece, special=special, normalized=False)])
     return backend
 

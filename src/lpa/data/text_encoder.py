@@ -107,10 +107,13 @@ def _plain(backend: Any, special: dict[str, int], eos_token_id: int | None) -> A
     found = [token for token in special if _is_found(backend, token, special[token])]
     if not found:
         return backend
-    hidden = type(backend).from_str(_without(backend.to_str(), set(found)))
+    state = json.loads(backend.to_str())
+    unknown = _unknown_token(state["model"])
+    hidden = type(backend).from_str(json.dumps(_without(state, set(found))))
     hidden.encode_special_tokens = True
     for token in found:
-        if _is_found(hidden, token, special[token]):
+        # What stands for unknown characters may stand for those of its own name too.
+        if token != unknown and _is_found(hidden, token, special[token]):
             raise UserError(
                 f"tokenizer: text that reads {token!r} would become the special token of that name"
             )
@@ -128,10 +131,16 @@ def _is_found(backend: Any, token: str, number: int) -> bool:
     return any(number in encoding.ids for encoding in encodings)
 
 
-def _without(state: str, tokens: set[str]) -> str:
-    """A `tokenizer.json` whose model cannot give some tokens; all ids stay."""
-    fields = json.loads(state)
-    model = fields["model"]
+def _unknown_token(model: dict[str, Any]) -> str | None:
+    if model.get("unk_id") is not None:
+        unknown: str = model["vocab"][model["unk_id"]][0]
+        return unknown
+    return model.get("unk_token")
+
+
+def _without(state: dict[str, Any], tokens: set[str]) -> dict[str, Any]:
+    """The content of a `tokenizer.json` whose model cannot find some tokens in text; all ids stay."""
+    model = dict(state["model"])
 
     def renamed(token: str) -> str:
         return _UNREACHABLE.format(token) if token in tokens else token
@@ -144,7 +153,5 @@ def _without(state: str, tokens: set[str]) -> str:
         model["unk_token"] = renamed(model["unk_token"])
     if "merges" in model:
         model["merges"] = [pair for pair in model["merges"] if not tokens & {*pair, "".join(pair)}]
-    fields["added_tokens"] = [
-        token for token in fields["added_tokens"] if token["content"] not in tokens
-    ]
-    return json.dumps(fields)
+    added = [token for token in state["added_tokens"] if token["content"] not in tokens]
+    return state | {"model": model, "added_tokens": added}
