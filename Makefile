@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Written last by the set-up, so a set-up that broke off runs again.
 READY := .venv/.ready
+DOCS_READY := .venv/.docs-ready
 
-.PHONY: setup demo test check format
+.PHONY: setup demo test check format docs
 
 demo: $(READY)
 	$(BIN)/lpa demo $(ARGS)
@@ -23,7 +24,15 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The site, in site/. Any warning, such as a link that leads nowhere, fails.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+
 setup: $(READY)
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 $(READY): pyproject.toml constraints.txt scripts/setup
 	PYTHON=$(PYTHON) scripts/setup

@@ -14,7 +14,8 @@ class LowRankLinear(nn.Module):
         up: B, of shape (out_features, rank).
 
     Args:
-        in_features, out_features: width of input and output.
+        in_features: width of the input.
+        out_features: width of the output.
         rank: width of the latent `x Aᵀ`.
         bias: whether `up` has a bias, as the bias of a dense map would be.
         down_bias: whether `down` has one (the paper's setting 1 has it there for q, k, v and fc1).

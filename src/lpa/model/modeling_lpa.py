@@ -220,9 +220,6 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         Args:
             input_ids: (batch, sequence).
             labels: (batch, sequence), the inputs themselves: position t is scored on label t + 1.
-            shift_labels: (batch, sequence), targets already shifted; takes the place of `labels`.
-                -100 is ignored in both. A keyword alone: what the signature names as labels, the
-                Trainer expects in each batch.
             logits_to_keep: compute the logits of only so many last positions (0: of all).
             num_items_in_batch: divide the summed loss by this instead of by the number of targets
                 here, so that the parts of one batch add up to its mean.
@@ -230,6 +227,9 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
                 there the loss alone is asked for, and it never holds them all.
             loss_from_hidden: computes the loss in place of cross entropy, from the last hidden states,
                 the head, shifted targets and num_items_in_batch.
+            **kwargs: `shift_labels`, (batch, sequence), targets already shifted; takes the place of
+                `labels`. -100 is ignored in both. It is not in the signature, because the Trainer
+                expects in each batch what the signature names as labels.
         """
         shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         outputs = self.model(

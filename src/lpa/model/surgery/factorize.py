@@ -34,7 +34,8 @@ def factorize(
         model: a decoder whose projections are `nn.Linear` or GPT-2's `Conv1D`. A fused query, key and
             value matrix becomes one pair, whose latent all three share.
         placement: `attention`, `ffn` or `all`.
-        rank, ranks: see `resolve_ranks`.
+        rank: of every projection; see `resolve_ranks`.
+        ranks: of single projections, by full name or regular expression; see `resolve_ranks`.
         projections: a regular expression of module names, for classes whose names are not known.
         reinitialize: start the pairs anew, the entries of each product with the deviation of its
             dense matrix,
