@@ -44,6 +44,11 @@ def merge_to_llama(model: LPAForCausalLM) -> LlamaForCausalLM:
             "positions, which a stock Llama cannot express; only decoder_type llama merges. Use the "
             "directory as it is: it loads with transformers after `import lpa`"
         )
+    if config.low_rank_method == "cola":
+        raise UserError(
+            "merge: low_rank_method cola has a SiLU between the factors, which no single matrix can "
+            "express; use the directory as it is after `import lpa`"
+        )
     if config.lm_head_bias:
         raise UserError(
             "merge: the LM head has a bias (lm_head_bias), which a stock Llama cannot express; train "

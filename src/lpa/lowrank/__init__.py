@@ -1,8 +1,10 @@
 """The method on plain torch: the low-rank linear map and its arithmetic."""
 
+from lpa.lowrank.cola import CoLALinear
 from lpa.lowrank.initializers import INITIALIZATIONS, init_factors
 from lpa.lowrank.linear import LowRankLinear, svd_factors
 from lpa.lowrank.rank import break_even_rank, check_rank
+from lpa.lowrank.sltrain import SLTrainLinear, sparse_entry_count
 from lpa.lowrank.spectra import entropy_rank, singular_values, stable_rank
 from lpa.lowrank.truncation import (
     moment_sqrt,
@@ -14,7 +16,9 @@ from lpa.lowrank.truncation import (
 
 __all__ = [
     "INITIALIZATIONS",
+    "CoLALinear",
     "LowRankLinear",
+    "SLTrainLinear",
     "break_even_rank",
     "check_rank",
     "entropy_rank",
@@ -22,6 +26,7 @@ __all__ = [
     "moment_sqrt",
     "refit_up",
     "singular_values",
+    "sparse_entry_count",
     "squared_error",
     "stable_rank",
     "svd_factors",

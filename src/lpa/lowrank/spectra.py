@@ -11,13 +11,18 @@ def singular_values(module: torch.nn.Linear | LowRankLinear) -> Tensor:
     """The singular values of W or of B·A, descending, in float64.
 
     Those of a pair come from its factors alone: with Q R decompositions B = Q_B R_B and Aᵀ = Q_A R_A
-    they are those of R_B R_Aᵀ, a matrix of rank × rank; there are `rank` of them.
+    they are those of R_B R_Aᵀ, a matrix of rank × rank; there are `rank` of them. Of a pair that does
+    more than multiply they are those of its dense matrix.
+
+    Raises:
+        UserError: the pair has no such matrix.
     """
-    if isinstance(module, LowRankLinear):
+    if type(module) is LowRankLinear:
         up = torch.linalg.qr(module.up.weight.double(), mode="r").R
         down = torch.linalg.qr(module.down.weight.double().T, mode="r").R
         return torch.linalg.svdvals(up @ down.T)
-    return torch.linalg.svdvals(module.weight.double())
+    weight = module.to_dense().weight if isinstance(module, LowRankLinear) else module.weight
+    return torch.linalg.svdvals(weight.double())
 
 
 def entropy_rank(values: Tensor) -> float:

@@ -35,6 +35,10 @@ _MOST = {
 # The square of a start weight's deviation must still have a float32.
 _MOST_DEVIATION = 1e6
 
+# What a low-rank projection is; None is the plain pair of Lv et al. 2024.
+LOW_RANK_METHODS = (None, "cola", "sltrain")
+_SPARSE_DENSITY = 0.03  # Han et al. 2024, section 5
+
 _DEFAULT_ACTIVATION = {"llama": "silu", "paper": "relu"}
 
 
@@ -56,6 +60,9 @@ class LPAConfig(PreTrainedConfig):
             `nn.Linear`, as published; `scaled`, the entries of the product with the deviation
             `initializer_range` of a dense projection's; `spectral`, the truncated SVD of a dense
             projection's start; or `orthogonal`.
+        low_rank_method: what a low-rank projection is: None, the plain pair; `cola`, with a SiLU between
+            the factors (see `CoLALinear`); or `sltrain`, plus a sparse matrix (see `SLTrainLinear`).
+        sparse_density: the share of entries of that sparse matrix; by default 0.03 with `sltrain`.
         residual_scaling: whether what writes to the residual stream (o_proj, down_proj, fc2), dense or
             low-rank, starts smaller by √(2 · num_hidden_layers) (Radford et al. 2019, section 2.3).
         lm_head_bias: whether the LM head has a bias, as in the published code.
@@ -96,6 +103,8 @@ class LPAConfig(PreTrainedConfig):
     dense_layers: list[int] | None = None
     initialization: str = "scaled"
     residual_scaling: bool = False
+    low_rank_method: str | None = None
+    sparse_density: int | float | None = None
     lm_head_bias: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -112,9 +121,12 @@ class LPAConfig(PreTrainedConfig):
             )
         if self.hidden_act is None:
             self.hidden_act = _DEFAULT_ACTIVATION[self.decoder_type]
+        if self.low_rank_method == "sltrain" and self.sparse_density is None:
+            self.sparse_density = _SPARSE_DENSITY
         super().__post_init__(**kwargs)
         self._check_shape()
         self._check_initialization()
+        self._check_low_rank_method()
         self._check_ranks()
 
     @property
@@ -204,6 +216,25 @@ class LPAConfig(PreTrainedConfig):
                 f"initialization: got {self.initialization!r}; "
                 f"expected one of {', '.join(INITIALIZATIONS)}"
             )
+
+    def _check_low_rank_method(self) -> None:
+        if self.low_rank_method not in LOW_RANK_METHODS:
+            raise UserError(
+                f"low_rank_method: got {self.low_rank_method!r}; expected null, "
+                f"{' or '.join(filter(None, LOW_RANK_METHODS))}"
+            )
+        if self.low_rank_method == "sltrain" and self.decoder_type != "llama":
+            raise UserError(
+                f"low_rank_method: got sltrain with decoder_type {self.decoder_type}; expected llama, "
+                "whose projections have no biases"
+            )
+        density = self.sparse_density
+        if density is not None and self.low_rank_method != "sltrain":
+            raise UserError(
+                f"sparse_density: got {density}; expected null without low_rank_method sltrain"
+            )
+        if density is not None and not 0 < density <= 1:
+            raise UserError(f"sparse_density: got {density}; expected above 0 and at most 1")
 
     def _check_ranks(self) -> None:
         if self.placement not in PLACEMENTS:

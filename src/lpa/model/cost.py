@@ -1,5 +1,6 @@
 """What a model costs, counted from its configuration without building it."""
 
+from lpa.lowrank import sparse_entry_count
 from lpa.model.configuration_lpa import LPAConfig
 
 
@@ -10,10 +11,21 @@ def projection_parameter_count(config: LPAConfig) -> int:
         for name in config.projections:
             in_features, out_features = config.projection_shape(name)
             rank = config.projection_rank(name, layer)
-            total += (
-                in_features * out_features if rank is None else rank * (in_features + out_features)
-            )
+            if rank is None:
+                total += in_features * out_features
+                continue
+            total += rank * (in_features + out_features)
+            if config.sparse_density is not None:
+                total += sparse_entry_count(in_features, out_features, config.sparse_density)
     return total
+
+
+def _projection_macs(config: LPAConfig) -> int:
+    """Multiplications with weights that a token takes: SLTrain's with the matrix that it forms."""
+    if config.low_rank_method != "sltrain":
+        return projection_parameter_count(config)
+    shapes = [config.projection_shape(name) for name in config.projections]
+    return config.num_hidden_layers * sum(inputs * outputs for inputs, outputs in shapes)
 
 
 def _projection_bias_count(config: LPAConfig) -> int:
@@ -51,12 +63,12 @@ def forward_flops_per_token(config: LPAConfig, seq_len: int) -> int:
     A weight of a matrix costs a multiplication and an addition. Attention scores and their product
     with the values cost 2 · context · heads · head_dim each, counted over the full square as
     `torch.utils.flop_counter` does, though a causal kernel may skip half. Norms, biases, RoPE and
-    other element-wise work are not counted.
+    other element-wise work are not counted, nor is forming the matrices of SLTrain, once per pass.
     """
     assert config.head_dim is not None
     scores = 4 * seq_len * config.num_attention_heads * config.head_dim
     head = 2 * config.vocab_size * config.hidden_size
-    return 2 * projection_parameter_count(config) + config.num_hidden_layers * scores + head
+    return 2 * _projection_macs(config) + config.num_hidden_layers * scores + head
 
 
 def training_flops_per_token(config: LPAConfig, seq_len: int) -> int:

@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from lpa.lowrank import LowRankLinear, init_factors
+from lpa.lowrank import LowRankLinear, SLTrainLinear, init_factors
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.decoder import LPAAttention, LPADecoderLayer, build_norm
 from lpa.model.layers.latent_cache import LatentCache
@@ -92,6 +92,10 @@ def _init_low_rank_linear(module: LowRankLinear) -> None:
         )
         init.copy_(module.down.weight, down)
         init.copy_(module.up.weight, up)
+    if isinstance(module, SLTrainLinear):
+        module.reset_support()
+        if not getattr(module.sparse_values, "_is_hf_initialized", False):
+            module.reset_values(module.initializer_scale)
     for linear in (module.down, module.up):
         if linear.bias is None:
             continue

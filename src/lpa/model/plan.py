@@ -126,7 +126,8 @@ def kv_cache_bytes(config: LPAConfig, itemsize: int) -> dict[str, int]:
             rank = config.projection_rank(name, layer)
             turned = name == "k_proj" and config.decoder_type == "llama"
             plain += width
-            latent += width if rank is None or turned else rank
+            has_latent = rank is not None and config.low_rank_method is None and not turned
+            latent += rank if rank is not None and has_latent else width
     return {"plain": plain * itemsize, "latent": latent * itemsize}
 
 
@@ -264,7 +265,8 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
 
 def dense_config(config: LPAConfig) -> LPAConfig:
     """The same sizes with every projection dense."""
-    return replace_fields(config, placement="none", ranks=None)
+    plain = {"low_rank_method": None, "sparse_density": None}
+    return replace_fields(config, placement="none", ranks=None, **plain)
 
 
 def replace_fields(config: LPAConfig, **changes: Any) -> LPAConfig:

@@ -57,6 +57,11 @@ def list_projections(model: nn.Module) -> list[Projection]:
             inside.add(path)  # its factors are no separate projections
         elif not isinstance(module, nn.Linear | Conv1D):
             continue
+        if isinstance(module, LowRankLinear) and type(module) is not LowRankLinear:
+            raise UserError(
+                f"{type(model).__name__}: {path} is a {type(module).__name__}; expected dense projections or "
+                "plain pairs, which have singular values to cut"
+            )
         sublayer = "attention" if "attn" in path or "attention" in path else "ffn"
         found.append(Projection(int(layer[1]), path.rpartition(".")[2], sublayer, module))
     if not found:
@@ -80,7 +85,7 @@ def input_directions(module: Any) -> Tensor:
     """(directions, in_features): right singular vectors of the effective matrix, strongest first."""
     linear = as_linear(module)
     if isinstance(linear, LowRankLinear):
-        weight = linear.up.weight.double() @ linear.down.weight.double()
+        weight = linear.to_dense().weight.double()
     else:
         weight = linear.weight.double()
     return torch.linalg.svd(weight, full_matrices=False).Vh

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
-from lpa.lowrank import LowRankLinear
+from lpa.lowrank import CoLALinear, LowRankLinear, SLTrainLinear
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.fused_projections import project_fused
 from lpa.model.layers.latent_cache import LatentCache, latent_attention
@@ -35,13 +35,25 @@ def build_projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
         return linear
     # The paper's bias stands where its branch begins: at the latent of q, k, v and fc1, at the output
     # of o and fc2.
-    module = LowRankLinear(
-        in_features,
-        out_features,
-        rank,
-        bias=has_bias and writes_to_residual,
-        down_bias=has_bias and not writes_to_residual,
-    )
+    module: LowRankLinear
+    if config.low_rank_method == "sltrain":
+        assert config.sparse_density is not None
+        module = SLTrainLinear(
+            in_features,
+            out_features,
+            rank,
+            density=config.sparse_density,
+            support_seed=layer_idx * len(config.projections) + config.projections.index(name),
+        )
+    else:
+        pair_class = CoLALinear if config.low_rank_method == "cola" else LowRankLinear
+        module = pair_class(
+            in_features,
+            out_features,
+            rank,
+            bias=has_bias and writes_to_residual,
+            down_bias=has_bias and not writes_to_residual,
+        )
     # Read by _init_weights, which sees one module at a time.
     module.initialization = config.initialization
     module.initializer_range = config.initializer_range

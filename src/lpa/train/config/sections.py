@@ -69,6 +69,9 @@ class ModelConfig:
             spectral or orthogonal; by default scaled.
         residual_scaling: whether what writes to the residual stream starts smaller by
             sqrt(2 * num_hidden_layers); by default not.
+        low_rank_method: what a low-rank projection is: by default the plain pair; cola, with a SiLU
+            between the factors; or sltrain, plus a sparse matrix.
+        sparse_density: the share of entries of that sparse matrix; by default 0.03 with sltrain.
         from_: `model.from` in recipes: the directory of an LPAForCausalLM, such as `lpa convert factorize`
             makes, whose weights and architecture the run starts from; nothing else is given beside it.
     """
@@ -93,6 +96,8 @@ class ModelConfig:
     initializer_range: float | None = None
     initialization: str | None = None
     residual_scaling: bool | None = None
+    low_rank_method: str | None = None
+    sparse_density: float | None = None
     from_: Path | None = None
 
     def __post_init__(self) -> None:

@@ -115,6 +115,11 @@ def check_tensor_parallel_size(config: LPAConfig, tensor: int) -> None:
     Raises:
         UserError: naming the size that it does not divide.
     """
+    if config.low_rank_method == "sltrain":
+        raise UserError(
+            f"parallel.tensor: got {tensor}; expected 1 with model.low_rank_method sltrain, which forms "
+            "whole matrices; parallel.shard divides their weights"
+        )
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"):
         size = getattr(config, name)
         if size % tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
 from lpa.model.layers.decoder import LPADecoderLayer
 from lpa.train.config import OptimConfig
@@ -76,6 +77,11 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
         )
     product_decay = None
     if config.low_rank_decay == "product":
+        if any(type(module) is not LowRankLinear for module in modules):
+            raise UserError(
+                "optim.low_rank_decay: got product; expected factors with model.low_rank_method, whose "
+                "projections are no plain products"
+            )
         product_decay = ProductDecay(
             modules,
             config.weight_decay,

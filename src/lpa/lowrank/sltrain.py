@@ -1,0 +1,101 @@
+"""SLTrainLinear: a low-rank map plus a sparse one."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lpa.errors import UserError
+from lpa.lowrank.linear import LowRankLinear
+
+
+def sparse_entry_count(in_features: int, out_features: int, density: float) -> int:
+    """Entries that S has, at least one."""
+    return max(1, round(density * in_features * out_features))
+
+
+class SLTrainLinear(LowRankLinear):
+    """`y = x (B A + S)ᵀ`, S sparse on a fixed random support (Han et al. 2024, arXiv 2406.02214, eq. 2).
+
+    The matrix is formed in each forward pass, as in the paper: the arithmetic is that of a dense map,
+    and what it saves is the memory of weights, gradients and optimizer states.
+
+    Beside the factors `down` and `up`:
+        sparse_values: the entries of S, of shape (entries,).
+        support: where they are in the flattened matrix, int64. It is drawn from `support_seed` by
+            NumPy's `RandomState`, whose stream never changes, so it is in no file.
+
+    Args:
+        density: the share δ of the entries of the matrix that S has; the paper takes 0.03.
+        support_seed: differs between the projections of a model.
+
+    Shapes: x (…, in_features) -> (…, out_features).
+    """
+
+    support: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = False,
+        *,
+        density: float,
+        support_seed: int,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, rank, bias, device=device, dtype=dtype)
+        self.support_seed = support_seed
+        count = sparse_entry_count(in_features, out_features, density)
+        self.sparse_values = nn.Parameter(torch.empty(count, device=device, dtype=dtype))
+        support = torch.empty(count, device=device, dtype=torch.int64)
+        self.register_buffer("support", support, persistent=False)
+        self.reset_support()
+        self.reset_values()
+
+    @torch.no_grad()
+    def reset_support(self) -> None:
+        """Draw the places of the sparse entries, the same each time."""
+        if self.support.is_meta:
+            return
+        random = np.random.RandomState(self.support_seed)
+        places = random.permutation(self.in_features * self.out_features)[: len(self.support)]
+        self.support.copy_(torch.from_numpy(np.sort(places)))
+
+    @torch.no_grad()
+    def reset_values(self, scale: float = 1.0) -> None:
+        """Draw the sparse entries, uniform within ±scale/√in_features (Han et al. 2024, section 3.3)."""
+        bound = scale * self.in_features**-0.5
+        self.sparse_values.uniform_(-bound, bound)
+
+    def dense_weight(self) -> Tensor:
+        """B A + S, (out_features, in_features)."""
+        product = self.up.weight @ self.down.weight
+        values = self.sparse_values.to(product.dtype)  # which autocast may have rounded
+        return product.flatten().index_add(0, self.support, values).view_as(product)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.dense_weight(), self.up.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {len(self.sparse_values)} sparse entries"
+
+    @torch.no_grad()
+    def to_dense(self) -> nn.Linear:
+        """The same map as one `nn.Linear`: W = B A + S."""
+        linear = super().to_dense()
+        weight = linear.weight.double().flatten()
+        weight.index_add_(0, self.support, self.sparse_values.double())
+        linear.weight.copy_(weight.view_as(linear.weight))
+        return linear
+
+    @classmethod
+    def from_dense(cls, linear: nn.Linear, rank: int) -> LowRankLinear:
+        """Raises:
+        UserError: always.
+        """
+        raise UserError("sltrain: cannot be made from a dense matrix; train SLTrain from scratch")
