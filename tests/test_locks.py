@@ -69,6 +69,14 @@ def test_a_directory_in_which_nothing_was_written_is_as_before(tmp_path):
     ]
 
 
+def test_an_output_of_another_command_is_as_before(tmp_path):
+    Marker("a merged model").save(tmp_path)
+    before = [*tmp_path.iterdir()]
+    with pytest.raises(RuntimeError), hold_directory(tmp_path):
+        raise RuntimeError
+    assert [*tmp_path.iterdir()] == before
+
+
 def hold_write_and_fail(out):
     with hold_directory(out):
         Marker("a thing").save(out)

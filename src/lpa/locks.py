@@ -59,7 +59,7 @@ def hold_directory(
     with created_directories(target):
         prefix = _PREFIX if part is None else f"{_PREFIX}{part}."
         path, holder = target / f"{prefix}lock", target / f"{prefix}holder.json"
-        is_new = not path.exists()
+        is_new, marker = not path.exists(), read_marker(target)
         lock = filelock.FileLock(path, timeout=wait_seconds)
         try:
             lock.acquire()
@@ -73,8 +73,8 @@ def hold_directory(
             write_json(holder, asdict(Holder(socket.gethostname(), os.getpid(), now)))
             yield
         except BaseException:
-            if is_new and read_marker(target) is None:
-                path.unlink(missing_ok=True)  # nothing of ours was written beside it
+            if is_new and read_marker(target) == marker:
+                path.unlink(missing_ok=True)  # this process wrote nothing beside it
             raise
         finally:
             holder.unlink(missing_ok=True)
