@@ -5,8 +5,8 @@
 The tokens lie in a sparse file, which takes no room on the disk.
 """
 
+import argparse
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +26,9 @@ def resident() -> int:
 
 
 def main() -> None:
-    training = float(sys.argv[1]) if len(sys.argv) > 1 else 8000.0
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tokens_per_second_of_training", type=float, nargs="?", default=8000.0)
+    training = parser.parse_args().tokens_per_second_of_training
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.lib.format.open_memmap(

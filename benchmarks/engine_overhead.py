@@ -7,7 +7,7 @@ per step) on the bundled speeches: data, metrics, agreement between processes an
 steps, checksums included. By default 100 steps; several minutes. The last checkpoint is waited for.
 """
 
-import sys
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -29,9 +29,11 @@ ARITHMETIC = ("forward_backward_seconds", "optimizer_seconds")
 
 
 def main() -> None:
-    async_save = "--asynchronous" in sys.argv
-    numbers = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
-    steps = numbers[0] if numbers else 100
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("steps", type=int, nargs="?", default=100)
+    parser.add_argument("--asynchronous", action="store_true")
+    options = parser.parse_args()
+    steps, async_save = options.steps, options.asynchronous
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         prepare([bundled_corpus("train")], data, vocab_size=4096)

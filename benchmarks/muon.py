@@ -9,9 +9,9 @@ bfloat16, ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI in the environment shows what one 
 With torchrun the matrices are sharded over the processes, and the time is the mean of theirs.
 """
 
+import argparse
 import os
 import statistics
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -32,10 +32,13 @@ def cpu_name() -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rounds", type=int, nargs="?", default=5)
+    parser.add_argument("placement", nargs="?", default="attention")
+    options = parser.parse_args()
+    rounds = options.rounds
     torch.set_num_threads(1)
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    placement = sys.argv[2] if len(sys.argv) > 2 else "attention"
-    model = build_meta_model(preset_config("130m", placement=placement))
+    model = build_meta_model(preset_config("130m", placement=options.placement))
     shapes = [p.shape for p in model.model.layers[0].parameters() if p.ndim == 2]
     torch.manual_seed(0)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -75,7 +78,8 @@ def main() -> None:
         f"torch {version('torch')}, lpa {version('lpa')}"
     )
     print(
-        f"placement {placement}: {len(shapes)} matrices, {sum(map(torch.Size.numel, shapes)):,} numbers"
+        f"placement {options.placement}: {len(shapes)} matrices, "
+        f"{sum(map(torch.Size.numel, shapes)):,} numbers"
     )
     for name, value in median.items():
         print(f"{name:<16} {1000 * value:8.1f} ms  {value / median['adamw']:6.1f} times AdamW")

@@ -11,6 +11,7 @@ The three take turns; what is printed are medians of MB/s of text, ratios, and p
 - lpa: `lpa prepare` from the file to a prepared data directory.
 """
 
+import argparse
 import gzip
 import os
 import platform
@@ -86,8 +87,12 @@ def tokenizer_alone(lines: list[str], tokenizer: str) -> float:
 
 
 def main() -> None:
-    text, tokenizer = sys.argv[1:3]
-    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("text")
+    parser.add_argument("tokenizer")
+    parser.add_argument("rounds", type=int, nargs="?", default=3)
+    options = parser.parse_args()
+    text, tokenizer, rounds = options.text, options.tokenizer, options.rounds
     opener = gzip.open if text.endswith(".gz") else open
     with opener(text, "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
