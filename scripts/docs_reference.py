@@ -1,12 +1,13 @@
-"""Writes the reference pages of the site when mkdocs builds it: API, command line and recipe fields.
+"""Writes pages of the site when mkdocs builds it: API, command line, recipe fields and the notebook.
 
 mkdocs loads this file as a hook. Each page comes from what the package itself says (`lpa.__all__`, the
-`--help` of every command, the dataclasses of a recipe), so none can differ from it.
+`--help` of every command, the dataclasses of a recipe) or from `docs/tour.ipynb`, so none can differ.
 """
 
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import types
 import typing
@@ -20,10 +21,25 @@ from mkdocs.structure.files import File, Files
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages to those of `docs/`."""
-    for name, lines in (("api", api_page()), ("cli", cli_page()), ("recipe", recipe_page())):
+    pages = {
+        "reference/api.md": api_page(),
+        "reference/cli.md": cli_page(),
+        "reference/recipe.md": recipe_page(),
+        "tour.md": notebook_page(Path(config.docs_dir) / "tour.ipynb"),
+    }
+    for name, lines in pages.items():
         content = "\n".join(lines) + "\n"
-        files.append(File.generated(config, f"reference/{name}.md", content=content))
+        files.append(File.generated(config, name, content=content))
     return files
+
+
+def notebook_page(path: Path) -> Iterator[str]:
+    """The cells of a notebook as text and code, with a link to the file."""
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        text = "".join(cell["source"])
+        yield from (text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```", "")
+        if number == 0:
+            yield from (f"[Download the notebook]({path.name}).", "")
 
 
 def api_page() -> Iterator[str]:

@@ -39,6 +39,9 @@ __all__ = [
 
 class _Console(Console):
     def __init__(self, **options: Any) -> None:
+        if Console().is_jupyter:
+            # Rich's display in a notebook sends its own output back to itself; plain text it is.
+            options |= {"force_jupyter": False, "force_terminal": False}
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
