@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -91,10 +92,25 @@ def assert_same_weights(run: Path, other: Path) -> None:
         assert torch.equal(ours[key], theirs[key]), key
 
 
-def stop_all(launched: Launched) -> None:
+def stop_all(*launches: Launched) -> None:
     """End what a failed test left running."""
-    if launched.process.poll() is None:
-        for pid in launched.workers():
-            os.kill(pid, signal.SIGKILL)
-        launched.process.kill()
-        launched.process.wait()
+    for launched in launches:
+        if launched.process.poll() is None:
+            for pid in launched.workers():
+                os.kill(pid, signal.SIGKILL)
+            launched.process.kill()
+            launched.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    try:
+        socket.create_connection(("localhost", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -1,5 +1,6 @@
 """What happens to real processes on a bad day."""
 
+import contextlib
 import json
 import math
 import os
@@ -11,7 +12,10 @@ import time
 
 import pytest
 from runs import (
+    Launched,
     assert_same_weights,
+    free_port,
+    is_listening,
     stop_all,
     torchrun,
     untimed_metrics,
@@ -220,6 +224,91 @@ def test_a_restart_never_touches_a_run_that_was_there_before(straight, options):
     assert code != 0
     assert "already holds a run" in output
     assert (straight / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("keep_checkpoints", [True, False])
+def test_a_second_launch_with_the_same_id_never_touches_the_run(
+    straight, options, tmp_path, keep_checkpoints
+):
+    out = tmp_path / "run"
+    launch = ("--rdzv-id", "my-run", "--max-restarts", "3")
+    code, output = torchrun(
+        2, *options, "--train.stop_at", 20, "--out", out, options=launch
+    ).finish()
+    assert code == 0, output
+    if not keep_checkpoints:
+        shutil.rmtree(store.checkpoints_directory(out))
+    before = _content(out)
+    code, output = torchrun(2, *options, "--out", out, options=launch).finish()
+    assert code != 0
+    assert output.count("already holds a run") == 1, "a user's mistake is not tried again"
+    assert _content(out) == before
+
+
+def _content(directory) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_sigterm_to_one_process_stops_the_run_where_restarts_are_allowed(options, tmp_path):
+    out = tmp_path / "run"
+    launched = torchrun(2, *options, "--out", out, options=("--max-restarts", "3"))
+    try:
+        workers = wait_until(
+            lambda: read_metrics(out) and (found := launched.workers())[1:] and found,
+            launched.process,
+        )
+        os.kill(workers[1], signal.SIGTERM)
+        code, output = launched.finish()
+    finally:
+        stop_all(launched)
+    assert code != 0
+    assert output.count("stopped by SIGTERM at step") == 1
+    assert not (out / "final").exists()
+
+
+def _agent(options, out, port: int) -> Launched:
+    """One torchrun of two, with one process."""
+    return torchrun(
+        1,
+        *options,
+        *("--out", out),
+        options=(
+            *("--nnodes", "2", "--rdzv-id", "my-run", "--max-restarts", "3"),
+            *("--rdzv-endpoint", f"localhost:{port}"),
+        ),
+    )
+
+
+@pytest.mark.parametrize("victim", ["worker", "agent", "node"])
+def test_two_agents_resume_to_the_same_bits(straight, options, tmp_path, victim):
+    out, port = tmp_path / "run", free_port()
+    agents = [_agent(options, out, port)]
+    workers: list[int] = []
+    try:
+        wait_until(lambda: is_listening(port), agents[0].process)
+        agents.append(_agent(options, out, port))
+        workers = wait_until(
+            lambda: store.resumable_checkpoints(out) and agents[1].workers(), agents[0].process
+        )
+        started = (out / ".launch").stat().st_mtime_ns
+        if victim != "agent":
+            os.kill(workers[0], signal.SIGKILL)
+        if victim != "worker":
+            agents[1].process.kill()
+            agents.append(_agent(options, out, port))  # another comes in its place
+        began = time.monotonic()
+        wait_until(lambda: (out / ".launch").stat().st_mtime_ns != started, agents[0].process)
+        assert time.monotonic() - began < 60
+        for launched in (agents[0], agents[-1]):
+            code, output = launched.finish()
+            assert code == 0, output
+    finally:
+        stop_all(*agents)
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert_same_weights(out, straight)
+    assert untimed_metrics(out) == untimed_metrics(straight)
 
 
 @pytest.mark.parametrize(

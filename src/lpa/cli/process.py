@@ -49,6 +49,9 @@ _OPERATING_SYSTEM = {
     errno.ENOMEM: "a machine with more memory, or less to hold in it",
 }
 
+# The exit code after a user's mistake.
+_MISTAKE = 2
+
 # How torch, threading and pathlib say what is a MemoryError or an OSError elsewhere.
 _NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
 _NO_THREAD = "can't start new thread"
@@ -63,7 +66,7 @@ def one_line(message: str) -> str:
 def exit_with_error(message: str) -> NoReturn:
     """End the process as a user's mistake ends: one line on standard error, exit code 2."""
     print(f"lpa: error: {printable(one_line(message))}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(_MISTAKE)
 
 
 @contextmanager
@@ -88,6 +91,10 @@ def command_process() -> Iterator[None]:
         # rich answers a broken pipe itself, and with 1.
         if isinstance(end.__context__, BrokenPipeError):
             raise SystemExit(128 + signal.SIGPIPE) from None
+        if end.code == _MISTAKE and "TORCHELASTIC_RUN_ID" in os.environ:
+            from lpa.train.distributed.launch import end_launch
+
+            end_launch()  # to try again would not help
         raise
     except KeyboardInterrupt:
         # Nobody's next Ctrl-C shall hit the way out.

@@ -142,6 +142,7 @@ def run_config(parser: Parser, arguments: Any) -> "RunConfig":
 
 
 def _train(config: "RunConfig", arguments: Any) -> None:
+    from lpa.train.distributed.launch import end_launch
     from lpa.train.distributed.process_group import LostRankError, OtherRankFailedError
     from lpa.train.result import RunInterruptedError, RunStopped, format_summary
     from lpa.train.run import train
@@ -158,7 +159,13 @@ def _train(config: "RunConfig", arguments: Any) -> None:
         )
     except RunInterruptedError as stop:
         if _is_main_process():
-            print(f"lpa: stopped by {stop}; --resume continues from there", file=sys.stderr)
+            print(
+                f"lpa: stopped by {stop}; --resume continues from there",
+                file=sys.stderr,
+                flush=True,
+            )
+        if not stop.from_launcher:
+            end_launch()
         raise SystemExit(128 + stop.signal_number) from None
     except OtherRankFailedError:
         raise SystemExit(2) from None

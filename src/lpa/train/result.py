@@ -133,9 +133,14 @@ def _format_flops(flops: float) -> str:
 
 
 class RunInterruptedError(Exception):
-    """A signal ended a run, which left a checkpoint of this step."""
+    """A signal ended a run, which left a checkpoint of this step.
 
-    def __init__(self, signal_number: int, step: int) -> None:
+    Attributes:
+        from_launcher: whether torchrun sent it, which knows whether it ends or restarts.
+    """
+
+    def __init__(self, signal_number: int, step: int, *, from_launcher: bool = False) -> None:
         super().__init__(f"{signal.Signals(signal_number).name} at step {step}")
         self.signal_number = signal_number
         self.step = step
+        self.from_launcher = from_launcher

@@ -1,7 +1,7 @@
 """A run from its beginning, or from where it was left."""
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from lpa.outputs import MODEL, Marker, check_output_directory, content_of, read_
 from lpa.train.checkpoint import store
 from lpa.train.checkpoint.resume_checks import check_same_config, check_unchanged, read_saved_config
 from lpa.train.config import RunConfig
+from lpa.train.distributed.launch import agent_id
 from lpa.train.distributed.process_group import (
     LostRankError,
     OtherRankFailedError,
     World,
+    all_gather_objects,
     barrier,
     destroy_process_group,
     init_process_group,
-    is_restart,
-    launch_id,
     missing_ranks,
     run_on_all_ranks,
 )
@@ -86,12 +86,15 @@ def train(
     """
     world = init_process_group(config.train.device, timeout=config.parallel.timeout)
     try:
-        with _hold(out, world, resume=bool(resume)):
-            if is_restart() and run_on_all_ranks(lambda: _started_by_this_launch(out)):
-                resume, overwrite = bool(store.resumable_checkpoints(out)), True
+        agents = sorted(set(filter(None, all_gather_objects(agent_id()))))
+        restarted = _any_rank_finds(lambda: not _recorded_agents(out).isdisjoint(agents))
+        with _hold(out, world, resume=bool(resume), restarted=restarted):
+            if restarted:
+                resume = _any_rank_finds(lambda: bool(store.resumable_checkpoints(out)))
+                overwrite = True
             if resume:
-                return _resume_run(config, out, world, resume, allow_change)
-            return _start_run(config, out, world, overwrite)
+                return _resume_run(config, out, world, agents, resume, allow_change)
+            return _start_run(config, out, world, agents, overwrite)
     # What torch raises when a process no longer answers; also much else, so ask who is there.
     except RuntimeError as error:
         missing = missing_ranks() if world.size > 1 else []
@@ -109,11 +112,11 @@ _RESTART_SECONDS = 30.0
 
 
 @contextmanager
-def _hold(out: Path, world: World, *, resume: bool) -> Iterator[None]:
+def _hold(out: Path, world: World, *, resume: bool, restarted: bool) -> Iterator[None]:
     """Keep the run directory for this run; the main process holds it for all."""
     if resume and not out.is_dir():
         raise UserError(f"--resume: {out}: no such run directory; start it without --resume")
-    wait = _RESTART_SECONDS if is_restart() else 0.0
+    wait = _RESTART_SECONDS if restarted else 0.0
     with ExitStack() as held:
         holding = hold_directory(out, wait_seconds=wait)
         run_on_all_ranks(lambda: held.enter_context(holding) if world.is_main else None)
@@ -121,18 +124,18 @@ def _hold(out: Path, world: World, *, resume: bool) -> Iterator[None]:
 
 
 def _start_run(
-    config: RunConfig, out: Path, world: World, overwrite: bool
+    config: RunConfig, out: Path, world: World, agents: Collection[str], overwrite: bool
 ) -> RunResult | RunStopped:
     run_on_all_ranks(lambda: _check_run_directory(out, overwrite))
     trainer = run_on_all_ranks(lambda: Trainer(config, out, world))
     barrier()  # nobody looks at `out` any more
     if world.is_main:
         remove(content_of(out))
+        _record_launch(out, agents)
         _MARKER.save(out)
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         if trainer.initial_weights is not None:
             trainer.initial_weights.save(out)
-        _write_launch_id(out)
     return trainer.run()
 
 
@@ -140,6 +143,7 @@ def _resume_run(
     config: RunConfig,
     out: Path,
     world: World,
+    agents: Collection[str],
     checkpoint: bool | Path,
     allow_change: Collection[str],
 ) -> RunResult | RunStopped:
@@ -163,7 +167,7 @@ def _resume_run(
         _MARKER.save(out)
         store.write_latest(out, store.step_of(path))
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
-        _write_launch_id(out)
+        _record_launch(out, agents)
     return trainer.run()
 
 
@@ -246,17 +250,22 @@ def _check_models(out: Path) -> None:
             check_output_directory(out / name, MODEL, overwrite=True)
 
 
-def _write_launch_id(out: Path) -> None:
-    """Remember which launch this run belongs to."""
-    name = launch_id()
-    if name is not None:
-        write_text_atomic(out / _LAUNCH_FILE, name + "\n")
+def _any_rank_finds(condition: Callable[[], bool]) -> bool:
+    """Whether the condition holds in any process; all get the same answer."""
+    return any(all_gather_objects(run_on_all_ranks(condition)))
 
 
-def _started_by_this_launch(out: Path) -> bool:
-    """Whether the launch that this process belongs to has worked on `out` before."""
+def _recorded_agents(out: Path) -> set[str]:
+    """The agents of the launch that worked on `out` last."""
     file = out / _LAUNCH_FILE
-    return file.is_file() and file.read_text(errors="replace").strip() == launch_id()
+    return set(file.read_text(errors="replace").splitlines()) if file.is_file() else set()
+
+
+def _record_launch(out: Path, agents: Collection[str]) -> None:
+    """Remember which launch this run belongs to; one that has lost agents and found others is still the same."""
+    recorded = _recorded_agents(out)
+    known = recorded | set(agents) if not recorded.isdisjoint(agents) else set(agents)
+    write_text_atomic(out / _LAUNCH_FILE, "".join(f"{agent}\n" for agent in sorted(known)))
 
 
 def _warn(message: str) -> None:

@@ -154,7 +154,11 @@ class Trainer:
         if result is not None:
             return result
         if self._stop_requests.signal:
-            raise RunInterruptedError(self._stop_requests.signal, self.state.step)
+            raise RunInterruptedError(
+                self._stop_requests.signal,
+                self.state.step,
+                from_launcher=self._stop_requests.is_from_launcher(),
+            )
         reason = "train.max_seconds" if self._stop_requests.should_stop else "train.stop_at"
         return RunStopped(self.state.step, reason)
 

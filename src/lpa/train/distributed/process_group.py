@@ -1,7 +1,6 @@
 """The processes of a run: who they are, what they agree on, and what becomes of them when one dies."""
 
 import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from lpa.device import resolve_device
+from lpa.train.distributed.launch import agree_on_generation, end_with_agent
 
 T = TypeVar("T")
 
@@ -57,6 +57,7 @@ def init_process_group(device: str, *, timeout: float) -> World:
     Raises:
         UserError: there is no such device.
     """
+    end_with_agent()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World.single_process(device)
@@ -69,10 +70,10 @@ def init_process_group(device: str, *, timeout: float) -> World:
     if not dist.is_initialized():
         wait_time = timedelta(seconds=timeout)
         store, rank, size = next(dist.rendezvous("env://", timeout=wait_time))
-        # torchrun may keep one store over its restarts, in which the addresses of the dead still stand.
-        restart_store = dist.PrefixStore(f"lpa-{_restart_count()}", store)
+        generation = agree_on_generation(store, rank, size, timeout=timeout)
+        own_store = dist.PrefixStore(generation, store)
         dist.init_process_group(
-            backend, store=restart_store, rank=rank, world_size=size, timeout=wait_time
+            backend, store=own_store, rank=rank, world_size=size, timeout=wait_time
         )
     return World(dist.get_rank(), size, local_device)
 
@@ -155,21 +156,3 @@ def missing_ranks() -> list[int]:
         return missing
     except (RuntimeError, ValueError):  # the store went with the process that kept it
         return []
-
-
-def launch_id() -> str | None:
-    """What stays the same while torchrun starts the same processes anew, and differs between launches."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if name is None or name != "none":  # one that torchrun was given or drew
-        return name
-    return f"{socket.gethostname()}/{os.getppid()}"  # its process, where it has no name
-
-
-def is_restart() -> bool:
-    """Whether torchrun has started this process in place of one that died."""
-    return _restart_count() > 0
-
-
-def _restart_count() -> int:
-    """How often torchrun has started the processes anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

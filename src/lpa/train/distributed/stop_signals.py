@@ -5,7 +5,8 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lpa.train.distributed.process_group import World, all_reduce_sum
+from lpa.train.distributed.launch import agent_id
+from lpa.train.distributed.process_group import World, all_gather_objects, all_reduce_sum
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -76,3 +77,14 @@ class StopRequests:
         """Whether a signal has reached any process; all ask together. Time alone interrupts no evaluation."""
         self.merge(all_reduce_sum(self.to_list()[:-1]))
         return bool(self.signal)
+
+    def is_from_launcher(self) -> bool:
+        """Whether all processes of one torchrun have the signal: it stops all of its own, to end or to restart.
+
+        A user's signal may reach one process; where torchrun has one only, the two look the same. All ask
+        together.
+        """
+        reached: dict[str | None, bool] = {}
+        for agent, received in all_gather_objects((agent_id(), bool(self._received_signal()))):
+            reached[agent] = reached.get(agent, True) and received
+        return any(reached.values())
