@@ -46,7 +46,12 @@ class Launched:
         return [pid for _, pid in sorted(found.items())]
 
 
-def torchrun(processes: int, *arguments: object, options: tuple[str, ...] = ()) -> Launched:
+def torchrun(
+    processes: int,
+    *arguments: object,
+    options: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+) -> Launched:
     """`torchrun … -m lpa train …`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *options]
@@ -56,7 +61,11 @@ def torchrun(processes: int, *arguments: object, options: tuple[str, ...] = ()) 
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                **{"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
+                **(environment or {}),
+            },
         )
     )
 

@@ -276,10 +276,12 @@ def _agent(options, out, port: int) -> Launched:
             *("--nnodes", "2", "--rdzv-id", "my-run", "--max-restarts", "3"),
             *("--rdzv-endpoint", f"localhost:{port}"),
         ),
+        # Without it torchrun never tells an agent that joins later where the processes meet.
+        environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
     )
 
 
-@pytest.mark.parametrize("victim", ["worker", "agent", "node"])
+@pytest.mark.parametrize("victim", ["worker", "agent"])
 def test_two_agents_resume_to_the_same_bits(straight, options, tmp_path, victim):
     out, port = tmp_path / "run", free_port()
     agents = [_agent(options, out, port)]
@@ -291,10 +293,10 @@ def test_two_agents_resume_to_the_same_bits(straight, options, tmp_path, victim)
             lambda: store.resumable_checkpoints(out) and agents[1].workers(), agents[0].process
         )
         started = (out / ".launch").stat().st_mtime_ns
-        if victim != "agent":
+        if victim == "worker":
             os.kill(workers[0], signal.SIGKILL)
-        if victim != "worker":
-            agents[1].process.kill()
+        else:
+            agents[1].process.kill()  # and its worker with it
             agents.append(_agent(options, out, port))  # another comes in its place
         began = time.monotonic()
         wait_until(lambda: (out / ".launch").stat().st_mtime_ns != started, agents[0].process)

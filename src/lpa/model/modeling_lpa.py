@@ -32,6 +32,7 @@ from lpa.lowrank import LowRankLinear, SLTrainLinear, init_factors
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.decoder import LPAAttention, LPADecoderLayer, build_norm
 from lpa.model.layers.latent_cache import LatentCache
+from lpa.model.layers.fused_projections import is_plain_linear
 from lpa.model.layers.loss import lm_head_loss
 
 
@@ -297,11 +298,13 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         targets = targets.to(hidden_states.device).reshape(-1)
         if num_items is None:
             num_items = (targets != -100).sum()
-        if isinstance(self.lm_head.weight, DTensor):
-            # Tensor parallelism: each process has the logits of its part of the vocabulary.
-            logits = self.lm_head(hidden_states).flatten(0, 1)
+        if not is_plain_linear(self.lm_head):
+            # Tensor parallelism, where each process has the logits of its part of the vocabulary, adapters,
+            # offloaded and quantized weights.
+            logits = self.lm_head(hidden_states).flatten(0, 1).float()
             total = F.cross_entropy(logits, targets, reduction="sum")
-            return (total.to_local() if isinstance(total, DTensor) else total) / num_items
+            total = total.to_local() if isinstance(total, DTensor) else total
+            return total / torch.as_tensor(num_items, device=total.device).clamp(min=1)
         return lm_head_loss(
             hidden_states.reshape(-1, hidden_states.shape[-1]),
             self.lm_head.weight,

@@ -262,7 +262,7 @@ def _recorded_agents(out: Path) -> set[str]:
 
 
 def _record_launch(out: Path, agents: Collection[str]) -> None:
-    """Remember which launch this run belongs to; one that has lost agents and found others is still the same."""
+    """Remember which launch this run belongs to; it may lose agents and get others."""
     recorded = _recorded_agents(out)
     known = recorded | set(agents) if not recorded.isdisjoint(agents) else set(agents)
     write_text_atomic(out / _LAUNCH_FILE, "".join(f"{agent}\n" for agent in sorted(known)))

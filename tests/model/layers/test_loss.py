@@ -1,8 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lpa.model.layers.loss import _options, lm_head_loss
+from lpa.model.layers.loss import _chunks, lm_head_loss
 
 VOCABULARY, WIDTH = 97, 16
 
@@ -23,7 +24,7 @@ def plain(hidden, weight, bias, targets, items):
 
 
 def test_the_problem_takes_more_than_one_chunk():
-    assert _options(*problem()[:2]).batch_chunk_size < 600
+    assert len(list(_chunks(600, problem()[1]))) > 1
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -105,3 +106,75 @@ def test_functional_transforms_differentiate_it(times):
         return (first if times == 1 else second)(weight.detach())
 
     torch.testing.assert_close(gradient(lm_head_loss), gradient(plain))
+
+
+def products(function) -> list[set[torch.dtype]]:
+    """The dtypes of each matrix product that is made while a function runs."""
+    found = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+                found.append({x.dtype for x in args if isinstance(x, torch.Tensor)})
+            return operation(*args, **(kwargs or {}))
+
+    with Watch():
+        function()
+    return found
+
+
+@pytest.mark.parametrize("tokens", [8, 600])  # less and more than one chunk
+@pytest.mark.parametrize("bias", [False, True])
+def test_under_autocast_all_products_are_bfloat16_and_the_sums_float32(tokens, bias):
+    *leaves, targets = problem(tokens, bias=bias)
+    given = [leaf for leaf in leaves if leaf is not None]
+    gradients = []
+
+    def step():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = lm_head_loss(*leaves, targets, 100)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, plain(*leaves, targets, 100), rtol=2e-3, atol=0)
+        gradients[:] = torch.autograd.grad(loss, given)
+
+    expected = torch.autograd.grad(plain(*leaves, targets, 100), given)
+    made = products(step)
+    of_plain = products(lambda: plain(*leaves, targets, 100))
+    assert made.count({torch.bfloat16}) >= 3
+    assert len(made) - made.count({torch.bfloat16}) == len(of_plain)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert ours.dtype == torch.float32
+        # Rounding of the inputs, of 8 bits each, and of the logits.
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("label", [-1, VOCABULARY, -101])
+def test_a_label_that_is_no_token_is_refused(label, training):
+    hidden, weight, _, targets = problem(40)
+    targets[3] = label
+    with (
+        torch.set_grad_enabled(training),
+        pytest.raises(RuntimeError, match=f"expected tokens 0 to {VOCABULARY - 1}"),
+    ):
+        lm_head_loss(hidden, weight, None, targets, 10)
+
+
+@pytest.mark.parametrize("items", [0, torch.tensor(0)])
+def test_no_counted_token_gives_zero_loss_and_zero_gradients(items):
+    hidden, weight, bias, targets = problem(bias=True)
+    loss = lm_head_loss(hidden, weight, bias, torch.full_like(targets, -100), items)
+    loss.backward()
+    assert loss == 0
+    for leaf in (hidden, weight, bias):
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+def test_it_compiles_without_graph_breaks():
+    hidden, weight, _, targets = problem()
+    compiled = torch.compile(lm_head_loss, backend="aot_eager", fullgraph=True)
+    loss = compiled(hidden, weight, None, targets, 100)
+    torch.testing.assert_close(loss, plain(hidden, weight, None, targets, 100))
+    expected = torch.autograd.grad(plain(hidden, weight, None, targets, 100), [hidden, weight])
+    for ours, theirs in zip(torch.autograd.grad(loss, [hidden, weight]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

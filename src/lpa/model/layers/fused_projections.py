@@ -65,6 +65,7 @@ def has_hooks(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or hasattr(module, "_hf_hook")  # of accelerate, in place of `forward`
     )
 
 

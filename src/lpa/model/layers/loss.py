@@ -1,10 +1,16 @@
 """The cross entropy of the LM head, without the logits of all tokens at once."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+_IGNORED = -100  # as in torch: no target
+# Rows of logits at a time. Smaller chunks run below a CPU's peak (`benchmarks/loss.py`); on a GPU a chunk
+# takes the memory of all hidden states.
+_CPU_ROWS = 512
 
 
 def lm_head_loss(
@@ -17,44 +23,97 @@ def lm_head_loss(
     """Cross entropy of the targets under softmax(x Wᵀ + b), summed and divided by `num_items`.
 
     Shapes: hidden_states (tokens, width), weight (vocabulary, width), bias (vocabulary,), targets (tokens,)
-    with -100 where there is none to score -> a scalar.
+    with -100 where there is none to score -> a scalar, float32 at least; 0 where nothing is scored.
 
-    It can be differentiated twice, and by torch.func.grad, at the cost of the logits of all tokens.
+    Under autocast the three products, of logits and of both gradients, are of its dtype. Softmax, loss and
+    the sum of the weight's gradient over chunks are float32.
+
+    torch's `linear_cross_entropy` does the same, but rounds the loss to the dtype of the products, takes a
+    target of -1 for token 0, and cannot be differentiated twice. This can, also by torch.func.grad, at the
+    cost of the logits of all tokens.
+
+    Raises:
+        RuntimeError: a target is neither a token of the vocabulary nor -100; on a GPU with the next read.
     """
-    options = _options(hidden_states, weight)
-    if options is not None and not torch.compiler.is_compiling():
-        loss: Tensor = _ChunkedLoss.apply(hidden_states, weight, bias, targets, num_items, options)[
-            0
-        ]
-        return loss
-    return _torch_loss(hidden_states, weight, bias, targets, options) / num_items
-
-
-def _options(hidden_states: Tensor, weight: Tensor) -> "nn.LinearCrossEntropyOptions | None":
-    """Chunk torch's loss where its documentation says that it is a win: more logits than hidden states."""
-    tokens, width = hidden_states.shape
-    wins = torch.is_grad_enabled() and tokens >= width and weight.shape[0] > width
-    if not wins:
-        return None
-    if hidden_states.device.type == "cpu" and weight.dtype == torch.float32:
-        # Smaller chunks run below a CPU's peak (`benchmarks/loss.py`).
-        return nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
-    return nn.LinearCrossEntropyOptions()
-
-
-def _torch_loss(
-    hidden_states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: Any
-) -> Tensor:
-    return F.linear_cross_entropy(
-        hidden_states, weight, targets, linear_bias=bias, reduction="sum", options=options
+    is_token = (targets >= 0) & (targets < weight.shape[0])
+    torch._assert_async(
+        (is_token | (targets == _IGNORED)).all(),
+        f"labels: expected tokens 0 to {weight.shape[0] - 1}, or -100 for none",
     )
+    num_items = torch.as_tensor(num_items, device=targets.device).clamp(min=1)
+    device = hidden_states.device.type
+    dtype = hidden_states.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        loss: Tensor
+        if torch.is_grad_enabled():
+            loss = _ChunkedLoss.apply(hidden_states, weight, bias, targets, num_items, dtype)[0]
+        else:
+            loss = _loss_and_gradients(hidden_states, weight, bias, targets, num_items, dtype, ())[
+                0
+            ]
+    return loss
+
+
+def _chunks(tokens: int, weight: Tensor) -> Iterator[slice]:
+    """Rows whose logits are held together."""
+    vocabulary, width = weight.shape
+    rows = (
+        _CPU_ROWS if weight.device.type == "cpu" else max(_CPU_ROWS, tokens * width // vocabulary)
+    )
+    for start in range(0, tokens, rows):
+        yield slice(start, start + rows)
+
+
+def _loss_and_gradients(
+    hidden_states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    num_items: Tensor,
+    dtype: torch.dtype,
+    wanted: Sequence[int],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss, and of inputs 0, 1 and 2 the gradients that are wanted.
+
+    The gradient of a row's logits is softmax(logits) less 1 at the target, divided by `num_items`.
+    """
+    inputs, matrix = hidden_states.to(dtype), weight.to(dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    scored = targets != _IGNORED
+    tokens = targets.masked_fill(~scored, 0).unsqueeze(1)
+    total = torch.zeros((), dtype=exact, device=targets.device)
+    of_hidden = torch.empty_like(hidden_states) if 0 in wanted else None
+    of_weight = torch.zeros_like(weight, dtype=exact) if 1 in wanted else None
+    of_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and 2 in wanted else None
+    for rows in _chunks(len(targets), weight):
+        logits = (inputs[rows] @ matrix.T).to(exact)
+        if bias is not None:
+            logits = logits + bias
+        normalizer = logits.logsumexp(-1, keepdim=True)
+        nll = (normalizer - logits.gather(1, tokens[rows])).squeeze(1)
+        total = total + nll.masked_fill(~scored[rows], 0).sum()
+        if not wanted:
+            continue
+        share = (scored[rows] / num_items).to(exact).unsqueeze(1)
+        of_logits = (logits - normalizer).exp_().mul_(share).scatter_add_(1, tokens[rows], -share)
+        if of_bias is not None:
+            of_bias += of_logits.sum(0)
+        of_logits = of_logits.to(dtype)
+        if of_hidden is not None:
+            of_hidden[rows] = of_logits @ matrix
+        if of_weight is not None:
+            of_weight += of_logits.T @ inputs[rows]
+    if of_weight is not None:
+        of_weight = of_weight.to(weight.dtype)
+    if of_bias is not None and bias is not None:
+        of_bias = of_bias.to(bias.dtype)
+    return total / num_items, of_hidden, of_weight, of_bias
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """torch's chunked loss, whose gradients are known with it, but which cannot be differentiated twice.
-
-    Of gradients of gradients torch's leaves this loss out without a word, and torch.func.grad refuses it.
-    """
+    """The loss with its gradients, which are known with it, so that no chunk is computed twice."""
 
     @staticmethod
     def forward(
@@ -62,24 +121,13 @@ class _ChunkedLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        num_items: Tensor | int,
-        options: nn.LinearCrossEntropyOptions,
+        num_items: Tensor,
+        dtype: torch.dtype,
     ) -> tuple[Any, ...]:
-        inputs: list[Any] = [hidden_states, weight, bias]
-        wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
-        with torch.enable_grad():
-            for i in wanted:
-                inputs[i] = inputs[i].detach().requires_grad_()
-            states, head, offset = inputs
-            total = _torch_loss(states, head, offset, targets, options) / num_items
+        inputs = (hidden_states, weight, bias)
         # Within torch.func nothing shows here that it is wanted; the backward pass computes it then.
-        found: list[Tensor | None] = [None] * len(inputs)
-        if wanted:
-            for i, gradient in zip(
-                wanted, torch.autograd.grad(total, [inputs[i] for i in wanted]), strict=True
-            ):
-                found[i] = gradient
-        return total.detach(), *found
+        wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
+        return _loss_and_gradients(*inputs, targets, num_items, dtype, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -87,7 +135,6 @@ class _ChunkedLoss(torch.autograd.Function):
         gradients = output[1:]
         ctx.mark_non_differentiable(*(x for x in gradients if x is not None))
         ctx.set_materialize_grads(False)
-        num_items = torch.as_tensor(num_items, device=targets.device)
         ctx.save_for_backward(hidden_states, weight, bias, targets, num_items, *gradients)
 
     @staticmethod
@@ -96,9 +143,6 @@ class _ChunkedLoss(torch.autograd.Function):
         if torch.is_grad_enabled():  # these gradients are to be differentiated
             needed = ctx.needs_input_grad
             known = [x if needed[i] else None for i, x in enumerate(_gradients(*inputs))]
-        # Mostly one, and then a pass over the head's gradient is saved.
-        elif gradient == 1:
-            return *known, None, None, None
         return *(None if x is None else x * gradient for x in known), None, None, None
 
 
@@ -107,7 +151,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss's gradients, of hidden states, weight and bias, by steps that can be differentiated."""
     logits = F.linear(hidden_states, weight, bias)
-    scored = (targets != -100).unsqueeze(1)
+    scored = (targets != _IGNORED).unsqueeze(1)
     hits = F.one_hot(targets.clamp(min=0), weight.shape[0])
     of_logits = (logits.softmax(-1) - hits) * scored / num_items
     return of_logits @ weight, of_logits.T @ hidden_states, of_logits.sum(0)

@@ -1,9 +1,9 @@
 """The launch that this process belongs to: which it is, what it has worked on, and how it ends.
 
-torchrun gives no identity to a launch. Its rendezvous id is chosen by the user, who may use it twice, and its
-count of restarts differs between nodes after one has left or joined. What tells launches apart is their agents:
-the torchrun processes, one per node, which outlive the processes that they start anew. A process belongs to the
-launch that worked on a run before, if any agent that is present now was present then.
+torchrun gives no identity to a launch. Its rendezvous id is chosen by the user, who may use it twice,
+and its count of restarts differs between nodes once one has left. What tells launches apart is their
+agents: the torchrun processes, one per node, which outlive the processes that they start anew. A process
+belongs to the launch that worked on a run before, if any agent that is present now was present then.
 """
 
 import os
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 _RUN_ID = "TORCHELASTIC_RUN_ID"
-# How long the first process of a node leaves the others for their messages, before it ends the launch, and how
-# long these wait for that. If they ended first, torchrun would start all anew.
+# How long the first process of a node leaves the others for their messages, before it ends the launch,
+# and how long these wait for that. If they ended first, torchrun would start all anew.
 _LEADER_SECONDS, _OTHER_SECONDS = 1.0, 3.0
 _POLL_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def agent_id() -> str | None:
-    """The identity of the torchrun process that started this one: never that of another; None without torchrun."""
+    """The identity of the torchrun process that started this one, never that of another; None without."""
     pid = _agent_pid()
     if pid is None:
         return None
@@ -68,7 +68,7 @@ def _start_time(pid: int) -> str:
 
 
 def end_with_agent() -> None:
-    """Let the system kill this process when torchrun dies; else it would keep its device from its successor."""
+    """Let the system kill this process when torchrun dies; else it would keep its device to itself."""
     if sys.platform != "linux" or _RUN_ID not in os.environ:
         return
     import ctypes
@@ -79,9 +79,9 @@ def end_with_agent() -> None:
 def agree_on_generation(store: "Store", rank: int, size: int, *, timeout: float) -> str:
     """A name that the processes which start together share, and no process that was started before has.
 
-    torchrun may keep one store over its restarts, in which the addresses of dead processes remain. Rank 0 draws
-    the name and answers to each process separately; the name counts once all have received it. What dead
-    processes left in the store is overwritten or never read.
+    torchrun may keep one store over its restarts, in which the addresses of dead processes remain. Rank 0
+    draws the name and answers to each process separately; the name counts once all have received it. What
+    dead processes left in the store is overwritten or never read.
 
     Raises:
         RuntimeError: not all processes came within `timeout` seconds.

@@ -79,7 +79,7 @@ class StopRequests:
         return bool(self.signal)
 
     def is_from_launcher(self) -> bool:
-        """Whether all processes of one torchrun have the signal: it stops all of its own, to end or to restart.
+        """Whether all processes of one torchrun have the signal: its own way to end or restart.
 
         A user's signal may reach one process; where torchrun has one only, the two look the same. All ask
         together.
