@@ -31,8 +31,8 @@ from transformers.utils.output_capturing import capture_outputs
 from lpa.lowrank import LowRankLinear, SLTrainLinear, init_factors
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.decoder import LPAAttention, LPADecoderLayer, build_norm
-from lpa.model.layers.latent_cache import LatentCache
 from lpa.model.layers.fused_projections import is_plain_linear
+from lpa.model.layers.latent_cache import LatentCache
 from lpa.model.layers.loss import lm_head_loss
 
 
