@@ -5,7 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpa.cli.parsing import Count, Parser, Seeds, Workers, add_json_flag, exit_with_error, to_json
+from lpa.cli.parsing import (
+    Count,
+    Parser,
+    PositiveNumber,
+    Seeds,
+    Workers,
+    add_json_flag,
+    exit_with_error,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from lpa.study.grid import Study
@@ -20,6 +29,7 @@ QUESTIONS = {
     "scale": "Does it hold as models grow?",
     "tuning": "Is the baseline fair - which settings are best for each placement?",
     "recipe": "Which training of the low-rank pair works best?",
+    "rivals": "Is low-rank attention better than what one would pick instead?",
 }
 
 
@@ -33,11 +43,12 @@ def build_parser() -> Parser:
   lpa study placement --scale nano --data data --out runs/studies --jobs 2
   lpa study tuning --scale nano --data data --out runs/studies --seeds 1
   lpa study rank --scale nano --data data --out runs/studies --tuned runs/studies/tuned-nano.yaml
+  lpa study rivals --scale pico --tokens-per-parameter 2 --tune --data data --out runs/tuning-2
   lpa study placement --scale 130m --dry-run""",
     )
     parser.add_argument("name", choices=list(QUESTIONS), metavar="NAME", help="see above")
     parser.add_argument(
-        "--scale", type=str, default="nano", help="tiny, pico, nano, micro, 130m, 370m or 3b"
+        "--scale", type=str, default="nano", help="tiny, femto, pico, nano, micro, 130m, 370m or 3b"
     )
     parser.add_argument("--seeds", type=Seeds, default=3, help="runs of each variant")
     parser.add_argument("--jobs", type=Workers, default=1, help="runs at a time")
@@ -48,7 +59,23 @@ def build_parser() -> Parser:
         "--data", type=Path, help="prepared by `lpa prepare`; by default the bundled corpus"
     )
     parser.add_argument("--steps", type=Count, help="of training, in place of the scale's")
-    parser.add_argument("--tuned", type=Path, help="settings by placement, found by `tuning`")
+    parser.add_argument(
+        "--tokens-per-parameter",
+        type=PositiveNumber,
+        help="of training, for each parameter of the dense model, in place of the scale's",
+    )
+    parser.add_argument(
+        "--variants", nargs="+", type=str, default=[], help="only these; by default all"
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="find the learning rate of each variant, with seeds from 100 on: the same rates for all, "
+        "further ones while a best rate is the lowest or the highest of them",
+    )
+    parser.add_argument(
+        "--tuned", type=Path, help="settings found by `tuning`, or by --tune with the study rivals"
+    )
     parser.add_argument(
         "--executor", choices=["local", "slurm"], default="local", help="who runs the jobs"
     )
@@ -72,15 +99,21 @@ def main(argv: list[str]) -> None:
         exit_with_error("--out: got nothing; expected the directory for the runs")
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         exit_with_error(f"--out {arguments.out}: is a file; expected a directory")
-    if arguments.tuned is not None and arguments.name == "tuning":
+    if arguments.tuned is not None and (arguments.name == "tuning" or arguments.tune):
         exit_with_error("--tuned: goes with every study but tuning, which finds the settings")
+    if arguments.tune and arguments.name != "rivals":
+        exit_with_error(f"--tune: got it with {arguments.name}; expected rivals")
+    if arguments.steps is not None and arguments.tokens_per_parameter is not None:
+        exit_with_error("--steps: got it with --tokens-per-parameter; expected one of them")
     arguments.slurm = _slurm_parameters(arguments.slurm, arguments.executor)
 
     from lpa.data.manifest import Manifest
     from lpa.study.bundled_data import prepare_bundled
-    from lpa.study.grid import expand_grid, read_tuned
+    from lpa.study.grid import expand_grid, read_tuned, tuned_names
+    from lpa.study.rate_tuning import first_rates, tune_learning_rates
 
-    tuned = read_tuned(arguments.tuned) if arguments.tuned else None
+    names = tuned_names(arguments.name)
+    tuned = read_tuned(arguments.tuned, names) if arguments.tuned else None
     data = arguments.data
 
     def grid() -> "Study":
@@ -90,6 +123,8 @@ def main(argv: list[str]) -> None:
             arguments.scale,
             vocab_size=vocab_size,
             steps=arguments.steps,
+            tokens_per_parameter=arguments.tokens_per_parameter,
+            only=arguments.variants,
             tuned=tuned,
         )
 
@@ -97,11 +132,12 @@ def main(argv: list[str]) -> None:
     if data is None and not arguments.dry_run:
         data = prepare_bundled(arguments.out, arguments.scale)
         study = grid()
+    first = tune_learning_rates(study, first_rates(study)) if arguments.tune else study
     if not arguments.json:
-        _print_grid(study, arguments.seeds)
+        _print_grid(first, arguments.seeds)
     outcome = {} if arguments.dry_run else _run_study(study, arguments, data.resolve())
     if arguments.json:
-        print(to_json(_grid_figures(study, arguments.seeds) | outcome))
+        print(to_json(_grid_figures(first, arguments.seeds) | outcome))
     if outcome.get("failed"):
         raise SystemExit(1)
 
@@ -177,8 +213,35 @@ def _run_study(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
 
     out = resolve_output(arguments.out)
     # Other studies may work in the same directory.
-    with hold_directory(out, part=f"{study.name}-{study.scale}", output=arguments.out):
+    name = f"{study.name}-tuning" if arguments.tune else study.name
+    with hold_directory(out, part=f"{name}-{study.scale}", output=arguments.out):
+        if arguments.tune:
+            return _run_tuning(study, arguments, data, out)
         return _run_held(study, arguments, data, out)
+
+
+def _run_tuning(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
+    """Run a tuning with further rates until no best one is an extreme of them."""
+    from lpa.study.rate_tuning import (
+        best_rates,
+        extend_rates,
+        first_rates,
+        tried_rates,
+        tune_learning_rates,
+    )
+    from lpa.study.study_index import index_path
+    from lpa.study.study_results import read_study
+
+    rates = first_rates(study)
+    index = index_path(tune_learning_rates(study, rates), out)
+    rates = tried_rates(index) or rates
+    while True:
+        outcome = _run_held(tune_learning_rates(study, rates), arguments, data, out)
+        best = best_rates(read_study(index, arguments.seeds))
+        wider = extend_rates(rates, best.values())
+        if wider == rates:
+            return outcome
+        rates = wider
 
 
 def _run_held(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
@@ -218,7 +281,8 @@ def _tune(study: "Study", arguments: Any, out: Path) -> dict[str, dict[str, Any]
     from lpa.study.study_results import read_study, short_axes, write_tuned
 
     result = read_study(out / f"{study.name}-{study.scale}.json", arguments.seeds)
-    tuned_file = out / f"tuned-{study.scale}.yaml"
+    by_variant = f"{arguments.name}-" if arguments.tune else ""
+    tuned_file = out / f"tuned-{by_variant}{study.scale}.yaml"
     tuned = None
     try:
         tuned = write_tuned(result, tuned_file)

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -16,14 +17,14 @@ import yaml
 from lpa.data.manifest import Manifest
 from lpa.errors import LPAWarning, UserError
 from lpa.model.configuration_lpa import PLACEMENTS, LPAConfig
-from lpa.model.cost import forward_flops_per_token, parameter_count, training_flops_per_token
-from lpa.model.plan import closest_value, replace_fields
+from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.model.presets import preset_config
 from lpa.records import Count, Finite, read_yaml
+from lpa.study.cost_match import match_cost
 from lpa.train.config import RunConfig
 
-STUDIES = ("placement", "rank", "sublayers", "surplus", "scale", "tuning", "recipe")
-SCALES = ("tiny", "pico", "nano", "micro", "130m", "370m", "3b")
+STUDIES = ("placement", "rank", "sublayers", "surplus", "scale", "tuning", "recipe", "rivals")
+SCALES = ("tiny", "femto", "pico", "nano", "micro", "130m", "370m", "3b")
 
 # What a variant says beside fields of the configuration.
 _MATCH, _BASELINE = "match", "baseline"
@@ -54,6 +55,7 @@ class Variant:
         overrides: dotted fields of the configuration over the scale's, all resolved to values.
         match: cost of the model over that of the one it was matched to; None where none was asked for.
         parameters, train_flops_per_token, tokens: by the planner.
+        tunes: the variant whose learning rate this one tries; None where it tries none.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Variant:
     parameters: Count
     train_flops_per_token: Count
     tokens: Count
+    tunes: str | None = None
 
 
 @dataclass
@@ -71,7 +74,8 @@ class Study:
 
     Attributes:
         device, flops_per_second: what estimates of time assume.
-        tunes: whether the best settings by placement are kept as `tuned-<scale>.yaml`.
+        tunes: whether the best settings by placement, or by variant, are kept as a file.
+        first_seed: of the runs.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Study:
     tunes: bool
     base: dict[str, Any]
     variants: list[Variant] = field(default_factory=list)
+    first_seed: Count = 0
 
     @property
     def flops(self) -> float:
@@ -112,6 +117,8 @@ def expand_grid(
     *,
     vocab_size: int | None = None,
     steps: int | None = None,
+    tokens_per_parameter: float | None = None,
+    only: Sequence[str] = (),
     tuned: dict[str, dict[str, Any]] | None = None,
 ) -> Study:
     """All variants of a study at a scale, with their costs.
@@ -119,7 +126,10 @@ def expand_grid(
     Args:
         vocab_size: of the data; by default what the scale is meant for.
         steps: of training, in place of the scale's; a warm-up takes a tenth of them at most.
-        tuned: placement -> settings found by the study `tuning`, over the scale's.
+        tokens_per_parameter: of training, for each parameter of the baseline, in place of the scale's; the
+            warm-up then takes a hundredth of the steps. All variants see the same number of tokens.
+        only: the names of the variants to keep; by default all.
+        tuned: settings found by tuning, over the scale's, by placement or where the grid says so by variant.
 
     Raises:
         UserError: no such study or scale, a setting that is not accepted, or tuned settings of some of
@@ -129,7 +139,7 @@ def expand_grid(
     if scale not in SCALES:
         raise UserError(f"--scale: got {scale!r}; expected one of {', '.join(SCALES)}")
     declared = _read_grid_file("scales")[scale]
-    base = dict(declared["config"])
+    base = declared["config"] | grid.get("scales", {}).get(scale, {})
     if steps is not None:
         if steps < 1:
             raise UserError(f"--steps: got {steps}; expected at least 1")
@@ -145,6 +155,8 @@ def expand_grid(
         base={},
     )
     vocabulary = vocab_size or declared["vocab_size"]
+    if tokens_per_parameter is not None:
+        base |= _length_by_parameters(base, tokens_per_parameter, vocabulary)
     sizes = _Sizes.from_settings(base)
     study.baseline = _variant_name(grid["baseline"], sizes)
     study.base = _resolve_expressions(base, sizes)
@@ -159,19 +171,19 @@ def expand_grid(
         overrides = _resolve_expressions(declared_overrides, sizes)
         wanted = overrides.pop(_MATCH, None)
         baseline = _variant_name(overrides.pop(_BASELINE, grid["baseline"]), sizes)
-        placement = _placement(overrides)
-        if tuned and placement not in tuned:
+        tuned_for = label if _is_tuned_by_variant(grid) else _placement(overrides)
+        if tuned and tuned_for not in tuned and (not only or label in only):
             raise UserError(
-                f"--tuned: got settings of {', '.join(tuned)} alone; expected those of {placement} too, "
+                f"--tuned: got settings of {', '.join(tuned)} alone; expected those of {tuned_for} too, "
                 f"which {name} trains"
             )
-        overrides = tuned.get(placement, {}) | overrides
+        overrides = tuned.get(tuned_for, {}) | overrides
         config = _run_config(study.base | overrides)
         overrides |= _short_warmup(config)
         model = _build_model_config(config, vocabulary)
         ratio = None
         if wanted:
-            changes, ratio = _match_cost(model, built[wanted["to"]], wanted, config.data.seq_len)
+            changes, ratio = match_cost(model, built[wanted["to"]], wanted, config.data.seq_len)
             overrides |= changes
             config = _run_config(study.base | overrides)
             model = _build_model_config(config, vocabulary)
@@ -187,7 +199,25 @@ def expand_grid(
                 tokens=_total_tokens(config),
             )
         )
+    if only:
+        study.variants = _select(study, only)
     return study
+
+
+def _select(study: Study, only: Sequence[str]) -> list[Variant]:
+    """The variants of these names, with the baseline, in the grid's order."""
+    names = [variant.name for variant in study.variants]
+    for name in only:
+        if name not in names:
+            raise UserError(f"--variants: got {name!r}; expected some of {', '.join(names)}")
+    kept = [v for v in study.variants if v.name in only]
+    for variant in kept:
+        if variant.baseline not in only:
+            raise UserError(
+                f"--variants: got {', '.join(only)}; expected {variant.baseline} too, which {variant.name} "
+                "is compared with"
+            )
+    return kept
 
 
 def read_claims() -> dict[str, Any]:
@@ -200,8 +230,21 @@ def scale_vocab_size(scale: str) -> int:
     return _read_grid_file("scales")[scale]["vocab_size"]
 
 
-def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
-    """Settings by placement, as the study `tuning` writes them.
+def tuned_names(study: str) -> tuple[str, ...]:
+    """What the settings of a file for `--tuned` go by: placements, or the variants of the study."""
+    grid = read_grid(study)
+    return tuple(grid["variants"]) if _is_tuned_by_variant(grid) else PLACEMENTS
+
+
+def _is_tuned_by_variant(grid: dict[str, Any]) -> bool:
+    return grid.get("tuned_by") == "variant"
+
+
+def read_tuned(path: Path, accepted: tuple[str, ...] = PLACEMENTS) -> dict[str, dict[str, Any]]:
+    """Settings by placement, or by another name, as tuning writes them.
+
+    Args:
+        accepted: the names, see `tuned_names`.
 
     Raises:
         UserError: no such file, not one of that form, or a value that a run cannot have.
@@ -211,10 +254,9 @@ def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
     except UserError as error:
         raise UserError(f"--tuned {error}; expected what `tuning` writes") from error
     for name, settings in tuned.items():
-        if name not in PLACEMENTS:
-            raise UserError(
-                f"--tuned {path}: got placement {name!r}; expected {', '.join(PLACEMENTS)}"
-            )
+        if name not in accepted:
+            what = "placement" if accepted == PLACEMENTS else "variant"
+            raise UserError(f"--tuned {path}: got {what} {name!r}; expected {', '.join(accepted)}")
         for key in settings:
             if not key.startswith(_TUNABLE_FIELDS):
                 raise UserError(
@@ -269,6 +311,23 @@ def _model_fields(model: LPAConfig) -> dict[str, Any]:
     if not any(rank for of_layers in ranks.values() for rank in of_layers):
         settings.pop("initialization")
     return settings | {"ranks": ranks}
+
+
+def _length_by_parameters(
+    base: dict[str, Any], tokens_per_parameter: float, vocab_size: int
+) -> dict[str, Any]:
+    """Tokens of training and steps of warm-up, by the parameters of the dense model."""
+    sizes = _Sizes.from_settings(base)
+    dense = _resolve_expressions(base, sizes) | {"model.placement": "none"}
+    parameters = parameter_count(_build_model_config(_run_config(dense), vocab_size))
+    tokens = round(tokens_per_parameter * parameters)
+    if tokens < 1:
+        raise UserError(
+            f"--tokens-per-parameter: got {tokens_per_parameter}; expected a positive number"
+        )
+    length = {"train.tokens": tokens}
+    steps = _run_config(dense | length).train.steps
+    return length | {"optim.warmup_steps": -(-steps // 100)}
 
 
 def _short_warmup(config: RunConfig) -> dict[str, Any]:
@@ -366,34 +425,3 @@ def _build_model_config(config: RunConfig, vocab_size: int) -> LPAConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LPAWarning)  # a rank beyond break-even is meant here
         return config.model.build(vocab_size=vocab_size, seq_len=config.data.seq_len)
-
-
-def _match_cost(
-    model: LPAConfig, target: LPAConfig, wanted: dict[str, str], seq_len: int
-) -> tuple[dict[str, Any], float]:
-    """The value of a field at which a model costs what another does, and how close that comes."""
-
-    def cost(config: LPAConfig) -> int:
-        if wanted["cost"] == "params":
-            return parameter_count(config)
-        return forward_flops_per_token(config, seq_len)
-
-    def changes(value: int) -> dict[str, Any]:
-        if wanted["field"] == "num_attention_heads":  # more heads of the same width
-            return {
-                "num_attention_heads": value,
-                "num_key_value_heads": value,
-                "head_dim": model.head_dim,
-            }
-        return {wanted["field"]: value}
-
-    def cost_at(value: int) -> int:
-        return cost(replace_fields(model, **changes(value)))
-
-    low, high = 1, min(min(model.projection_shape(name)) for name in model.projections)
-    if wanted["field"] != "rank":
-        low = getattr(model, wanted["field"])
-        high = 16 * low
-    value = closest_value(cost_at, cost(target), low, high)
-    found = {f"model.{name}": item for name, item in changes(value).items()}
-    return found, cost_at(value) / cost(target)

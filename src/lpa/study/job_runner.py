@@ -108,7 +108,7 @@ def create_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
         )
     split = "test" if "test" in hashes else "validation"
     configs = {}
-    for seed in range(seeds):
+    for seed in range(study.first_seed, study.first_seed + seeds):
         for variant in study.variants[:: -1 if seed % 2 else 1]:
             config = study.config(variant, seed, data)
             name = run_id(config, hashes, manifest.vocab_size)
@@ -155,7 +155,9 @@ def _write_index(path: Path, index: StudyIndex) -> None:
     if path.exists():
         earlier, now = asdict(read_index(path)), json.loads(text)
         for key, difference in _DIFFERENCES.items():
-            if earlier[key] != now[key]:
+            # Tuning by variant tries further rates as it goes.
+            grown = key == "variants" and _has_grown(earlier[key], now[key])
+            if earlier[key] != now[key] and not grown:
                 raise UserError(
                     f"--out {path.parent}: holds {index.name} at {index.scale} with {difference}; expected "
                     "another directory"
@@ -163,6 +165,11 @@ def _write_index(path: Path, index: StudyIndex) -> None:
         if earlier["seeds"] > index.seeds:
             return
     write_text_atomic(path, text)
+
+
+def _has_grown(earlier: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool:
+    """Whether further trials of a tuning stand beside all the earlier ones."""
+    return all(variant["tunes"] for variant in now) and all(one in now for one in earlier)
 
 
 def run_jobs(

@@ -14,7 +14,7 @@ from lpa.study.statistics import NOT_FINITE, ONE_SEED, Difference
 from lpa.study.study_results import StudyResult, VariantRow, short_axes, tuned_rows
 
 # How an earlier report named its figures.
-_FIGURE = re.compile(rf"\d+-({'|'.join(STUDIES)})-\w+-\d+\.(svg|png)")
+_FIGURE = re.compile(rf"\d+-({'|'.join(STUDIES)})(-tuning)?-\w+-\d+\.(svg|png)")
 
 HEADINGS = (
     "variant",
@@ -117,11 +117,11 @@ def summarize(result: StudyResult) -> list[str]:
         for placement, row in tuned_rows(result).items():
             so_far = " so far" if missing else ""
             sentences.append(
-                f"Best{so_far} for placement {placement} on the validation split: {row.variant}."
+                f"Best{so_far} for {placement} on the validation split: {row.variant}."
             )
         for placement, name, value in short_axes(result):
             sentences.append(
-                f"With placement {placement}, {name} {value:g} lies at the end of what was tried: "
+                f"With {placement}, {name} {value:g} lies at the end of what was tried: "
                 "beyond it may be better."
             )
     if result.index.name == "scale":

@@ -148,7 +148,7 @@ def read_study(index_file: Path, seeds: int | None = None) -> StudyResult:
     """
     index = read_index(index_file)
     if seeds is not None:
-        first = [run for run in index.runs if run.seed < seeds]
+        first = [run for run in index.runs if run.seed < index.first_seed + seeds]
         index = replace(index, seeds=min(seeds, index.seeds), runs=first)
     runs = index_file.parent / "runs"
     rows, curves = [], {}
@@ -188,57 +188,75 @@ def _records(run: Path) -> list[dict[str, Any]]:
 
 
 def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
-    """The settings of `tuned_rows` by placement, as `lpa study --tuned` reads them.
+    """The settings of `tuned_rows`, as `lpa study --tuned` reads them.
 
     Raises:
-        UserError: a placement of which no variant has all its runs; nothing is written, as what is
+        UserError: a placement or variant of which no setting has all its runs; nothing is written, as what is
             tuned would be compared with what is not.
     """
-    overrides = _overrides(result)
+    overrides, groups = _overrides(result), _tuned_groups(result)
     rows = tuned_rows(result)
-    for placement in {settings[_PLACEMENT] for settings in overrides.values()} - rows.keys():
-        raise UserError(
-            f"{result.title}: no setting of placement {placement} has finished all its runs"
-        )
+    for group in set(groups.values()) - rows.keys():
+        raise UserError(f"{result.title}: no setting of {group} has finished all its runs")
+    by_variant = any(variant.tunes for variant in result.index.variants)
     tuned = {
-        placement: {k: v for k, v in overrides[row.variant].items() if k != _PLACEMENT}
-        for placement, row in rows.items()
+        group: {
+            key: value
+            for key, value in overrides[row.variant].items()
+            if (key == "optim.lr" if by_variant else key != _PLACEMENT)
+        }
+        for group, row in rows.items()
     }
     write_text_atomic(path, yaml.safe_dump(tuned, sort_keys=False))
     return tuned
 
 
 def tuned_rows(result: StudyResult) -> dict[str, VariantRow]:
-    """The variant with the lowest validation perplexity by placement; the test split stays unseen.
+    """The setting with the lowest validation perplexity, by placement or by the variant that it tunes.
+
+    The test split stays unseen.
 
     Only variants of which every run is finished: one that diverged with some seed is not the best.
     """
-    overrides = _overrides(result)
+    groups = _tuned_groups(result)
     best: dict[str, VariantRow] = {}
     for row in result.rows:
-        placement = overrides[row.variant][_PLACEMENT]
+        group = groups[row.variant]
         if row.validation is not None and math.isfinite(row.validation) and not row.missing:
-            other = best.get(placement)
+            other = best.get(group)
             if other is None or row.validation < (other.validation or math.inf):
-                best[placement] = row
+                best[group] = row
     return best
 
 
 def short_axes(result: StudyResult) -> list[tuple[str, str, float]]:
-    """Placement, field and value of each tuned setting at the end of an axis of three values or more."""
-    overrides = _overrides(result)
-    measured = [overrides[row.variant] for row in result.rows if row.validation is not None]
+    """Group, field and value of each tuned setting at the end of an axis of three values or more.
+
+    A group is a placement, or the variant that is tuned.
+    """
+    overrides, groups = _overrides(result), _tuned_groups(result)
+    measured = [row.variant for row in result.rows if row.validation is not None]
     found = []
-    for placement, row in tuned_rows(result).items():
+    for group, row in tuned_rows(result).items():
         for name, value in overrides[row.variant].items():
-            tried = {settings[name] for settings in measured if settings[_PLACEMENT] == placement}
-            if name != _PLACEMENT and len(tried) > 2 and value in (min(tried), max(tried)):
-                found.append((placement, name, value))
+            if isinstance(value, str | dict | None):
+                continue
+            tried = {overrides[other][name] for other in measured if groups[other] == group}
+            if len(tried) > 2 and value in (min(tried), max(tried)):
+                found.append((group, name, value))
     return found
 
 
 def _overrides(result: StudyResult) -> dict[str, dict[str, Any]]:
     return {variant.name: variant.overrides for variant in result.index.variants}
+
+
+def _tuned_groups(result: StudyResult) -> dict[str, str]:
+    """Variant -> what it is a setting of."""
+    return {
+        variant.name: variant.tunes or str(variant.overrides.get(_PLACEMENT))
+        for variant in result.index.variants
+    }
 
 
 def _variant_row(variant: Variant, run_directories: dict[int, Path]) -> VariantRow:

@@ -1,0 +1,53 @@
+"""Models that cost what others do, in parameters, FLOPs or cache."""
+
+import math
+from typing import Any
+
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.cost import forward_flops_per_token, parameter_count
+from lpa.model.plan import closest_value, kv_cache_bytes, replace_fields
+
+
+def match_cost(
+    model: LPAConfig, target: LPAConfig, wanted: dict[str, str], seq_len: int
+) -> tuple[dict[str, Any], float]:
+    """The value of a field at which a model costs what another does, and how close that comes.
+
+    Args:
+        wanted: `field`, which is changed; and `cost`: `params`, `flops` (forward) or `cache` (bytes, of
+            latents where there are any).
+
+    Returns:
+        The changed fields as those of a run's configuration, and the ratio of the costs.
+    """
+
+    def cost(config: LPAConfig) -> int:
+        if wanted["cost"] == "params":
+            return parameter_count(config)
+        if wanted["cost"] == "cache":
+            return kv_cache_bytes(config, itemsize=1)["latent"]
+        return forward_flops_per_token(config, seq_len)
+
+    def changes(value: int) -> dict[str, Any]:
+        if wanted["field"] == "num_attention_heads":  # more heads of the same width
+            return {
+                "num_attention_heads": value,
+                "num_key_value_heads": value,
+                "head_dim": model.head_dim,
+            }
+        return {wanted["field"]: value}
+
+    def cost_at(value: int) -> int:
+        return cost(replace_fields(model, **changes(value)))
+
+    if wanted["field"] == "num_key_value_heads":
+        heads = model.num_attention_heads
+        divisors = [value for value in range(1, heads + 1) if heads % value == 0]
+        value = min(divisors, key=lambda each: abs(math.log(cost_at(each) / cost(target))))
+    else:
+        high = min(min(model.projection_shape(name)) for name in model.projections)
+        if wanted["field"] != "rank":
+            high = 16 * getattr(model, wanted["field"])
+        value = closest_value(cost_at, cost(target), 1, high)
+    found = {f"model.{name}": item for name, item in changes(value).items()}
+    return found, cost_at(value) / cost(target)
