@@ -3,8 +3,12 @@
 Started once for each test process. It imports what commands import, and for every line of JSON on its
 standard input it forks: the child is the command, with standard streams, environment and working folder
 as the line says. It computes nothing itself, so that a child starts as a fresh interpreter would, only
-seconds sooner. What takes longer than its deadline, such as ranks that wait for each other, is killed
-with all that it started and has code 124.
+seconds sooner. The interpreters that a child starts are forks of the child in the same way: see
+`forking_popen.py`.
+
+The server waits for a command, kills with all that it started what takes longer than its deadline, such
+as ranks that wait for each other, and answers with the exit code (124 for those killed). Or it answers
+with the process id at once, and writes the exit code to a file when the process has ended.
 """
 
 import gc
@@ -12,21 +16,41 @@ import importlib
 import json
 import os
 import resource
-import runpy
 import signal
 import socket
+import subprocess
 import sys
-import traceback
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from forking_popen import ForkingPopen, run_and_exit
+
+# Before anything else is imported, as modules may keep the name.
+subprocess.Popen = ForkingPopen
 
 PRELOADED = [
+    "docstring_parser",
+    "fsspec",
+    "lpa.cli.train",
     "lpa.convert.merge",
     "lpa.data.preparation.prepare",
     "lpa.eval.generate",
     "lpa.eval.perplexity",
     "lpa.study.bench.benchmark",
+    "lpa.study.run_worker",
     "lpa.train.run",
+    "lpa.train.config.recipe",
+    "rich._emoji_codes",
+    "torch.distributed.run",
+    "torch.utils.tensorboard",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
 ]
+
+# The processes that nobody waits for, and where to write their exit codes.
+_detached: dict[int, Path] = {}
 
 
 def main() -> None:
@@ -35,8 +59,12 @@ def main() -> None:
     # Or each child's first collection would copy all of memory.
     gc.collect()
     gc.freeze()
+    signal.signal(signal.SIGCHLD, lambda *_: _note_ended())
     for line in sys.stdin:
         request = json.loads(line)
+        if exit_file := request.pop("exit_file", None):
+            print(_start(exit_file, **request), flush=True)
+            continue
         processes, deadline = request.pop("processes"), request.pop("deadline")
         ranks = _ranks(processes) if processes else [{}]
         children: list[int] = []
@@ -50,6 +78,33 @@ def main() -> None:
             print(_wait(children, deadline), flush=True)
         finally:
             _kill(children)
+
+
+def _start(exit_file: str, **request: Any) -> int:
+    """Starts a process that leads its session; its id."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        _be_the_process(**request)
+    _detached[child] = Path(exit_file)
+    _note_ended()  # it may have ended before the last line
+    return child
+
+
+def _note_ended() -> None:
+    """Writes the exit codes of the detached processes that have ended."""
+    for child in list(_detached):
+        with suppress(ChildProcessError):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                _write_code(child, status)
+
+
+def _write_code(child: int, status: int) -> None:
+    file = _detached.pop(child)
+    partial = file.with_suffix(".partial")
+    partial.write_text(str(os.waitstatus_to_exitcode(status)))
+    partial.replace(file)
 
 
 def _ranks(processes: int) -> list[dict[str, str]]:
@@ -79,6 +134,9 @@ def _wait(children: list[int], deadline: float) -> int:
     signal.setitimer(signal.ITIMER_REAL, deadline)
     while children:
         pid, status = os.wait()
+        if pid in _detached:
+            _write_code(pid, status)
+            continue
         children.remove(pid)
         _kill([pid])  # what it left behind
         if status and not code:
@@ -105,31 +163,17 @@ def _be_the_process(
     environment: dict[str, str],
     memory: int | None,
 ) -> None:
-    """The script, or without one the command line; never returns."""
-    from lpa.cli import main as lpa
+    """The script, or without one the module that the arguments begin with; never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
-    code = 1
-    try:
+    def prepare() -> None:
         os.chdir(cwd)
         os.environ.update(environment)
         _open_streams(stdout, stderr)
         if memory is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-        sys.argv = [script or "lpa", *arguments]
-        if script:
-            runpy.run_path(script, run_name="__main__")
-        else:
-            lpa()
-        code = 0
-    except SystemExit as exit_:
-        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
-                stream.flush()
-        os._exit(code)
+
+    run_and_exit([script, *arguments] if script else arguments, prepare)
 
 
 def _open_streams(stdout: str, stderr: str) -> None:

@@ -1,13 +1,19 @@
 """The command line in its own processes, forked from one that has imported everything."""
 
+import io
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @dataclass
@@ -21,6 +27,52 @@ class Finished:
     @property
     def json(self) -> Any:
         return json.loads(self.stdout)
+
+
+class StartedProcess:
+    """A process that the server started and nobody waits for, as `subprocess.Popen` shows its own.
+
+    It leads its session. Both of its streams are `stdout`, unless they go to a file of the caller.
+    """
+
+    def __init__(self, pid: int, exit_file: Path, output: Path) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._exit_file = exit_file
+        self._output = output
+
+    @property
+    def stdout(self) -> IO[str]:
+        """All that it has printed so far."""
+        return io.StringIO(self._output.read_text(errors="replace"))
+
+    def poll(self) -> int | None:
+        if self.returncode is None and self._exit_file.exists():
+            self.returncode = int(self._exit_file.read_text())
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = time.monotonic() + (600 if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 600)
+            time.sleep(0.005)
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.wait(timeout)
+        return self.stdout.read(), None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class CommandServer:
@@ -40,6 +92,8 @@ class CommandServer:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._folder = folder
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("command_server.py"), *preload],
             stdin=subprocess.PIPE,
@@ -70,24 +124,58 @@ class CommandServer:
         files = self._folder / "stdout", self._folder / "stderr"
         for file in files:
             file.write_bytes(b"")
-        request = {
-            "script": script and str(script),
-            "processes": processes,
-            "arguments": [str(argument) for argument in arguments],
-            "cwd": str(cwd or Path.cwd()),
-            "stdout": stdout or str(files[0]),
-            "stderr": str(files[1]),
-            "environment": dict(environment or {}),
-            "deadline": deadline,
-            "memory": memory,
-        }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        code = int(self._process.stdout.readline())
+        words = list(map(str, arguments))
+        code = self._ask(
+            script=script and str(script),
+            processes=processes,
+            arguments=words if script else ["-m", "lpa", *words],
+            cwd=str(cwd or Path.cwd()),
+            stdout=stdout or str(files[0]),
+            stderr=str(files[1]),
+            environment=dict(environment or {}),
+            deadline=deadline,
+            memory=memory,
+        )
         return Finished(
             code, *(file.read_text(encoding="utf-8", errors="replace") for file in files)
         )
+
+    def start(
+        self,
+        *arguments: object,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        output: Path | None = None,
+    ) -> StartedProcess:
+        """Start `python ARGUMENTS…`, a module or a script, and go on.
+
+        Args:
+            environment: what differs.
+            output: the file to which both streams are appended.
+        """
+        number = next(self._numbers)
+        exit_file = self._folder / f"exit-{number}"
+        output = output or self._folder / f"output-{number}"
+        output.touch()
+        words = list(map(str, arguments))
+        pid = self._ask(
+            exit_file=str(exit_file),
+            script=None,
+            arguments=words,
+            cwd=str(cwd or Path.cwd()),
+            stdout=str(output),
+            stderr=str(output),
+            environment=dict(environment or {}),
+            memory=None,
+        )
+        return StartedProcess(pid, exit_file, output)
+
+    def _ask(self, **request: Any) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            return int(self._process.stdout.readline())
 
     def close(self) -> None:
         assert self._process.stdin is not None

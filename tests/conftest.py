@@ -1,12 +1,13 @@
 """Fixtures that every test may use."""
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import CommandServer, Finished
+from commands import CommandServer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -29,7 +30,7 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def lpa(tmp_path_factory) -> Iterator[Callable[..., Finished]]:
+def lpa(tmp_path_factory) -> Iterator[CommandServer]:
     """Run the real command line in its own process: `lpa("train", …) -> Finished`."""
     server = CommandServer(tmp_path_factory.mktemp("commands"))
     yield server
@@ -58,18 +59,24 @@ def tiny() -> list[str]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Path:
-    """The bundled speeches of the test split, prepared with a small vocabulary."""
+    """The bundled speeches of the test split, prepared with a small vocabulary.
+
+    Runs validate on the first words of the validation speeches alone, or that would be most of their time.
+    """
     from lpa.data import bundled_corpus, prepare
 
-    out = tmp_path_factory.mktemp("prepared") / "data"
+    folder = tmp_path_factory.mktemp("prepared")
+    with gzip.open(bundled_corpus("validation"), "rt", encoding="utf-8") as speeches:
+        words = [{"text": json.loads(speech)["text"][:3000]} for speech in speeches]
+    (folder / "validation.jsonl").write_text("\n".join(map(json.dumps, words)) + "\n")
     prepare(
         [bundled_corpus("test")],
-        out,
+        folder / "data",
         vocab_size=300,
-        validation=[bundled_corpus("validation")],
+        validation=[folder / "validation.jsonl"],
         test_fraction=0.1,
     )
-    return out
+    return folder / "data"
 
 
 @pytest.fixture(scope="session")
@@ -85,12 +92,12 @@ def run(tmp_path_factory, prepared, lpa) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_study(tmp_path_factory, prepared) -> Path:
+def tiny_study(tmp_path_factory, prepared, lpa) -> Path:
     """Where a study of dense and LPA, two seeds each, was run to its end."""
     from study_runs import start_study
 
     out = tmp_path_factory.mktemp("study") / "out"
-    assert start_study(out, prepared).wait(timeout=300) == 0
+    assert start_study(lpa, out, prepared).wait(timeout=300) == 0
     return out
 
 

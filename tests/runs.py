@@ -4,14 +4,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from commands import CommandServer, StartedProcess
 from safetensors.torch import load_file
 
 from lpa.train.logging.metrics_file import read_metrics
@@ -21,56 +22,44 @@ from lpa.train.logging.metrics_file import read_metrics
 class Launched:
     """Processes that torchrun started."""
 
-    process: subprocess.Popen
+    process: StartedProcess
 
     def finish(self, timeout: float = 180) -> tuple[int, str]:
         """Exit code and all that was printed."""
         output, _ = self.process.communicate(timeout=timeout)
+        assert self.process.returncode is not None
         return self.process.returncode, output
 
     def workers(self) -> list[int]:
-        """The ids of the processes that torchrun started, by rank."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                environment = (entry / "environ").read_bytes().split(b"\0")
-            except (OSError, ValueError):  # it ended meanwhile
-                continue
-            if parent == self.process.pid:
-                values = dict(item.split(b"=", 1) for item in environment if b"=" in item)
-                if b"RANK" in values:
-                    found[int(values[b"RANK"])] = int(entry.name)
-        return [pid for _, pid in sorted(found.items())]
+        """The ids of the processes that torchrun started, by rank: it starts one after the other."""
+        return sorted(_children_of(self.process.pid))
+
+
+def _children_of(process: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):  # no process, or it ended meanwhile
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(entry.name))
+    return found
 
 
 def torchrun(
+    lpa: CommandServer,
     processes: int,
     *arguments: object,
     options: tuple[str, ...] = (),
     environment: dict[str, str] | None = None,
 ) -> Launched:
-    """`torchrun … -m lpa train …`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    """`torchrun … -m lpa train …`, all of whose processes are forks."""
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *options]
-    return Launched(
-        subprocess.Popen(
-            [*command, "-m", "lpa", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={
-                **os.environ,
-                **{"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
-                **(environment or {}),
-            },
-        )
-    )
+    return Launched(lpa.start(*command, "-m", "lpa", *arguments, environment=environment))
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen, timeout: float = 90) -> Any:
+def wait_until(
+    condition: Callable[[], Any], process: subprocess.Popen | StartedProcess, timeout: float = 90
+) -> Any:
     """Wait for a condition while a process is at work; what the condition gave."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):

@@ -7,6 +7,7 @@ whole weights in `OUT/<layout>/<name>.safetensors`, each rank its own numbers in
 `OUT/<layout>/rank-<n>.json`.
 """
 
+import ctypes
 import json
 import sys
 from contextlib import nullcontext
@@ -135,10 +136,16 @@ def gathered(model: LPAForCausalLM) -> dict[str, Tensor]:
     return {name: full_tensor(tensor.detach()).contiguous() for name, tensor in tensors.items()}
 
 
+def return_freed_memory() -> None:
+    """Larger blocks that are freed go back to the system at once, from now on."""
+    m_mmap_threshold = -3
+    ctypes.CDLL(None).mallopt(m_mmap_threshold, 65536)
+
+
 def memory_of_making(layout: ParallelLayout) -> dict[str, int]:
     """What this process holds of a larger model, and by how much it grew at most while that was made.
 
-    Needs MALLOC_MMAP_THRESHOLD_, so that what is freed goes back to the system at once.
+    Needs `return_freed_memory`.
     """
     config = config_of(**LARGE)
     model = build_meta_model(config)
@@ -163,6 +170,7 @@ def _status(field: str) -> int:
 
 
 def main() -> None:
+    return_freed_memory()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()

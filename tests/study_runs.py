@@ -3,14 +3,14 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import filelock
+import pytest
+from commands import CommandServer, StartedProcess
 from runs import wait_until
 
 from lpa.study.job_runner import Job
@@ -18,22 +18,28 @@ from lpa.study.job_runner import Job
 WORKERS = Path(__file__).parent / "study" / "workers"
 
 
-def start_study(out: Path, data: Path, script: str = "two_variants.py") -> subprocess.Popen:
+def start_study(
+    lpa: CommandServer, out: Path, data: Path, script: str = "two_variants.py"
+) -> StartedProcess:
     """A script of tests/study/workers: by default dense and LPA, two seeds each."""
-    return subprocess.Popen(
-        [sys.executable, str(WORKERS / script), str(out), str(data)],
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
+    return lpa.start(WORKERS / script, out, data)
+
+
+def fork_workers(lpa: CommandServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a study that this process starts are forks of the server, with all that it imported."""
+
+    def popen(command: list[str], *, stdout: Any, env: dict[str, str], **_: Any) -> StartedProcess:
+        return lpa.start(*command[1:], environment=env, output=Path(stdout.name))
+
+    monkeypatch.setattr("lpa.study.job_runner.subprocess.Popen", popen)
 
 
 @contextmanager
 def study_to_stop(
-    out: Path, data: Path, script: str = "two_variants.py"
-) -> Iterator[subprocess.Popen]:
+    lpa: CommandServer, out: Path, data: Path, script: str = "two_variants.py"
+) -> Iterator[StartedProcess]:
     """`start_study` for a test that ends it; whatever of its group is left then is killed."""
-    process = start_study(out, data, script)
+    process = start_study(lpa, out, data, script)
     try:
         yield process
     finally:
@@ -42,7 +48,7 @@ def study_to_stop(
         process.wait()
 
 
-def freeze_when(condition: Callable[[], Any], process: subprocess.Popen) -> None:
+def freeze_when(condition: Callable[[], Any], process: StartedProcess) -> None:
     """Stop the whole group at a moment at which the condition holds, however slow the machine is."""
 
     def frozen() -> bool:
@@ -59,7 +65,7 @@ def freeze_when(condition: Callable[[], Any], process: subprocess.Popen) -> None
     wait_until(frozen, process, timeout=300)
 
 
-def terminate_frozen(process: subprocess.Popen) -> None:
+def terminate_frozen(process: StartedProcess) -> None:
     """SIGTERM to a frozen study, which tells its runs before any of them continues."""
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
@@ -67,7 +73,7 @@ def terminate_frozen(process: subprocess.Popen) -> None:
     os.killpg(process.pid, signal.SIGCONT)
 
 
-def _children(process: subprocess.Popen) -> list[str]:
+def _children(process: StartedProcess) -> list[str]:
     found = Path(f"/proc/{process.pid}/task").glob("*/children")
     return [pid for file in found for pid in file.read_text().split()]
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import yaml
-from study_runs import freeze_when, start_study, study_to_stop, terminate_frozen
+from study_runs import fork_workers, freeze_when, start_study, study_to_stop, terminate_frozen
 
 from lpa.study.grid import expand_grid
 from lpa.study.job_runner import TEST_FILE, Slot, create_jobs, make_slots, run_jobs, visible_gpus
@@ -20,6 +20,11 @@ from lpa.train.run import CONFIG_FILE, train
 
 # In one worker: they share a study.
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _quick_workers(lpa, monkeypatch):
+    fork_workers(lpa, monkeypatch)
 
 
 def table(out):
@@ -61,8 +66,8 @@ def measured(run, step):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_study_that_was_stopped_goes_on_where_it_was(number, tiny_study, prepared, tmp_path):
-    with study_to_stop(tmp_path, prepared) as process:
+def test_a_study_that_was_stopped_goes_on_where_it_was(number, tiny_study, prepared, tmp_path, lpa):
+    with study_to_stop(lpa, tmp_path, prepared) as process:
         freeze_when(lambda: started(tmp_path) and scores(tmp_path), process)
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)
@@ -74,16 +79,16 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(number, tiny_study, prepa
     assert finished
     assert before
     assert all(before.values())
-    assert start_study(tmp_path, prepared).wait(timeout=300) == 0
+    assert start_study(lpa, tmp_path, prepared).wait(timeout=300) == 0
     assert table(tmp_path) == table(tiny_study)
     assert finished == {path: path.stat().st_mtime_ns for path in finished}, "a run was repeated"
     for run, records in before.items():
         assert read_metrics(run)[: len(records)] == records, "a run began anew"
 
 
-def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path):
+def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path, lpa):
     told, ticks = [], []
-    with study_to_stop(tmp_path, prepared) as process:
+    with study_to_stop(lpa, tmp_path, prepared) as process:
 
         def tick():
             ticks.append(list(told))

@@ -38,9 +38,9 @@ def test_submitit_runs_jobs_and_keeps_what_is_finished(prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_study_ends_what_was_submitted(prepared, tmp_path):
+def test_a_signal_to_the_study_ends_what_was_submitted(prepared, tmp_path, lpa):
     job = job_of(tmp_path, prepared, steps=1_000_000)
-    with study_to_stop(tmp_path, prepared, "submit.py") as process:
+    with study_to_stop(lpa, tmp_path, prepared, "submit.py") as process:
         wait_until(lambda: store.resumable_checkpoints(job.run), process, timeout=300)
         assert is_worked_on(job)
         process.send_signal(signal.SIGTERM)

@@ -6,8 +6,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -25,7 +23,7 @@ from runs import (
 from lpa.train.checkpoint import store
 from lpa.train.logging.metrics_file import read_metrics
 
-STEPS = 40
+STEPS = 24
 
 # In one worker: they share runs that take seconds to make.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
@@ -36,16 +34,16 @@ def options(prepared, tiny):
     """Dropout on, two forward passes per step and process, more than an epoch's middle."""
     return [
         *("train", "--data.path", prepared, *tiny, "--train.steps", STEPS),
-        *("--train.batch_size", 8, "--train.micro_batch_size", 2, "--checkpoint.every", 10),
-        *("--model.resid_pdrop", "0.1", "--train.eval_every", 20, "--train.eval_tokens", 500),
+        *("--train.batch_size", 8, "--train.micro_batch_size", 2, "--checkpoint.every", 6),
+        *("--model.resid_pdrop", "0.1", "--train.eval_every", 12, "--train.eval_tokens", 500),
     ]
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, options):
+def straight(tmp_path_factory, options, lpa):
     """Two processes that were never stopped."""
     out = tmp_path_factory.mktemp("two") / "run"
-    code, output = torchrun(2, *options, "--out", out).finish()
+    code, output = torchrun(lpa, 2, *options, "--out", out).finish()
     assert code == 0, output
     return out
 
@@ -66,7 +64,7 @@ def halfway(tmp_path_factory, options, lpa):
             finished = lpa(*part)
             assert finished.code == 0, finished.stderr
         else:
-            code, output = torchrun(2, *part).finish()
+            code, output = torchrun(lpa, 2, *part).finish()
             assert code == 0, output
     finished = lpa(*options, "--out", folder / "whole")
     assert finished.code == 0, finished.stderr
@@ -89,7 +87,7 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(
         finished = lpa(*command)
         assert finished.code == 0, finished.stderr
     else:
-        code, output = torchrun(then, *command).finish()
+        code, output = torchrun(lpa, then, *command).finish()
         assert code == 0, output
     # The same samples in another order of addition; other samples would differ in the second digit.
     assert losses(run) == pytest.approx(losses(folder / "whole"), rel=1e-3)
@@ -101,10 +99,10 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(
     [(signal.SIGTERM, "step"), (signal.SIGINT, "evaluation"), (signal.SIGTERM, "save")],
 )
 def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
-    straight, options, tmp_path, number, moment
+    straight, options, tmp_path, lpa, number, moment
 ):
     out = tmp_path / "run"
-    launched = torchrun(2, *options, "--out", out, *_slow_down(moment))
+    launched = torchrun(lpa, 2, *options, "--out", out, *_slow_down(moment))
     try:
         _, second = wait_until(
             lambda: _at(moment, out) and (found := launched.workers())[1:] and found,
@@ -123,7 +121,9 @@ def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
     newest = store.resumable_checkpoints(out)[0]
     assert store.step_of(newest) == reached
     assert not store.unfinished_checkpoints(out)
-    code, output = torchrun(2, *options, "--out", out, *_slow_down(moment), "--resume").finish()
+    code, output = torchrun(
+        lpa, 2, *options, "--out", out, *_slow_down(moment), "--resume"
+    ).finish()
     assert code == 0, output
     assert output.count("validation perplexity") == 1, "one process speaks for all"
     assert_same_weights(out, straight)
@@ -134,7 +134,7 @@ def test_a_signal_to_one_process_stops_all_with_one_checkpoint(
 def _slow_down(moment: str) -> tuple:
     """Options that make the moment long enough to hit."""
     if moment == "evaluation":
-        return ("--train.eval_every", 5, "--train.eval_tokens", 0)
+        return ("--train.eval_every", 10, "--train.eval_tokens", 0)
     return ("--checkpoint.every", 1) if moment == "save" else ()
 
 
@@ -145,15 +145,9 @@ def _at(moment: str, out) -> bool:
     return bool(steps) if moment == "step" else any(step >= 10 for step in steps)
 
 
-def test_a_second_sigint_ends_at_once(options, tmp_path):
+def test_a_second_sigint_ends_at_once(options, tmp_path, lpa):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lpa", *map(str, options), "--train.steps", "100000", "--out", out],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = lpa.start("-m", "lpa", *options, "--train.steps", 100000, "--out", out)
     wait_until(lambda: read_metrics(out), process)
     process.send_signal(signal.SIGSTOP)  # so that both signals wait for it together
     process.send_signal(signal.SIGINT)
@@ -170,11 +164,11 @@ def test_a_second_sigint_ends_at_once(options, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["step", "asynchronous save"])
-def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path, moment):
+def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path, lpa, moment):
     out = tmp_path / "run"
     saving = ("--checkpoint.every", 1, "--checkpoint.async_save", "true")
     more = saving if moment == "asynchronous save" else ()
-    launched = torchrun(2, *options, *more, "--train.steps", 100000, "--out", out)
+    launched = torchrun(lpa, 2, *options, *more, "--train.steps", 100000, "--out", out)
 
     def reached() -> bool:
         if more:
@@ -197,9 +191,9 @@ def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path
     assert time.monotonic() - began < 20, "documented: within 20 seconds"
 
 
-def test_torchrun_starts_again_and_the_run_goes_on_by_itself(straight, options, tmp_path):
+def test_torchrun_starts_again_and_the_run_goes_on_by_itself(straight, options, tmp_path, lpa):
     out = tmp_path / "run"
-    launched = torchrun(2, *options, "--out", out, options=("--max-restarts", "1"))
+    launched = torchrun(lpa, 2, *options, "--out", out, options=("--max-restarts", "1"))
     try:
         workers = wait_until(
             lambda: (
@@ -216,10 +210,10 @@ def test_torchrun_starts_again_and_the_run_goes_on_by_itself(straight, options, 
     assert untimed_metrics(out) == untimed_metrics(straight)
 
 
-def test_a_restart_never_touches_a_run_that_was_there_before(straight, options):
+def test_a_restart_never_touches_a_run_that_was_there_before(straight, options, lpa):
     before = (straight / "metrics.jsonl").stat().st_mtime_ns
     code, output = torchrun(
-        2, *options, "--out", straight, options=("--max-restarts", "1")
+        lpa, 2, *options, "--out", straight, options=("--max-restarts", "1")
     ).finish()
     assert code != 0
     assert "already holds a run" in output
@@ -228,18 +222,18 @@ def test_a_restart_never_touches_a_run_that_was_there_before(straight, options):
 
 @pytest.mark.parametrize("keep_checkpoints", [True, False])
 def test_a_second_launch_with_the_same_id_never_touches_the_run(
-    straight, options, tmp_path, keep_checkpoints
+    straight, options, tmp_path, lpa, keep_checkpoints
 ):
     out = tmp_path / "run"
     launch = ("--rdzv-id", "my-run", "--max-restarts", "3")
     code, output = torchrun(
-        2, *options, "--train.stop_at", 20, "--out", out, options=launch
+        lpa, 2, *options, "--train.stop_at", 20, "--out", out, options=launch
     ).finish()
     assert code == 0, output
     if not keep_checkpoints:
         shutil.rmtree(store.checkpoints_directory(out))
     before = _content(out)
-    code, output = torchrun(2, *options, "--out", out, options=launch).finish()
+    code, output = torchrun(lpa, 2, *options, "--out", out, options=launch).finish()
     assert code != 0
     assert output.count("already holds a run") == 1, "a user's mistake is not tried again"
     assert _content(out) == before
@@ -249,9 +243,9 @@ def _content(directory) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_sigterm_to_one_process_stops_the_run_where_restarts_are_allowed(options, tmp_path):
+def test_sigterm_to_one_process_stops_the_run_where_restarts_are_allowed(options, tmp_path, lpa):
     out = tmp_path / "run"
-    launched = torchrun(2, *options, "--out", out, options=("--max-restarts", "3"))
+    launched = torchrun(lpa, 2, *options, "--out", out, options=("--max-restarts", "3"))
     try:
         workers = wait_until(
             lambda: read_metrics(out) and (found := launched.workers())[1:] and found,
@@ -266,9 +260,10 @@ def test_sigterm_to_one_process_stops_the_run_where_restarts_are_allowed(options
     assert not (out / "final").exists()
 
 
-def _agent(options, out, port: int) -> Launched:
+def _agent(lpa, options, out, port: int) -> Launched:
     """One torchrun of two, with one process."""
     return torchrun(
+        lpa,
         1,
         *options,
         *("--out", out),
@@ -282,13 +277,13 @@ def _agent(options, out, port: int) -> Launched:
 
 
 @pytest.mark.parametrize("victim", ["worker", "agent"])
-def test_two_agents_resume_to_the_same_bits(straight, options, tmp_path, victim):
+def test_two_agents_resume_to_the_same_bits(straight, options, tmp_path, lpa, victim):
     out, port = tmp_path / "run", free_port()
-    agents = [_agent(options, out, port)]
+    agents = [_agent(lpa, options, out, port)]
     workers: list[int] = []
     try:
         wait_until(lambda: is_listening(port), agents[0].process)
-        agents.append(_agent(options, out, port))
+        agents.append(_agent(lpa, options, out, port))
         workers = wait_until(
             lambda: store.resumable_checkpoints(out) and agents[1].workers(), agents[0].process
         )
@@ -297,7 +292,7 @@ def test_two_agents_resume_to_the_same_bits(straight, options, tmp_path, victim)
             os.kill(workers[0], signal.SIGKILL)
         else:
             agents[1].process.kill()  # and its worker with it
-            agents.append(_agent(options, out, port))  # another comes in its place
+            agents.append(_agent(lpa, options, out, port))  # another comes in its place
         began = time.monotonic()
         wait_until(lambda: (out / ".launch").stat().st_mtime_ns != started, agents[0].process)
         assert time.monotonic() - began < 60

@@ -1,7 +1,6 @@
 """Runs through the real command line, stopped by real signals."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -75,26 +74,20 @@ def test_stopping_halfway_and_going_on_changes_no_bit(straight, options, lpa, tm
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_run_goes_on_to_the_same_bits(straight, options, lpa, tmp_path, number):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lpa", *map(str, options), "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = lpa.start("-m", "lpa", *options, "--out", out)
     deadline = time.monotonic() + 60
     while not list_checkpoints(out):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=60)
     assert not (out / "final").exists(), "the run ended before the signal came"
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:  # the step in hand is saved
-        assert process.returncode == 128 + number, stderr
-        assert f"stopped by {number.name} at step" in stderr
+        assert process.returncode == 128 + number, printed
+        assert f"stopped by {number.name} at step" in printed
     finished = lpa(*options, "--out", out, "--resume")
     assert finished.code == 0, finished.stderr
     assert_same_run(out, straight)

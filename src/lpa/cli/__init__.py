@@ -9,34 +9,46 @@ from lpa.cli.process import command_process, exit_with_error
 
 # Command -> (module, one line of help). A nested command is written with a space.
 COMMANDS = {
-    "prepare": ("lpa.cli.prepare", "documents in, tokens on disk"),
-    "data stats": ("lpa.cli.data.stats", "what a prepared data directory holds"),
-    "data show": ("lpa.cli.data.show", "decoded documents of it"),
-    "data verify": ("lpa.cli.data.verify", "whether it is intact"),
+    "prepare": ("lpa.cli.prepare", "turn documents into tokens on disk"),
+    "data stats": ("lpa.cli.data.stats", "show what a prepared data directory holds"),
+    "data show": ("lpa.cli.data.show", "print decoded documents of it"),
+    "data verify": ("lpa.cli.data.verify", "check that it is intact"),
     "train": ("lpa.cli.train", "train a model from a recipe"),
     "runs": ("lpa.cli.runs", "tabulate runs, finished or not"),
-    "eval perplexity": ("lpa.cli.eval.perplexity", "perplexity of a model on held-out text"),
-    "eval compare": (
-        "lpa.cli.eval.compare",
-        "whether one model predicts a text better than another",
-    ),
-    "eval glue": ("lpa.cli.eval.glue", "fine-tune on GLUE tasks, several seeds each, and score"),
-    "eval harness": ("lpa.cli.eval.harness", "tasks of the lm-evaluation-harness"),
-    "analyze": ("lpa.cli.analyze", "where a model bears low rank: spectra, attention, cuts"),
+    "eval perplexity": ("lpa.cli.eval.perplexity", "score a model on held-out text"),
+    "eval compare": ("lpa.cli.eval.compare", "compare two models on the same text"),
+    "eval glue": ("lpa.cli.eval.glue", "fine-tune and score models on GLUE tasks"),
+    "eval harness": ("lpa.cli.eval.harness", "run tasks of the lm-evaluation-harness"),
+    "analyze": ("lpa.cli.analyze", "show where a model bears low rank"),
     "generate": ("lpa.cli.generate", "continue a prompt"),
-    "convert factorize": ("lpa.cli.convert.factorize", "cut a dense checkpoint to low rank"),
-    "convert merge": ("lpa.cli.convert.merge", "fold low-rank pairs and write a stock Llama"),
-    "convert gguf": ("lpa.cli.convert.gguf", "a merged model as a GGUF file for llama.cpp"),
+    "convert factorize": ("lpa.cli.convert.factorize", "truncate a dense checkpoint to low rank"),
+    "convert merge": ("lpa.cli.convert.merge", "merge low-rank pairs into a stock Llama"),
+    "convert gguf": ("lpa.cli.convert.gguf", "write a merged model as a GGUF file"),
     "convert import-published": (
         "lpa.cli.convert.import_published",
-        "weights of the published LPA code",
+        "read a checkpoint of the published LPA code",
     ),
-    "plan": ("lpa.cli.plan", "what a model costs, before a weight exists"),
-    "bench": ("lpa.cli.bench", "what low rank saves in time and memory on this machine"),
-    "presets": ("lpa.cli.presets", "the named architectures and their sizes"),
-    "study": ("lpa.cli.study", "an experiment of the paper, at the scale of your choice"),
-    "report": ("lpa.cli.report", "the results of studies on one page"),
-    "demo": ("lpa.cli.demo", "train dense and LPA side by side on a bundled corpus"),
+    "plan": ("lpa.cli.plan", "compute what a model costs before it exists"),
+    "bench": ("lpa.cli.bench", "measure what low rank saves on this machine"),
+    "presets": ("lpa.cli.presets", "list the named architectures"),
+    "study": ("lpa.cli.study", "run an experiment of the paper"),
+    "report": ("lpa.cli.report", "show the results of studies on one page"),
+    "demo": ("lpa.cli.demo", "train dense and LPA side by side"),
+}
+
+_PURPOSE = "Pre-train language models with low-rank attention, beside their dense baselines."
+
+# The first word of nested commands -> what they have in common.
+GROUPS = {
+    "data": "Inspect a prepared data directory, which `lpa prepare` writes and `lpa train` reads.",
+    "eval": (
+        "Measure trained models: on held-out text, against each other, and on tasks. Each command "
+        "takes run directories of `lpa train` and Hugging Face directories alike."
+    ),
+    "convert": (
+        "Convert checkpoints: a dense one to low rank, a low-rank one to formats that other "
+        "programs read, and weights of the published code to a Hugging Face directory."
+    ),
 }
 
 
@@ -75,6 +87,8 @@ def _print_overview(arguments: list[str]) -> None:
     if "--version" in arguments:
         print(f"lpa {lpa.__version__}")
         return
+    import textwrap
+
     lines = {name: line for name, (_, line) in COMMANDS.items()}
     words = [word for word in arguments if not word.startswith("-")]
     if words:  # not a command, so at best the name of a group such as `eval`
@@ -84,10 +98,11 @@ def _print_overview(arguments: list[str]) -> None:
         lines = group
 
     width = max(map(len, lines)) + 2
-    print(f"usage: lpa {words[0] + ' ' if words else ''}COMMAND [options]\n")
-    print("Pre-train language models with low-rank attention, beside their dense baselines.\n")
+    group_name = f"{words[0]} " if words else ""
+    print(f"usage: lpa {group_name}COMMAND [options]\n")
+    print(textwrap.fill(GROUPS[words[0]] if words else _PURPOSE, 78) + "\n")
     print("\n".join(f"  {name:<{width}}{line}" for name, line in lines.items()))
-    print("\nlpa COMMAND --help tells each command's options, with examples.")
+    print(f"\n`lpa {group_name}COMMAND --help` explains the options of a command, with examples.")
 
 
 def _refuse_command(given: str, known: list[str]) -> None:

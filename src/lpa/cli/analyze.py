@@ -8,9 +8,10 @@ from lpa.cli.parsing import Count, Parser, add_model_arguments, add_output_argum
 def build_parser() -> Parser:
     parser = Parser(
         "analyze",
-        description="Why a model bears low rank, and where: singular values and effective rank of every "
-        "projection; with text, entropy and distance of every attention head and the loss after each "
-        "projection is cut to a rank. Writes report.html and analysis.json.",
+        description="Show why a model bears low rank, and where. The command computes the singular "
+        "values and the effective rank of every projection. With --data it also measures the "
+        "entropy and the distance of every attention head, and the loss after each "
+        "projection is truncated to a rank. It writes report.html and analysis.json.",
         examples="""\
   lpa analyze runs/dense --data data --out analysis
   lpa analyze path/to/hf-model --out spectra
@@ -18,15 +19,18 @@ def build_parser() -> Parser:
     )
     add_model_arguments(parser)
     parser.add_argument(
-        "--data", type=str, help="a prepared data directory or text as `lpa prepare` takes it"
+        "--data", type=str, help="a prepared data directory, or text as `lpa prepare` takes it"
     )
     parser.add_argument(
         "--split",
         type=str,
-        help="of prepared data; by default test, or validation where there is none",
+        help="the split of prepared data; by default test, or validation where there is no test split",
     )
     parser.add_argument(
-        "--tokens", type=Count, default=8192, help="of the text's beginning, to use"
+        "--tokens",
+        type=Count,
+        default=8192,
+        help="how many tokens to read from the beginning of the text",
     )
     parser.add_argument(
         "--seq-len", type=Count, help="tokens per window; by default the model's, at most 512"
@@ -35,7 +39,7 @@ def build_parser() -> Parser:
         "--ranks",
         nargs="+",
         type=Count,
-        help="what to cut to; by default 1/16, 1/8, 1/4 and 1/2 of the width",
+        help="the ranks to truncate to; by default 1/16, 1/8, 1/4 and 1/2 of the width",
     )
     parser.add_argument("--batch-size", type=Count, default=8, help="windows per forward pass")
     add_output_arguments(parser)

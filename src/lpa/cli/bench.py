@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 def build_parser() -> Parser:
     parser = Parser(
         "bench",
-        description="Train and run the dense model and low-rank ones in turns on this machine: what low "
-        "rank saves in time and memory here, against what it saves in FLOPs.",
+        description="Train and run the dense model and low-rank models in turns on this machine. The "
+        "result compares the time and memory that low rank saves here with the FLOPs that it "
+        "saves.",
         examples="""\
   lpa bench nano
   lpa bench 130m --seq-len 256 --batch-size 4 --placement attention ffn all
@@ -26,16 +27,28 @@ def build_parser() -> Parser:
         type=str,
         nargs="+",
         default=["attention"],
-        help="beside the dense model: attention, ffn, all",
+        help="the low-rank models to measure beside the dense one: attention, ffn, all",
     )
-    parser.add_argument("--rank", type=Count, help="of the low-rank projections")
+    parser.add_argument("--rank", type=Count, help="the rank of the low-rank projections")
     parser.add_argument("--seq-len", type=Count, default=256, help="tokens per sequence")
     parser.add_argument("--batch-size", type=Count, default=4, help="sequences per step")
-    parser.add_argument("--rounds", type=Count, default=5, help="of turns that count")
+    parser.add_argument(
+        "--rounds",
+        type=Count,
+        default=5,
+        help="how many times the models take turns, after the warmup",
+    )
     parser.add_argument("--compile", action="store_true", help="compile each decoder layer")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
-    parser.add_argument("--threads", type=Threads, default=0, help="of the CPU; 0: torch's choice")
-    parser.add_argument("--figure", type=Path, help="an SVG file to make")
+    parser.add_argument(
+        "--device",
+        type=str,
+        default="auto",
+        help="the device that computes, such as cpu or cuda; auto prefers a GPU",
+    )
+    parser.add_argument(
+        "--threads", type=Threads, default=0, help="CPU threads; 0 leaves the choice to torch"
+    )
+    parser.add_argument("--figure", type=Path, help="an SVG file to write")
     add_overwrite_flag(parser)
     add_json_flag(parser)
     return parser

@@ -11,7 +11,7 @@ def build_parser() -> Parser:
     parser = Parser(
         "demo",
         description="Train the dense Transformer and LPA side by side on a bundled corpus and compare "
-        "them: a few minutes on two CPU cores.",
+        "them. The command takes a few minutes on two CPU cores.",
         examples="""\
   lpa demo
   lpa demo --out runs/longer --steps 400
@@ -20,10 +20,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--out",
         type=Path,
-        help="the directory to make; by default the first free of runs/demo, runs/demo-2, …",
+        help="the directory to write; by default the first free of runs/demo, runs/demo-2, …",
     )
     parser.add_argument("--steps", type=Count, default=300, help="training steps of 2,048 tokens")
-    parser.add_argument("--seed", type=Seed, default=0, help="of weights, data order and samples")
+    parser.add_argument(
+        "--seed", type=Seed, default=0, help="the seed of weights, data order and samples"
+    )
     add_overwrite_flag(parser)
     add_json_flag(parser)
     return parser

@@ -14,28 +14,30 @@ from lpa.cli.parsing import (
 def build_parser() -> Parser:
     parser = Parser(
         "generate",
-        description="Continue a prompt with a trained model.",
+        description="Continue a prompt with a trained model, by sampling or greedily.",
         examples="""\
   lpa generate runs/lpa --prompt "My fellow Americans,"
   lpa generate runs/lpa --prompt "The state of our union" --temperature 0 --max-new-tokens 50""",
     )
     add_model_arguments(parser)
-    parser.add_argument("--prompt", type=str, default="", help="what to continue")
+    parser.add_argument("--prompt", type=str, default="", help="the text to continue")
     parser.add_argument("--max-new-tokens", type=Count, default=100, help="the most tokens to add")
     parser.add_argument(
         "--temperature",
         type=NumberFromZero,
         default=0.8,
-        help="0 takes the likeliest token each time",
+        help="the temperature of sampling; 0 takes the most likely token each time",
     )
     parser.add_argument(
         "--top-p",
         type=NumberFromZero,
         default=0.95,
-        help="sample from the tokens that hold this probability",
+        help="sample from the most likely tokens that together hold this probability",
     )
-    parser.add_argument("--num-samples", type=Count, default=1, help="how many continuations")
-    parser.add_argument("--seed", type=Seed, default=0, help="of the sampling")
+    parser.add_argument(
+        "--num-samples", type=Count, default=1, help="how many continuations to print"
+    )
+    parser.add_argument("--seed", type=Seed, default=0, help="the seed of the sampling")
     add_json_flag(parser)
     return parser
 

@@ -1,6 +1,5 @@
-"""The argument parser that every command shares: one-line errors and examples under `--help`."""
+"""The argument parser that every command shares: one-line errors, and help in full sentences."""
 
-import argparse
 import difflib
 import json
 import math
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 import jsonargparse
 from jsonargparse.typing import extend_base_type, register_type
 
+from lpa.cli.help_format import HelpFormatter, continue_line
 from lpa.cli.process import exit_with_error, one_line
 from lpa.errors import UserError
 from lpa.records import in_words
@@ -22,9 +22,6 @@ _MOST = 2**31 - 1
 
 # What errors say that a type of this module accepts, by the type's name.
 _ACCEPTED = {"Path": "a path"}
-
-# The type that --help shows for it.
-_BASES = {"Path": "path"}
 
 
 def _number_type(name: str, base: type, fits: Callable[[Any], bool], accepted: str) -> Any:
@@ -39,7 +36,6 @@ def _number_type(name: str, base: type, fits: Callable[[Any], bool], accepted: s
         raise ValueError(value)
 
     _ACCEPTED[name] = accepted
-    _BASES[name] = base.__name__
     return extend_base_type(name, base, check)
 
 
@@ -92,9 +88,11 @@ class Parser(jsonargparse.ArgumentParser):
             prog=f"lpa {command}",
             usage=usage,
             description=description,
-            epilog=f"examples:\n{examples}",
-            formatter_class=_HelpFormatter,
+            epilog="examples:\n" + "\n".join(map(continue_line, examples.splitlines())),
+            formatter_class=HelpFormatter,
         )
+        self.arguments = self._positionals
+        self.arguments.title = "arguments"
 
     def parse_args(self, args: Any = None, *argv: Any, **options: Any) -> Any:
         """As argparse's; text that is not Unicode is refused, and numbers are plain int and float."""
@@ -214,21 +212,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """jsonargparse's with the epilog left as written, and types that users know."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return argparse.RawDescriptionHelpFormatter._fill_text(self, text, width, indent)
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        text = super()._expand_help(action).replace("<class 'Path'>", "path")
-        return re.sub(rf"\(type: ({'|'.join(_ACCEPTED)})\b", self._base_type, text)
-
-    @staticmethod
-    def _base_type(found: re.Match[str]) -> str:
-        return f"(type: {_BASES.get(found[1], found[1])}"
-
-
 def add_json_flag(parser: Any) -> None:
     """The flag by which a command prints one JSON object on standard output and nothing else there."""
     parser.add_argument(
@@ -256,7 +239,7 @@ def add_overwrite_flag(parser: Any) -> None:
 
 def add_output_arguments(parser: Any, what: str = "directory") -> None:
     """Where a command writes, whether it may replace what is there, and how it reports."""
-    parser.add_argument("--out", type=Path, required=True, help=f"the {what} to make")
+    parser.add_argument("--out", type=Path, required=True, help=f"the {what} to write")
     add_overwrite_flag(parser)
     add_json_flag(parser)
 
@@ -266,7 +249,12 @@ def add_model_arguments(parser: Any) -> None:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a run directory or a Hugging Face directory"
     )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
+    parser.add_argument(
+        "--device",
+        type=str,
+        default="auto",
+        help="the device that computes, such as cpu or cuda; auto prefers a GPU",
+    )
 
 
 def add_data_argument(parser: Any) -> None:

@@ -10,8 +10,8 @@ from lpa.cli.parsing import Count, Parser, add_json_flag, to_json
 def build_parser() -> Parser:
     parser = Parser(
         "plan",
-        description="What a model costs to train and to serve, beside its dense twin, before a weight "
-        "exists.",
+        description="Compute what a model costs to train and to serve, beside its dense twin, before any "
+        "weight exists.",
         examples="""\
   lpa plan 3b --seq-len 2048 --batch-size 4 --devices 8
   lpa plan runs/lpa --placement all --json
@@ -21,30 +21,34 @@ def build_parser() -> Parser:
         "model",
         type=str,
         metavar="PRESET|CONFIG|DIR",
-        help="a preset, a config.json, or a run or Hugging Face directory",
+        help="a preset, a config.json, a run directory or a Hugging Face directory",
     )
-    parser.add_argument("--placement", type=str, help="none, attention, ffn or all")
-    parser.add_argument("--rank", type=Count, help="of the low-rank projections")
     parser.add_argument(
-        "--seq-len", type=Count, help="tokens per sequence; by default the positions"
+        "--placement", type=str, help="which projections are low-rank: none, attention, ffn or all"
+    )
+    parser.add_argument("--rank", type=Count, help="the rank of the low-rank projections")
+    parser.add_argument(
+        "--seq-len", type=Count, help="tokens per sequence; by default all positions of the model"
     )
     parser.add_argument("--batch-size", type=Count, default=1, help="sequences per device")
     parser.add_argument(
         "--devices",
         type=Count,
         default=1,
-        help="that share weights, gradients and optimizer states",
+        help="devices that share weights, gradients and optimizer states",
     )
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
         default="bfloat16",
-        help="of activations and cache; weights, gradients and optimizer states are float32",
+        help="the number format of activations and cache; weights, gradients and optimizer states "
+        "are float32",
     )
     parser.add_argument(
         "--match",
         choices=["params", "flops"],
-        help="find the wider FFN, the layers or the higher rank that costs what the dense model does",
+        help="find the wider FFN, the number of layers or the higher rank that costs as much as the "
+        "dense model",
     )
     add_json_flag(parser)
     return parser

@@ -34,23 +34,24 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--tokenizer",
         type=str,
-        help="use this one: a directory, a tokenizer.json, a SentencePiece .model or a name of the hub",
+        help="use an existing tokenizer: a directory, a tokenizer.json, a SentencePiece .model or a "
+        "name of the hub",
     )
     parser.add_argument(
-        "--validation", nargs="+", type=str, default=[], help="sources of held-out text"
+        "--validation", nargs="+", type=str, default=[], help="sources of the validation split"
     )
-    parser.add_argument("--test", nargs="+", type=str, default=[], help="sources of held-out text")
+    parser.add_argument("--test", nargs="+", type=str, default=[], help="sources of the test split")
     parser.add_argument(
         "--validation-fraction",
         type=NumberFromZero,
         default=0.01,
-        help="share of SOURCE to hold out where --validation names no file",
+        help="the share of SOURCE to hold out for validation, where --validation names no file",
     )
     parser.add_argument(
         "--test-fraction",
         type=NumberFromZero,
         default=0.0,
-        help="share of SOURCE to hold out where --test names no file",
+        help="the share of SOURCE to hold out for the test, where --test names no file",
     )
     parser.add_argument(
         "--boundary",
@@ -62,26 +63,29 @@ def build_parser() -> Parser:
         "--column",
         type=str,
         default="text",
-        help="field of the text where documents are rows (jsonl, csv, parquet, arrow)",
+        help="the field that holds the text, where documents are rows (jsonl, csv, parquet, arrow)",
     )
     parser.add_argument(
         "--errors",
         choices=["strict", "replace"],
         default="strict",
-        help="what bytes that are not UTF-8 do: refuse the file, or become U+FFFD",
+        help="how to read bytes that are not UTF-8: refuse the file, or replace them by U+FFFD",
     )
     parser.add_argument(
         "--deduplicate",
         action="store_true",
-        help="leave out training documents equal to an earlier one",
+        help="leave out training documents that equal an earlier one",
     )
     parser.add_argument(
         "--parse-special-tokens",
         action="store_true",
-        help="let text that spells a special token, such as <|endoftext|>, become it; else text is text",
+        help="encode text that spells a special token, such as <|endoftext|>, as that token, not as "
+        "plain text",
     )
     parser.add_argument(
-        "--workers", type=Workers, help="processes that encode; by default one per core"
+        "--workers",
+        type=Workers,
+        help="the number of processes that encode; by default one per core",
     )
     add_output_arguments(parser)
     return parser

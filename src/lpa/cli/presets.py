@@ -6,13 +6,13 @@ from lpa.cli.parsing import Parser, add_json_flag, to_json
 def build_parser() -> Parser:
     parser = Parser(
         "presets",
-        description="The named architectures, with their parameters in each placement.",
+        description="List the named architectures, with their parameters in each placement.",
         examples="""\
   lpa presets
   lpa presets --json""",
     )
     parser.add_argument(
-        "--placement", type=str, help="count only this one: none, attention, ffn or all"
+        "--placement", type=str, help="count only one placement: none, attention, ffn or all"
     )
     add_json_flag(parser)
     return parser

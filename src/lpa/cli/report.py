@@ -8,8 +8,8 @@ from lpa.cli.parsing import Parser, add_json_flag, to_json
 def build_parser() -> Parser:
     parser = Parser(
         "report",
-        description="The results of studies on one page, finished or not: tables, intervals, figures. It "
-        "needs no network and opens from a file.",
+        description="Show the results of studies, finished or not, on one page of tables, intervals and "
+        "figures. The page needs no network and opens from a file.",
         examples="""\
   lpa report runs/studies
   lpa report runs/studies runs/more --out results.html
@@ -17,13 +17,17 @@ def build_parser() -> Parser:
   lpa report runs/studies --json""",
     )
     parser.add_argument(
-        "directories", nargs="+", type=Path, metavar="DIR", help="what `lpa study --out` named"
+        "directories",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="a directory that `lpa study --out` named",
     )
     parser.add_argument(
         "--baseline",
         type=str,
         metavar="VARIANT",
-        help="compare with this variant, in the studies that have it",
+        help="compare with this variant in the studies that have it",
     )
     parser.add_argument(
         "--out", type=Path, help="the page to write; by default report.html in the first DIR"

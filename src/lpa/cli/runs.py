@@ -16,21 +16,26 @@ def build_parser() -> Parser:
     parser = Parser(
         "runs",
         usage="lpa runs DIR [DIR …] [options]",
-        description="Tabulate the runs below directories: the result of each, or how far it is.",
+        description="Tabulate the runs below directories: the result of each finished run, and the "
+        "progress of the others.",
         examples="""\
   lpa runs runs
   lpa runs runs --sort perplexity
   lpa runs runs/lpa runs/dense --json""",
     )
     parser.add_argument(
-        "dirs", type=Path, nargs="+", metavar="DIR", help="a run directory or one above such"
+        "dirs",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="a run directory, or a directory that contains some",
     )
     parser.add_argument(
         "--sort",
         choices=SORT_FIELDS,
         default="name",
         metavar="FIELD",
-        help=f"sort upwards by one of {', '.join(SORT_FIELDS)}",
+        help=f"the column to sort by, ascending: {', '.join(SORT_FIELDS)}",
     )
     add_json_flag(parser)
     return parser

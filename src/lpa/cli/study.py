@@ -37,8 +37,8 @@ def build_parser() -> Parser:
     studies = "\n".join(f"  {name:<11}{question}" for name, question in QUESTIONS.items())
     parser = Parser(
         "study",
-        description="Run an experiment of the paper at a scale of your choice. What is finished is "
-        f"never run again; an interrupted study resumes.\n\nstudies:\n{studies}",
+        description="Run an experiment of the paper at a scale of your choice. Finished runs are never "
+        f"repeated, and an interrupted study resumes.\n\nstudies:\n{studies}",
         examples="""\
   lpa study placement --scale nano --data data --out runs/studies --jobs 2
   lpa study tuning --scale nano --data data --out runs/studies --seeds 1
@@ -46,38 +46,52 @@ def build_parser() -> Parser:
   lpa study rivals --scale pico --tokens-per-parameter 2 --tune --data data --out runs/tuning-2
   lpa study placement --scale 130m --dry-run""",
     )
-    parser.add_argument("name", choices=list(QUESTIONS), metavar="NAME", help="see above")
     parser.add_argument(
-        "--scale", type=str, default="nano", help="tiny, femto, pico, nano, micro, 130m, 370m or 3b"
-    )
-    parser.add_argument("--seeds", type=Seeds, default=3, help="runs of each variant")
-    parser.add_argument("--jobs", type=Workers, default=1, help="runs at a time")
-    parser.add_argument(
-        "--out", type=Path, help="where runs go; studies that share it share equal runs"
+        "name", choices=list(QUESTIONS), metavar="NAME", help="the study to run, one of those above"
     )
     parser.add_argument(
-        "--data", type=Path, help="prepared by `lpa prepare`; by default the bundled corpus"
+        "--scale",
+        type=str,
+        default="nano",
+        help="the size of the models: tiny, femto, pico, nano, micro, 130m, 370m or 3b",
     )
-    parser.add_argument("--steps", type=Count, help="of training, in place of the scale's")
+    parser.add_argument("--seeds", type=Seeds, default=3, help="how many runs of each variant")
+    parser.add_argument("--jobs", type=Workers, default=1, help="how many runs train at a time")
+    parser.add_argument(
+        "--out", type=Path, help="the directory of the runs; studies that share it share equal runs"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="a prepared data directory; by default the bundled corpus"
+    )
+    parser.add_argument("--steps", type=Count, help="training steps, instead of those of the scale")
     parser.add_argument(
         "--tokens-per-parameter",
         type=PositiveNumber,
-        help="of training, for each parameter of the dense model, in place of the scale's",
+        help="training tokens for each parameter of the dense model, instead of those of the scale",
     )
     parser.add_argument(
-        "--variants", nargs="+", type=str, default=[], help="only these; by default all"
+        "--variants",
+        nargs="+",
+        type=str,
+        default=[],
+        help="the variants to run; by default all of them",
     )
     parser.add_argument(
         "--tune",
         action="store_true",
         help="find the learning rate of each variant, with seeds from 100 on: the same rates for all, "
-        "further ones while a best rate is the lowest or the highest of them",
+        "and further ones while a best rate is the lowest or the highest of them",
     )
     parser.add_argument(
-        "--tuned", type=Path, help="settings found by `tuning`, or by --tune with the study rivals"
+        "--tuned",
+        type=Path,
+        help="a file of settings, which the study `tuning` writes, or --tune with the study rivals",
     )
     parser.add_argument(
-        "--executor", choices=["local", "slurm"], default="local", help="who runs the jobs"
+        "--executor",
+        choices=["local", "slurm"],
+        default="local",
+        help="what runs the jobs: this machine, or a Slurm cluster",
     )
     parser.add_argument(
         "--slurm",
@@ -85,10 +99,12 @@ def build_parser() -> Parser:
         default=[],
         type=str,
         metavar="KEY=VALUE",
-        help="with --executor slurm, once for each: a parameter of submitit, such as timeout_min=1440, "
-        "slurm_partition=gpu or gpus_per_node=1; timeout_min is needed",
+        help="a parameter of submitit for --executor slurm, such as timeout_min=1440, "
+        "slurm_partition=gpu or gpus_per_node=1; repeat the option for each; timeout_min is needed",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the grid and what it costs")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the grid and its cost, and run nothing"
+    )
     add_json_flag(parser)
     return parser
 

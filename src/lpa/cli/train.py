@@ -30,21 +30,25 @@ def build_parser() -> Parser:
     parser = Parser(
         "train",
         usage="lpa train RECIPE --out RUN [options]",
-        description="Train a model as a recipe says; options change single values of it. Started as "
-        "`torchrun --nproc-per-node 8 -m lpa train …`, all processes train one model together.",
+        description="Train a model as a recipe says. Options change single values of the recipe. Where "
+        "`torchrun --nproc-per-node 8 -m lpa train RECIPE --out RUN` starts the command, all "
+        "processes train one model together.",
         examples="""\
   lpa train recipes/nano.yaml --data.path data --out runs/lpa
   lpa train recipes/nano.yaml --data.path data --model.placement none --out runs/dense
   lpa train recipes/nano.yaml --data.path data --out runs/lpa --resume
   lpa train recipes/3b.yaml --dry-run""",
     )
-    parser.add_argument(
+    parser.arguments.add_argument(
         "--config",
         action=ActionConfigFile,
         metavar="RECIPE",
-        help="the same as RECIPE, a YAML file",
+        help="a YAML file such as recipes/nano.yaml, with the sections that are listed below",
     )
-    parser.add_argument("--out", type=Path, help="the run directory to make")
+    for action in parser._actions:
+        if action.dest == "print_config":
+            action.help = "print the recipe with all options applied, and exit"
+    parser.add_argument("--out", type=Path, help="the run directory to write")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -59,18 +63,19 @@ def build_parser() -> Parser:
         default=[],
         type=str,
         metavar="FIELD",
-        help="with --resume: fields that may differ from the run's, such as optim.lr",
+        help="fields that may differ from those of the run with --resume, such as optim.lr",
     )
     add_overwrite_flag(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build everything without memory and print what the run would take",
+        help="print the memory and time that the run would take, and train nothing",
     )
     parser.add_argument(
         "--processes",
         type=Count,
-        help="with --dry-run: how many to plan for; by default what the parallel section says",
+        help="the number of processes to plan for with --dry-run; by default as many as the parallel "
+        "section needs",
     )
     add_json_flag(parser)
     parser.add_class_arguments(config.DataConfig, "data")
@@ -79,8 +84,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--model.from",
         type=Path | None,
-        help="the directory of an LPAForCausalLM, such as lpa convert factorize makes, to start from; "
-        "it decides the architecture, and nothing else of this section is given",
+        help="start from the weights of a directory, such as `lpa convert factorize` writes; it decides "
+        "the architecture, so the recipe sets no other field of this section",
     )
     parser.add_class_arguments(config.OptimConfig, "optim")
     parser.add_class_arguments(config.TrainConfig, "train")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from study_runs import fork_workers
 
 from lpa.data import Manifest
 from lpa.errors import UserError
@@ -99,7 +100,8 @@ def test_a_directory_that_exists_is_spared(lpa, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_model_that_fails_ends_the_other(prepared, tmp_path):
+def test_one_model_that_fails_ends_the_other(prepared, tmp_path, lpa, monkeypatch):
+    fork_workers(lpa, monkeypatch)
     with pytest.raises(UserError, match=r"training dense: .*optim\.lr.*dense\.log"):
         train_both(tmp_path, prepared, {"dense": -1.0, "lpa": 1e-3}, steps=1_000_000)
     assert not (tmp_path / "lpa" / "result.json").exists()

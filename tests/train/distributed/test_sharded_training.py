@@ -1,9 +1,6 @@
 """Models sharded over real processes: they start and train as one process's."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +23,7 @@ ALONE = ParallelLayout(1, 1, 1)
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def ran(tmp_path_factory, lpa):
     """Runs `layouts.py` once for each number of processes; tells the folder of a layout."""
     folder = tmp_path_factory.mktemp("layouts")
 
@@ -34,14 +31,9 @@ def ran(tmp_path_factory):
     def run(together: tuple[str, ...]) -> None:
         processes = ParallelLayout(*map(int, together[0].split(",")))
         count = processes.data_parallel_size * processes.tensor
-        command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        finished = subprocess.run(
-            [sys.executable, "-m", *command, sharded_models.__file__, str(folder), *together],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
-        )
-        assert finished.returncode == 0, finished.stderr
+        script = Path(sharded_models.__file__)
+        finished = lpa(folder, *together, script=script, processes=count)
+        assert finished.code == 0, finished.stderr
 
     def of(layout: str) -> Path:
         run(tuple(OF_TWO if layout in OF_TWO else OF_FOUR))

@@ -9,8 +9,8 @@ from lpa.cli.parsing import Count, Parser, PositiveNumber, add_output_arguments,
 def build_parser() -> Parser:
     parser = Parser(
         "convert factorize",
-        description="Cut the projections of a dense checkpoint to low rank. A Llama becomes an LPA model; "
-        "any other decoder keeps its class, with low-rank pairs inside.",
+        description="Truncate the projections of a dense checkpoint to low rank. A Llama becomes an LPA "
+        "model. Any other decoder keeps its class, with low-rank pairs inside.",
         examples="""\
   lpa convert factorize path/to/llama --out cut --rank-fraction 0.5 --calibration-data train.txt
   lpa convert factorize model.gguf --out cut --rank 128 --placement all
@@ -20,54 +20,70 @@ def build_parser() -> Parser:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a Hugging Face directory or a GGUF file"
     )
-    parser.add_argument("--rank", type=Count, help="of every projection")
+    parser.add_argument("--rank", type=Count, help="the rank of every projection")
     parser.add_argument(
         "--rank-fraction",
         type=PositiveNumber,
-        help="the share of each projection's break-even rank that it gets",
+        help="the rank as a share of the break-even rank of each projection",
     )
     parser.add_argument(
         "--ranks",
         type=Path,
         metavar="FILE",
-        help="JSON or YAML: name or regular expression to rank",
+        help="a JSON or YAML file that maps names, or regular expressions, to ranks",
     )
     parser.add_argument(
         "--budget",
         type=str,
-        help="parameters=SHARE, flops=SHARE or kv=SHARE of what the projections cost dense, spread over them",
+        help="parameters=SHARE, flops=SHARE or kv=SHARE: the share of the dense cost that all "
+        "projections may take together",
     )
     parser.add_argument(
         "--budget-criterion",
         choices=["spectra", "loss"],
         default="spectra",
-        help="what spreads the budget",
+        help="how the budget is divided: by singular values, or by what each rank costs in loss",
     )
     parser.add_argument(
         "--placement",
         choices=["attention", "ffn", "all"],
         default="attention",
-        help="which projections",
+        help="which projections to truncate",
     )
     parser.add_argument(
         "--projections",
         type=str,
         metavar="REGEX",
-        help="which, by full name, instead of --placement",
+        help="truncate the projections whose full name matches, instead of --placement",
     )
     parser.add_argument(
         "--method",
         choices=["svd", "svd-llm", "svd-llm-update"],
-        help="by default whitened with --calibration-data, svd without",
+        help="how to truncate; by default svd-llm with --calibration-data, and svd without",
     )
     parser.add_argument(
-        "--calibration-data", type=str, metavar="TEXT", help="text like what the model will read"
+        "--calibration-data",
+        type=str,
+        metavar="TEXT",
+        help="text like that which the model will read",
     )
-    parser.add_argument("--calibration-tokens", type=Count, default=32768, help="how much of it")
     parser.add_argument(
-        "--seq-len", type=Count, help="tokens per window of it; by default up to 512"
+        "--calibration-tokens",
+        type=Count,
+        default=32768,
+        help="how many tokens of the calibration data to use",
     )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
+    parser.add_argument(
+        "--seq-len",
+        type=Count,
+        help="tokens per window of the calibration data; by default up to 512",
+    )
+    parser.add_argument(
+        "--device",
+        type=str,
+        default="auto",
+        help="the device that computes, such as cpu or cuda; auto prefers a GPU",
+    )
     add_output_arguments(parser)
     return parser
 

@@ -9,7 +9,7 @@ def build_parser() -> Parser:
     parser = Parser(
         "convert gguf",
         description="Write a stock Llama directory, such as a merged run, as a GGUF file for llama.cpp "
-        "and what builds on it. Needs the extra: pip install 'lpa[gguf]'.",
+        "and the programs that use it. The command needs an extra: pip install 'lpa[gguf]'.",
         examples="""\
   lpa convert gguf merged --out model.gguf
   lpa convert gguf merged --out model-f32.gguf --dtype float32""",
@@ -18,7 +18,10 @@ def build_parser() -> Parser:
         "model", type=Path, metavar="DIR", help="a LlamaForCausalLM with a byte-level BPE tokenizer"
     )
     parser.add_argument(
-        "--dtype", choices=["float16", "float32"], default="float16", help="of the matrices"
+        "--dtype",
+        choices=["float16", "float32"],
+        default="float16",
+        help="the number format of the matrices",
     )
     add_output_arguments(parser, "file")
     return parser

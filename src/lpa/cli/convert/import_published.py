@@ -8,8 +8,9 @@ from lpa.cli.parsing import Count, Parser, add_output_arguments, to_json
 def build_parser() -> Parser:
     parser = Parser(
         "convert import-published",
-        description="Turn a checkpoint of the published LPA code into a Hugging Face directory. All "
-        "sizes are read from its tensors; nothing may be missing or left over.",
+        description="Turn a checkpoint of the published LPA code into a Hugging Face directory. The "
+        "command reads all sizes from the tensors, and accepts no missing and no surplus "
+        "tensor.",
         examples="""\
   lpa convert import-published s2.safetensors --setting 2 --num-attention-heads 12 --out model
   lpa convert import-published s1.safetensors --setting 1 --num-attention-heads 8 --out model""",
@@ -18,16 +19,22 @@ def build_parser() -> Parser:
         "checkpoint", type=Path, metavar="CKPT", help="a safetensors file with the published names"
     )
     parser.add_argument(
-        "--setting", type=Count, required=True, help="1 (post-sublayer norm) or 2 (LLaMA-like)"
+        "--setting",
+        type=Count,
+        required=True,
+        help="the published setting: 1 (post-sublayer norm) or 2 (LLaMA-like)",
     )
     parser.add_argument(
-        "--num-attention-heads", type=Count, required=True, help="which the tensors do not tell"
+        "--num-attention-heads",
+        type=Count,
+        required=True,
+        help="the number of heads, which the tensors do not tell",
     )
     parser.add_argument(
         "--seq-len",
         type=Count,
         default=256,
-        help="positions of setting 2, which its tensors do not tell",
+        help="the positions of setting 2, which its tensors do not tell",
     )
     add_output_arguments(parser)
     return parser

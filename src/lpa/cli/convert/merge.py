@@ -9,8 +9,9 @@ from lpa.cli.parsing import Parser, add_output_arguments, to_json
 def build_parser() -> Parser:
     parser = Parser(
         "convert merge",
-        description="Fold each low-rank pair into one dense matrix and write a stock Llama, which any "
-        "inference engine loads without this package. The parameters that low rank saved come back.",
+        description="Merge each low-rank pair into one dense matrix and write a stock Llama, which any "
+        "inference engine loads without this package. The parameters that low rank saved are "
+        "back afterwards.",
         examples="""\
   lpa convert merge runs/lpa --out merged
   lpa convert merge path/to/lpa-model --out merged --json""",

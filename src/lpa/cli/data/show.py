@@ -6,16 +6,19 @@ from lpa.cli.parsing import Count, Parser, Seed, add_data_argument, add_json_fla
 def build_parser() -> Parser:
     parser = Parser(
         "data show",
-        description="Decoded documents of a prepared data directory, with their boundaries visible.",
+        description="Print decoded documents of a prepared data directory, with their boundaries "
+        "visible.",
         examples="""\
   lpa data show data --sample 3
   lpa data show data --split validation --sample 1 --max-tokens 1000""",
     )
     add_data_argument(parser)
-    parser.add_argument("--split", type=str, default="train", help="which split")
-    parser.add_argument("--sample", type=Count, default=5, help="how many documents")
-    parser.add_argument("--max-tokens", type=Count, default=200, help="of each document")
-    parser.add_argument("--seed", type=Seed, default=0, help="of the choice")
+    parser.add_argument("--split", type=str, default="train", help="the split to read")
+    parser.add_argument("--sample", type=Count, default=5, help="how many documents to print")
+    parser.add_argument(
+        "--max-tokens", type=Count, default=200, help="the most tokens of a document to print"
+    )
+    parser.add_argument("--seed", type=Seed, default=0, help="the seed of the random choice")
     add_json_flag(parser)
     return parser
 

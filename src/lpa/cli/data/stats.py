@@ -8,8 +8,8 @@ from lpa.cli.parsing import Parser, add_data_argument, add_json_flag, to_json
 def build_parser() -> Parser:
     parser = Parser(
         "data stats",
-        description="What a prepared data directory holds: documents, tokens, lengths, vocabulary use, "
-        "duplicates.",
+        description="Show what a prepared data directory holds: documents, tokens, lengths, vocabulary "
+        "use and duplicates.",
         examples="""\
   lpa data stats data
   lpa data stats data --json""",

@@ -9,8 +9,8 @@ from lpa.cli.parsing import Parser, add_json_flag
 def build_parser() -> Parser:
     parser = Parser(
         "eval compare",
-        description="Whether one model predicts a text better than another: the paired difference with a "
-        "95% interval, and a verdict.",
+        description="Decide whether one model predicts a text better than another. The command prints "
+        "the paired difference with a 95% interval, and a verdict.",
         examples="""\
   lpa eval compare runs/lpa runs/dense --data data
   lpa eval compare runs/lpa path/to/hf-model --data "test.txt#boundary=line\"""",
@@ -22,7 +22,12 @@ def build_parser() -> Parser:
             metavar=name.upper(),
             help="a run directory or a Hugging Face directory",
         )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, …")
+    parser.add_argument(
+        "--device",
+        type=str,
+        default="auto",
+        help="the device that computes, such as cpu or cuda; auto prefers a GPU",
+    )
     add_text_arguments(parser)
     add_json_flag(parser)
     return parser

@@ -15,25 +15,27 @@ def add_text_arguments(parser: Any) -> None:
         nargs="+",
         type=str,
         required=True,
-        help="prepared data directories or text as `lpa prepare` takes it: files, directories or "
+        help="prepared data directories, or text as `lpa prepare` takes it: files, directories or "
         "globs, with #boundary=line and the like",
     )
     parser.add_argument(
         "--split",
         type=str,
-        help="of prepared data; by default test, or validation where there is none",
+        help="the split of prepared data; by default test, or validation where there is no test split",
     )
     parser.add_argument(
         "--mode",
         choices=["blocks", "sliding", "documents"],
-        help="windows that do not overlap, that overlap, or of each document alone; by default "
-        "sliding where there is a --stride, else blocks",
+        help="read windows that do not overlap, windows that overlap, or each document alone; by "
+        "default sliding with --stride, else blocks",
     )
-    parser.add_argument("--seq-len", type=Count, help="tokens per window; by default the model's")
+    parser.add_argument(
+        "--seq-len", type=Count, help="tokens per window; by default the context of the model"
+    )
     parser.add_argument(
         "--stride",
         type=Count,
-        help="how far one window begins after the other; by default half the context",
+        help="the tokens from one window's start to the next; by default half the context",
     )
     parser.add_argument("--batch-size", type=Count, default=8, help="windows per forward pass")
 

@@ -19,9 +19,8 @@ def build_parser() -> Parser:
     parser = Parser(
         "eval glue",
         description="Fine-tune models on GLUE tasks and score them on the dev split with the official "
-        "metrics, over several seeds, beside what the commonest label gets. What is done is kept, so the "
-        ""
-        "same command resumes where it stopped.",
+        "metrics, over several seeds, beside the score of the most frequent label. Finished "
+        "scores are kept, so the same command resumes where it stopped.",
         examples="""\
   lpa eval glue runs/lpa --task rte --data glue
   lpa eval glue runs/dense runs/lpa --task cola mrpc rte --data glue --from-scratch
@@ -40,31 +39,43 @@ def build_parser() -> Parser:
         type=str,
         required=True,
         metavar="TASK",
-        help="of cola, sst2, mrpc, stsb, rte, qnli, qqp, mnli, wnli",
+        help="the tasks, of cola, sst2, mrpc, stsb, rte, qnli, qqp, mnli, wnli",
     )
     parser.add_argument(
         "--data",
         type=Path,
-        help="the folder of GLUE as distributed (CoLA/train.tsv, …) or that of the one task; by "
+        help="the folder of GLUE as distributed (CoLA/train.tsv, …), or that of a single task; by "
         "default the dataset of the hub",
     )
-    parser.add_argument("--seeds", type=Seeds, default=3, help="how many: 0, 1, …")
+    parser.add_argument(
+        "--seeds", type=Seeds, default=3, help="how many seeds to train with: 0, 1, …"
+    )
     parser.add_argument(
         "--from-scratch",
         action="store_true",
-        help="beside each model, its architecture with random weights",
+        help="also score the architecture of each model with random weights",
     )
     parser.add_argument(
         "--epochs", type=PositiveNumber, default=3.0, help="passes over the examples"
     )
     parser.add_argument("--batch-size", type=Count, default=32, help="examples per step")
-    parser.add_argument("--learning-rate", type=PositiveNumber, default=1e-4, help="peak")
-    parser.add_argument("--weight-decay", type=NumberFromZero, default=0.01, help="of AdamW")
-    parser.add_argument("--max-length", type=Count, default=128, help="most tokens of an example")
     parser.add_argument(
-        "--out", type=Path, help="where scores are kept; by default glue/ in each model's directory"
+        "--learning-rate", type=PositiveNumber, default=1e-4, help="the peak learning rate"
     )
-    parser.add_argument("--device", type=str, default="auto", help="auto or cpu")
+    parser.add_argument(
+        "--weight-decay", type=NumberFromZero, default=0.01, help="the weight decay of AdamW"
+    )
+    parser.add_argument(
+        "--max-length", type=Count, default=128, help="the most tokens of an example"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the directory of the scores; by default glue/ in the directory of each model",
+    )
+    parser.add_argument(
+        "--device", type=str, default="auto", help="the device that computes: auto or cpu"
+    )
     add_json_flag(parser)
     return parser
 

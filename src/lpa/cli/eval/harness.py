@@ -16,7 +16,8 @@ from lpa.cli.parsing import (
 def build_parser() -> Parser:
     parser = Parser(
         "eval harness",
-        description="Tasks of the lm-evaluation-harness (extra `lpa[harness]`).",
+        description="Run tasks of the lm-evaluation-harness on a model. The command needs an extra: pip "
+        "install 'lpa[harness]'.",
         examples="""\
   lpa eval harness runs/lpa --tasks lambada_openai hellaswag
   lpa eval harness runs/lpa --tasks arc_easy --num-fewshot 5 --limit 100
@@ -34,12 +35,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--num-fewshot",
         type=CountOrZero,
-        help="examples before each question; by default the task's",
+        help="examples before each question; by default as many as the task has",
     )
     parser.add_argument(
         "--limit",
         type=PositiveNumber,
-        help="at most so many examples of each task, or a share below 1",
+        help="the most examples of each task, or below 1 a share of them",
     )
     parser.add_argument("--batch-size", type=Count, default=8, help="requests per forward pass")
     add_json_flag(parser)

@@ -9,8 +9,8 @@ from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments
 def build_parser() -> Parser:
     parser = Parser(
         "eval perplexity",
-        description="Perplexity of a model on held-out text: per token, per word, and as bits per byte, "
-        "with a standard error by bootstrap.",
+        description="Compute the perplexity of a model on held-out text: per token, per word, and as "
+        "bits per byte, with a standard error by bootstrap.",
         examples="""\
   lpa eval perplexity runs/lpa --data data
   lpa eval perplexity runs/lpa --data data --split validation --stride 128
