@@ -127,7 +127,7 @@ CONFIGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "absurdly deep": (_config(num_hidden_layers=10**12), "config.json.*num_hidden_layers"),
     "too deep": (_config(num_hidden_layers=60_000), "config.json.*num_hidden_layers"),
     "beyond 64 bits": (_config(vocab_size=10**30), "config.json.*vocab_size"),
-    "code of its own": (_unknown_class, "config.json.*(auto_map|evil)"),
+    "custom code": (_unknown_class, "config.json.*(auto_map|evil)"),
     "another file of configuration": (
         _config(configuration_files=["config.4.0.0.json"]),
         "config.json.*configuration_files",

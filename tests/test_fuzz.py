@@ -10,7 +10,7 @@ from lpa.cli import COMMANDS
 
 pytestmark = pytest.mark.xdist_group("fuzz")
 
-SECONDS = 25
+SECONDS = 10
 
 
 @pytest.mark.slow

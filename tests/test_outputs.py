@@ -207,7 +207,7 @@ def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch, place)
 
 @pytest.fixture
 def mounted(tmp_path):
-    """A small file system of its own, where this process may mount one."""
+    """A separate small file system, where this process may mount one."""
     place = tmp_path / "disk" / "a mount"
     place.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]

@@ -152,7 +152,7 @@ def test_weights_that_are_not_those_of_the_configuration(damage, model, prepared
 
 
 def test_the_command_line_runs_no_code_for_a_yes(model, prepared):
-    CONFIGS["code of its own"][0](model)
+    CONFIGS["custom code"][0](model)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "lpa", "convert", "factorize", model),

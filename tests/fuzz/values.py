@@ -36,7 +36,7 @@ SLOW: dict[tuple[str, str], list[str]] = {
     ("bench", "compile"): [],
     ("bench", "rounds"): [value for value in VALUES if value != "2147483647"],
     ("demo", "out"): REFUSED_PATHS,
-    # A name of a task makes lm-eval read all of its own.
+    # A name of a task makes lm-eval read all of its tasks.
     ("eval harness", "tasks"): [
         "task.yaml",
         "recipe.yaml",

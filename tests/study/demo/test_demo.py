@@ -31,7 +31,7 @@ PERPLEXITIES = ("test_perplexity", "test_word_perplexity", "test_bits_per_byte")
 @pytest.fixture(scope="module")
 def demo(lpa, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "out"
-    finished = lpa("demo", "--out", out, "--steps", 3, "--json")
+    finished = lpa("demo", "--out", out, "--steps", 2, "--json")
     assert finished.code == 0, finished.stderr
     (out / "stdout.json").write_text(finished.stdout)
     return out
@@ -67,7 +67,7 @@ def test_both_runs_share_everything_but_placement_and_learning_rate(demo):
 
 @pytest.mark.slow
 def test_the_same_command_gives_the_same_perplexities_to_the_last_digit(demo, lpa, tmp_path):
-    again = lpa("demo", "--out", tmp_path / "again", "--steps", 3, "--json")
+    again = lpa("demo", "--out", tmp_path / "again", "--steps", 2, "--json")
     assert again.code == 0, again.stderr
     first = json.loads((demo / "stdout.json").read_text())
     for name in ("dense", "lpa"):

@@ -60,7 +60,7 @@ def test_stacks_of_several_shapes_and_groups_are_torchs_to_the_bit(monkeypatch):
 
 
 def test_a_state_of_torchs_is_taken_up():
-    """The optimizer's files are those of torch's Muon, whose step goes on here to the bit."""
+    """The optimizer's files are those of torch's Muon, whose step continues here to the bit."""
     torch.manual_seed(0)
     matrices = [torch.nn.Parameter(torch.randn(SHAPES[0])) for _ in range(2)]
     matrices[1].data.copy_(matrices[0])
