@@ -1,4 +1,4 @@
-"""The loss of a model whose head is more than its weight, beside the loss of its own logits."""
+"""The loss of a model whose head is more than its weight, beside the loss of its logits."""
 
 import accelerate
 import peft

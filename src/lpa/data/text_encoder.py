@@ -112,7 +112,7 @@ def _plain(backend: Any, special: dict[str, int], eos_token_id: int | None) -> A
     hidden = type(backend).from_str(json.dumps(_without(state, set(found))))
     hidden.encode_special_tokens = True
     for token in found:
-        # What stands for unknown characters may stand for those of its own name too.
+        # What stands for unknown characters may stand for those of its name too.
         if token != unknown and _is_found(hidden, token, special[token]):
             raise UserError(
                 f"tokenizer: text that reads {token!r} would become the special token of that name"

@@ -69,7 +69,7 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # An object of its own: while it trains, the tokenizer is locked.
+    # A separate object: while it trains, the tokenizer is locked.
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     texts = (part for text in documents for part in _without_long_words(text, words))
     tokenizer.train_from_iterator(texts, trainer)

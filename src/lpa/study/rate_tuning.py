@@ -61,7 +61,7 @@ def extend_rates(rates: Sequence[float], best: Iterable[float]) -> list[float]:
 
 
 def tried_rates(index_file: Path) -> list[float]:
-    """What an earlier start of a tuning has come to; empty where there was none."""
+    """What an earlier start of a tuning has found; empty where there was none."""
     if not index_file.exists():
         return []
     return sorted({variant.overrides[_RATE] for variant in read_index(index_file).variants})
