@@ -1,7 +1,13 @@
+import os
+import pickle
+import shutil
+
 import pytest
 import torch
 
-from lpa.data.dataset import TokenDataset
+from lpa.data.dataset import TokenDataset, verify_shard
+from lpa.data.verification import VERIFIED_FILE
+from lpa.errors import UserError
 from lpa.train.batches import BatchReader, TrainingData
 from lpa.train.config import DataConfig
 from lpa.train.distributed.process_group import World
@@ -44,3 +50,46 @@ def test_the_identity_is_of_tokens_and_tokenizer(prepared):
     data = TrainingData(DataConfig(prepared, seq_len=32), 0, World.single_process("cpu"))
     assert set(data.fingerprints) == {"data.tokens", "data.tokenizer"}
     assert data.fingerprints["data.tokenizer"] == data.manifest.tokenizer_sha256
+
+
+def test_shards_are_verified_once_and_again_when_they_change(prepared, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(prepared, data, ignore=shutil.ignore_patterns(VERIFIED_FILE))
+    config = DataConfig(data, seq_len=32, verify=True)
+    read = []
+
+    def count(path, manifest, shard):
+        read.append(shard.name)
+        verify_shard(path, manifest, shard)
+
+    monkeypatch.setattr("lpa.train.batches.verify_shard", count)
+
+    def verified() -> set[str]:
+        read.clear()
+        TrainingData(config, 0, World.single_process("cpu"))
+        return set(read)
+
+    manifest = TrainingData(config, 0, World.single_process("cpu")).manifest
+    assert verified() == set(), "remembered"
+    (data / VERIFIED_FILE).write_text("damaged")
+    everything = {
+        shard.name for split in ("train", "validation") for shard in manifest.split(split).shards
+    }
+    assert verified() == everything
+    shard = data / manifest.split("train").shards[0].name
+    os.utime(shard, (1, 1))
+    assert verified() == {shard.name}
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match="SHA-256 is not that of the manifest"):
+        verified()
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_workers_read_the_same_samples_however_they_start(prepared, start_method):
+    dataset = TokenDataset(prepared, "train", seq_len=32, seed=0)
+    assert len(pickle.dumps(dataset)) < 2000, "no token is sent to a worker"
+    loader = torch.utils.data.DataLoader(
+        dataset, sampler=[3, 1, 2], num_workers=1, multiprocessing_context=start_method
+    )
+    for index, sample in zip([3, 1, 2], loader, strict=True):
+        assert torch.equal(sample["input_ids"][0], dataset[index]["input_ids"])

@@ -41,6 +41,25 @@ def test_total_loss_is_that_of_the_windows_one_by_one(kind, length):
     assert model.training  # left as it was
 
 
+def test_documents_of_a_window_are_scored_as_they_were_trained():
+    torch.manual_seed(0)
+    model = LPAForCausalLM(LPAConfig(**SIZES, rank=4)).eval()
+    tokens = np.random.default_rng(0).integers(1, 50, 30)
+    tokens[[5, 13]] = 0  # what ends a document
+    expected = 0.0
+    for start in range(0, 29, 10):
+        window = torch.tensor(tokens[start : start + 11])
+        ends = [i + 1 for i, token in enumerate(window[:-1].tolist()) if token == 0]
+        for first, last in zip([0, *ends], [*ends, len(window) - 1], strict=True):
+            logits = model(window[None, first:last]).logits[0]
+            targets = window[first + 1 : last + 1]
+            expected += F.cross_entropy(logits, targets, reduction="sum").item()
+    cpu = torch.device("cpu")
+    total = total_nll(model, tokens, seq_len=10, batch_size=2, device=cpu, eos_token_id=0)
+    assert total == pytest.approx(expected, rel=1e-5)
+    assert total != pytest.approx(total_nll(model, tokens, seq_len=10, batch_size=2, device=cpu))
+
+
 def test_perplexity_per_token_per_word_and_bits_per_byte():
     result = Perplexity.from_total_nll(100 * math.log(8), tokens=100, words=50, bytes=400)
     assert result.loss == pytest.approx(math.log(8))

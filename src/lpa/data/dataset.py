@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lpa.data.manifest import Manifest
+from lpa.data.manifest import Manifest, Shard
 from lpa.data.npy import open_npy
 from lpa.errors import UserError
 
@@ -26,12 +26,20 @@ class TokenSplit:
         Raises:
             UserError: a shard is missing or not as long as the manifest says.
         """
+        self._directory, self._split = directory, split
         manifest = Manifest.load(directory)
         shards = manifest.split(split).shards
         self._shards = [
             _open_shard(directory / shard.name, shard.tokens, manifest.dtype) for shard in shards
         ]
         self._ends = np.cumsum([shard.tokens for shard in shards])
+
+    def __getstate__(self) -> tuple[Path, str]:
+        """Where the tokens are: a memory map itself would be pickled as all its content."""
+        return self._directory, self._split
+
+    def __setstate__(self, state: tuple[Path, str]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -87,19 +95,24 @@ def verify_shards(directory: Path, split: str) -> None:
     """
     manifest = Manifest.load(directory)
     for shard in manifest.split(split).shards:
-        with open(directory / shard.name, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != shard.sha256:
-            raise UserError(
-                f"{directory / shard.name}: SHA-256 is not that of the manifest: the shard was replaced, "
-                "reordered or damaged; prepare the data again"
-            )
-        highest = _open_shard(directory / shard.name, shard.tokens, manifest.dtype).max(initial=0)
-        if highest >= manifest.vocab_size:
-            raise UserError(
-                f"{directory / shard.name}: has token {highest}; the vocabulary ends at "
-                f"{manifest.vocab_size - 1}"
-            )
+        verify_shard(directory, manifest, shard)
+
+
+def verify_shard(directory: Path, manifest: Manifest, shard: Shard) -> None:
+    """`verify_shards` for one of them."""
+    with open(directory / shard.name, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != shard.sha256:
+        raise UserError(
+            f"{directory / shard.name}: SHA-256 is not that of the manifest: the shard was replaced, "
+            "reordered or damaged; prepare the data again"
+        )
+    highest = _open_shard(directory / shard.name, shard.tokens, manifest.dtype).max(initial=0)
+    if highest >= manifest.vocab_size:
+        raise UserError(
+            f"{directory / shard.name}: has token {highest}; the vocabulary ends at "
+            f"{manifest.vocab_size - 1}"
+        )
 
 
 def load_split_tokens(directory: Path, split: str) -> np.ndarray:
@@ -203,25 +216,26 @@ def permuted_index(index: int, size: int, *, seed: int, epoch: int) -> int:
 
 
 def eval_batches(
-    tokens: np.ndarray, *, seq_len: int, batch_size: int
+    tokens: np.ndarray | TokenSplit, *, seq_len: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches that score every token but the first exactly once.
 
     The windows do not overlap, so the first token of each but the very first is predicted from one
-    token only; the last window is padded.
+    token only; the last window is padded. Tokens are read batch by batch.
 
     Yields:
         input_ids and shift_labels, each (up to batch_size, context); -100 where there is no target.
     """
     targets = len(tokens) - 1
-    windows = -(-targets // seq_len)
-    padded = np.zeros(windows * seq_len, dtype=np.int64)
-    padded[:targets] = tokens[:-1]
-    labels = np.full(windows * seq_len, IGNORE_INDEX, dtype=np.int64)
-    labels[:targets] = tokens[1:]
-    for start in range(0, windows, batch_size):
-        rows = slice(start, start + batch_size)
+    for start in range(0, targets, batch_size * seq_len):
+        part = tokens[start : start + batch_size * seq_len + 1]
+        count = len(part) - 1
+        windows = -(-count // seq_len)
+        padded = np.zeros(windows * seq_len, dtype=np.int64)
+        padded[:count] = part[:-1]
+        labels = np.full(windows * seq_len, IGNORE_INDEX, dtype=np.int64)
+        labels[:count] = part[1:]
         yield (
-            torch.from_numpy(padded.reshape(windows, seq_len)[rows]),
-            torch.from_numpy(labels.reshape(windows, seq_len)[rows]),
+            torch.from_numpy(padded.reshape(windows, seq_len)),
+            torch.from_numpy(labels.reshape(windows, seq_len)),
         )

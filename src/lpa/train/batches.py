@@ -1,16 +1,22 @@
 """What each process reads for each step."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lpa import console
 from lpa.data.dataloader import build_dataloader
-from lpa.data.dataset import IGNORE_INDEX, TokenDataset, load_split_tokens, verify_shards
-from lpa.data.manifest import Manifest
+from lpa.data.dataset import IGNORE_INDEX, TokenDataset, TokenSplit, verify_shard
+from lpa.data.manifest import Manifest, Shard
+from lpa.data.verification import remember_verified, unverified_shards
 from lpa.train.config import DataConfig
-from lpa.train.distributed.process_group import World, run_on_all_ranks
+from lpa.train.distributed.process_group import World, all_gather_objects, run_on_all_ranks
+
+# Tokens that are verified before anybody asks what takes so long.
+_TOKENS_IN_SECONDS = 10**9
 
 
 class TrainingData:
@@ -23,6 +29,7 @@ class TrainingData:
     def __init__(self, config: DataConfig, seed: int, world: World) -> None:
         path: Path = config.path
         self.manifest = Manifest.load(path)
+        self._intra_document_mask = config.intra_document_mask
         self.dataset = TokenDataset(
             path,
             "train",
@@ -30,11 +37,15 @@ class TrainingData:
             seed=seed,
             intra_document_mask=config.intra_document_mask,
         )
-        if config.verify:  # once for all, as it reads every shard
-            run_on_all_ranks(lambda: verify_shards(path, "train") if world.is_main else None)
-        self.validation = None
-        if "validation" in self.manifest.splits:
-            self.validation = load_split_tokens(path, "validation")
+        has_validation = "validation" in self.manifest.splits
+        splits = ["train"] * config.verify + ["validation"] * has_validation
+        _verify_shards(path, self.manifest, splits, world)
+        self.validation = TokenSplit(path, "validation") if has_validation else None
+
+    @property
+    def document_end(self) -> int | None:
+        """The token after which no other document is seen; None where documents see each other."""
+        return self.manifest.eos_token_id if self._intra_document_mask else None
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -43,6 +54,29 @@ class TrainingData:
             "data.tokens": "+".join(shard.sha256 for shard in self.manifest.split("train").shards),
             "data.tokenizer": self.manifest.tokenizer_sha256,
         }
+
+
+def _verify_shards(path: Path, manifest: Manifest, splits: list[str], world: World) -> None:
+    """Verify the shards that have changed since they were verified, each by one process.
+
+    The processes meet after each shard: none waits for another longer than one shard takes.
+    """
+    shards = [shard for split in splits for shard in manifest.split(split).shards]
+    unverified = all_gather_objects(unverified_shards(path, shards))[0]
+    is_long = sum(shard.tokens for shard in unverified) > _TOKENS_IN_SECONDS
+    with console.progress_display(visible=world.is_main and is_long) as display:
+        bar = display.add_task("verifying shards", total=len(unverified), status="")
+        for start in range(0, len(unverified), world.size):
+            own = unverified[start + world.rank :][:1]
+            run_on_all_ranks(partial(_verify_all, path, manifest, own))
+            display.update(bar, advance=min(world.size, len(unverified) - start))
+    if world.is_main and unverified:
+        remember_verified(path, unverified)
+
+
+def _verify_all(path: Path, manifest: Manifest, shards: list[Shard]) -> None:
+    for shard in shards:
+        verify_shard(path, manifest, shard)
 
 
 @dataclass

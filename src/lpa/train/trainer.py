@@ -230,15 +230,16 @@ class Trainer:
         with loss_parallel_context(self.layout):
             for number, batch in enumerate(batches, start=1):
                 set_gradient_sync(self.model, number == len(batches))
-                with torch.autocast(
-                    self.world.device.type,
-                    dtype=self.dtype,
-                    enabled=self.dtype != torch.float32,
-                ):
+                with self._autocast():
                     loss = self._compute_loss(self.model, batch.inputs, max(tokens, 1))
                 loss.backward()
                 losses.append(loss.detach())
         return torch.stack(losses).tolist()
+
+    def _autocast(self) -> torch.autocast:
+        """Within it products are of `train.dtype`."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=enabled)
 
     def _handle_nonfinite(self, batches: list[MicroBatch], losses: list[float]) -> None:
         """Report a step whose loss or gradient is not finite; its gradients are gone already.
@@ -347,6 +348,7 @@ class Trainer:
                 dtype=self.dtype,
                 rank_and_size=(self.dp_rank, self.layout.data_parallel_size),
                 is_counted=self._is_counted,
+                eos_token_id=self.data.document_end,
                 should_stop=self._stop_requests.poll,
             )
         state.evaluation_pending = result is None
@@ -360,7 +362,11 @@ class Trainer:
         return result
 
     def _sample(self) -> None:
-        with self.timer("sampling"), inference_context(self.model, self.layout):
+        with (
+            self.timer("sampling"),
+            inference_context(self.model, self.layout),
+            self._autocast(),
+        ):
             sample_text(
                 self.model, self.config, self.out, self.state.step, write=self.world.is_main
             )

@@ -95,7 +95,10 @@ def test_the_batch_may_be_divided_in_any_way(run_ranks, prepared, tmp_path):
 @pytest.mark.slow
 def test_bfloat16_shards_train_about_as_one_process_does(run_ranks, prepared, tmp_path):
     expected = alone(prepared, 20, dtype="bfloat16")
-    (result,) = in_layouts(run_ranks, 2, prepared, [[1, 2, 1]], 20, tmp_path, dtype="bfloat16")
+    (result,) = in_layouts(
+        run_ranks, 2, prepared, [[1, 2, 1]], 20, tmp_path, dtype="bfloat16", sample_every=20
+    )
+    assert (tmp_path / "samples.jsonl").read_text().count("\n") == 1
     # Shards also keep the stream between layers in bfloat16, which has 8 bits.
     assert result["losses"] == pytest.approx(expected["losses"], rel=5e-3)
 

@@ -30,6 +30,9 @@ def main() -> None:
         )
         trainer._open_batch_reader()
         losses = [trainer.train_step().loss for _ in range(int(steps))]
+        if trainer.config.train.sample_every:
+            trainer.out = Path(out).parent
+            trainer._sample()
         weights = {
             name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().double()
             for name, p in trainer.model.named_parameters()
