@@ -10,7 +10,8 @@ from study_runs import fork_workers
 from lpa.data import Manifest
 from lpa.errors import UserError
 from lpa.model import parameter_count, preset_config, training_flops_per_token
-from lpa.study.demo.demo import train_both
+from lpa.study.demo.demo import LEARNING_RATES, demo_config, train_both
+from lpa.train.config import RunConfig
 
 KEYS = {
     "parameters",
@@ -63,6 +64,16 @@ def test_both_runs_share_everything_but_placement_and_learning_rate(demo):
     assert {a.split(":")[0] for a, _ in differing} <= {"placement", "lr"}
     assert ("placement: none", "placement: attention") in differing
     assert set(Manifest.load(demo / "data").splits) == {"train", "validation", "test"}
+
+
+def test_both_models_train_as_the_recipe_does(tmp_path):
+    recipe = RunConfig.load(Path(__file__).parents[3] / "recipes" / "nano.yaml")
+    ours = demo_config(tmp_path)
+    for rate in LEARNING_RATES.values():
+        ours.optim.lr = rate
+        assert ours.optim == recipe.optim
+    assert ours.model.preset == recipe.model.preset
+    assert ours.model.initializer_range == recipe.model.initializer_range
 
 
 @pytest.mark.slow
