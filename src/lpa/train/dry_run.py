@@ -19,7 +19,11 @@ from lpa.train.distillation import teacher_bytes
 from lpa.train.distributed.meta_init import build_meta_model
 from lpa.train.distributed.parallelize import parallelize, resolve_layout
 from lpa.train.init_weights import freeze_all_but_factors, load_source_config
-from lpa.train.optim.optimizers import muon_parameters
+from lpa.train.optim.optimizers import (
+    check_single_process,
+    muon_parameters,
+    optimizer_state_count,
+)
 
 _MASTER_BYTES = 4  # weights, gradients and optimizer states are float32
 # What a GPU of today keeps up in training, to turn FLOPs into hours: 40% of an A100's 312 TFLOP/s.
@@ -123,6 +127,10 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
         trainable_numel = _local_numel(p for p in model.parameters() if p.requires_grad)
         muon_weights = muon_parameters(model) if config.optim.name == "muon" else set()
         muon_numel = _local_numel(p for p in muon_weights if p.requires_grad)
+        states = 2 * trainable_numel - muon_numel
+        if config.optim.name not in ("adamw", "muon"):  # of one process
+            check_single_process(model, config.optim)
+            states = optimizer_state_count(model, config.optim)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -148,7 +156,7 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
         memory_bytes_per_device={
             "weights": local_numel * _MASTER_BYTES,
             "gradients": trainable_numel * _MASTER_BYTES,
-            "optimizer": (2 * trainable_numel - muon_numel) * _MASTER_BYTES,
+            "optimizer": states * _MASTER_BYTES,
             "gathered": gathered // layout.tensor,
             "accumulated": accumulates
             * parameter_count(model_config)

@@ -126,12 +126,20 @@ class ModelConfig:
         return preset_config(preset, **given, max_position_embeddings=seq_len)
 
 
+# Settings of single optimizers.
+_OPTIMIZERS_WITH = {"projection_rank": ("galore", "apollo"), "spectron_bound": ("spectron",)}
+
+
 @dataclass
 class OptimConfig:
     """The optimizer (AdamW, Loshchilov & Hutter 2019; Muon, Jordan et al. 2024) and its schedule.
 
     Attributes:
-        name: `adamw`, or `muon` for the matrices of the decoder layers with AdamW for the rest.
+        name: `adamw`, or for the matrices of the decoder layers, with AdamW for the rest: `muon`; `galore`
+            or `apollo`, whose states are of a low rank; or `spectron` for the factors of low-rank
+            projections, with `muon` for the other matrices. The last three take one process.
+        projection_rank: of the states of galore and apollo; by default a quarter of a matrix's shorter side.
+        spectron_bound: how spectron bounds a step of the product: by default as the paper does, or exact.
         trainable: `all` weights, or only the `factors` of low-rank projections, their biases included; the
             others stay as they are, without gradients or optimizer states.
         lr: the peak learning rate; one for both, since Muon's steps are scaled to the size of AdamW's.
@@ -153,7 +161,9 @@ class OptimConfig:
         decay_fraction: the share of all steps that `wsd` decays over.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon", "spectron", "galore", "apollo"] = "adamw"
+    projection_rank: int | None = None
+    spectron_bound: Literal["paper", "exact"] | None = None
     trainable: Literal["all", "factors"] = "all"
     lr: float = 1e-3
     beta1: float = 0.9
@@ -198,6 +208,28 @@ class OptimConfig:
                 "a number from 0 to 1,000,000",
             )
         check_whole("optim", self, "warmup_steps", least=0)
+        check_whole("optim", self, "projection_rank")
+        for name, optimizers in _OPTIMIZERS_WITH.items():
+            value = getattr(self, name)
+            require(
+                value is None or self.name in optimizers,
+                f"optim.{name}",
+                value,
+                f"null unless optim.name is {' or '.join(optimizers)}",
+            )
+        for name in ("down_lr_scale", "up_lr_scale"):
+            require(
+                self.name != "spectron" or getattr(self, name) == 1,
+                f"optim.{name}",
+                getattr(self, name),
+                "1 with optim.name spectron, which steps both factors of a pair together",
+            )
+        require(
+            self.name != "spectron" or self.down_weight_decay == self.up_weight_decay,
+            "optim.down_weight_decay",
+            self.down_weight_decay,
+            "that of optim.up_weight_decay with optim.name spectron",
+        )
 
 
 @dataclass

@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
 from lpa.model.layers.decoder import LPADecoderLayer
 from lpa.train.config import OptimConfig
+from lpa.train.optim.gradient_projection import APOLLO, GaLore, projected_state_count
 from lpa.train.optim.muon import Muon
 from lpa.train.optim.product_decay import ProductDecay
+from lpa.train.optim.spectron import Spectron
 
 
 class Optimizers:
@@ -53,28 +56,26 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
 
     Matrices decay, embeddings among them; vectors (norm weights and biases) do not. The factors of a
     low-rank pair have their own multipliers of the learning rate and their own decay. Muon, where asked
-    for, has the matrices inside decoder layers; fused AdamW has everything else.
+    for, has the matrices inside decoder layers; fused AdamW has everything else. GaLore and APOLLO
+    have what Muon would have; Spectron has the factors of pairs, and Muon the other matrices there.
+
+    Raises:
+        UserError: an optimizer or a decay that the model or its layout does not go with.
     """
+    check_single_process(model, config)
     modules = [module for module in model.modules() if isinstance(module, LowRankLinear)]
     settings = _group_settings(modules, config)
-    muon_weights = muon_parameters(model) if config.name == "muon" else set()
+    kinds = optimizer_kinds(model, config)
 
-    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    grouped: dict[tuple[bool, float, float], list[Tensor]] = defaultdict(list)
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    grouped: dict[tuple[str, float, float], list[Tensor]] = defaultdict(list)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            grouped[parameter in muon_weights, *settings(parameter)].append(parameter)
-    for (muon, decay, lr_scale), parameters in grouped.items():
-        groups[muon].append({"params": parameters, "weight_decay": decay, "lr_scale": lr_scale})
-
-    members: list[torch.optim.Optimizer] = []
-    if groups[True]:
-        members.append(Muon(groups[True], config.lr))
-    if groups[False]:
-        betas = (config.beta1, config.beta2)
-        members.append(
-            torch.optim.AdamW(groups[False], config.lr, betas=betas, eps=config.eps, fused=True)
-        )
+            grouped[kinds.get(parameter, "adamw"), *settings(parameter)].append(parameter)
+    for (kind, decay, lr_scale), parameters in grouped.items():
+        groups[kind].append({"params": parameters, "weight_decay": decay, "lr_scale": lr_scale})
+    makers = _optimizer_makers(config)
+    members = [makers[kind](groups[kind]) for kind in makers if groups[kind]]
     product_decay = None
     if config.low_rank_decay == "product":
         if any(type(module) is not LowRankLinear for module in modules):
@@ -91,6 +92,61 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
     optimizers = Optimizers(members, product_decay)
     optimizers.set_lr(config.lr)
     return optimizers
+
+
+def _optimizer_makers(
+    config: OptimConfig,
+) -> dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]]:
+    adam: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.eps}
+    projected = adam | {"rank": config.projection_rank}
+    bound = config.spectron_bound or "paper"
+    return {
+        "muon": lambda groups: Muon(groups, config.lr),
+        "spectron": lambda groups: Spectron(groups, config.lr, bound=bound),
+        "galore": lambda groups: GaLore(groups, config.lr, **projected),
+        "apollo": lambda groups: APOLLO(groups, config.lr, **projected),
+        "adamw": lambda groups: torch.optim.AdamW(groups, config.lr, **adam, fused=True),
+    }
+
+
+def optimizer_kinds(model: nn.Module, config: OptimConfig) -> dict[Tensor, str]:
+    """Parameter -> the optimizer that has it, where that is not AdamW."""
+    if config.name == "adamw":
+        return {}
+    matrices = muon_parameters(model)
+    if config.name != "spectron":
+        return dict.fromkeys(matrices, config.name)
+    pairs = [module for module in model.modules() if isinstance(module, LowRankLinear)]
+    factors = {p for pair in pairs for p in (pair.down.weight, pair.up.weight)}
+    return {p: "spectron" if p in factors else "muon" for p in matrices}
+
+
+def optimizer_state_count(model: nn.Module, config: OptimConfig) -> int:
+    """Numbers that the states of the optimizers of an unsharded model hold, single ones apart."""
+    kinds = optimizer_kinds(model, config)
+    per_parameter: dict[str, Callable[[Tensor], int]] = {
+        "adamw": lambda p: 2 * p.numel(),
+        "muon": lambda p: p.numel(),
+        "spectron": lambda p: p.numel() + p.shape[1],
+        "galore": lambda p: projected_state_count(p.shape, config.projection_rank, kept=True),
+        "apollo": lambda p: projected_state_count(p.shape, config.projection_rank, kept=False),
+    }
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return sum(per_parameter[kinds.get(p, "adamw")](p) for p in trained)
+
+
+def check_single_process(model: nn.Module, config: OptimConfig) -> None:
+    """Refuse a sharded model where the optimizer works on whole matrices.
+
+    Raises:
+        UserError: it is one.
+    """
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if config.name in ("spectron", "galore", "apollo") and sharded:
+        raise UserError(
+            f"optim.name: got {config.name} with several processes; expected adamw or muon, as "
+            f"{config.name} works on whole matrices"
+        )
 
 
 def _group_settings(
