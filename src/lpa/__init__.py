@@ -14,21 +14,35 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules={"train"},  # which can be called
     submod_attrs={
+        "convert.conversion": ["factorize", "merge"],
+        "data": ["prepare"],
         "errors": ["LPAWarning", "UserError"],
+        "eval.compare": ["compare"],
+        "eval.perplexity": ["evaluate_perplexity"],
         "lowrank": ["LowRankLinear", "break_even_rank"],
         "model": ["LPAConfig", "LPAForCausalLM", "LPAForSequenceClassification", "LPAModel"],
+        "model.layers.latent_cache": ["LatentCache"],
         "model.loading": ["load"],
-        "model.surgery.factorize": ["factorize"],
+        "model.plan": ["plan"],
+        "train.config": ["RunConfig"],
     },
 )
 
 if TYPE_CHECKING:
+    from lpa.convert.conversion import factorize, merge
+    from lpa.data import prepare
     from lpa.errors import LPAWarning, UserError
+    from lpa.eval.compare import compare
+    from lpa.eval.perplexity import evaluate_perplexity
     from lpa.lowrank import LowRankLinear, break_even_rank
     from lpa.model import LPAConfig, LPAForCausalLM, LPAForSequenceClassification, LPAModel
+    from lpa.model.layers.latent_cache import LatentCache
     from lpa.model.loading import load
-    from lpa.model.surgery.factorize import factorize
+    from lpa.model.plan import plan
+    from lpa.train.config import RunConfig
+    from lpa.train.run import train
 
 
 # These modules of transformers hold the Auto classes. They learn of this package as soon as they exist,

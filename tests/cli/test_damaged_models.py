@@ -14,7 +14,6 @@ from small_runs import small_config, small_trainer
 
 import lpa as package
 from lpa import console
-from lpa.cli import plan
 from lpa.convert.factorize import FactorizeConfig, factorize_directory
 from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
@@ -49,7 +48,7 @@ def _glue(model: Path, _: Path, *, from_scratch: bool = False) -> None:
 
 # Command -> the function that it calls, given a model's directory and prepared data.
 OF_CONFIGS: dict[str, Callable[[Path, Path], object]] = {
-    "plan": lambda model, data: plan._load_config(str(model)),
+    "plan": lambda model, data: package.plan(model),
     "glue --from-scratch": lambda model, data: _glue(model, data, from_scratch=True),
     "train --dry-run --model.from": lambda model, data: plan_run(
         small_config(data, model=_FROM | {"from_": model})

@@ -10,7 +10,6 @@ from lpa.data import Manifest, load_split_tokens, read_documents
 from lpa.data.sources.source import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
-from lpa.eval.windows import WindowConfig
 from lpa.train.loading import load_with_tokenizer
 
 
@@ -57,10 +56,7 @@ def test_a_text_file_is_tokenized_with_the_models_tokenizer(run, held_out):
 
 
 def test_batch_size_changes_nothing(run, prepared):
-    results = [
-        evaluate_perplexity(run, prepared, window_config=WindowConfig(batch_size=n), device="cpu")
-        for n in (1, 16)
-    ]
+    results = [evaluate_perplexity(run, prepared, batch_size=n, device="cpu") for n in (1, 16)]
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
 
 
@@ -101,11 +97,9 @@ def test_data_of_another_tokenizer_is_refused(tmp_path, run, held_out):
 @pytest.mark.parametrize("seq_len", [0, 33])
 def test_a_context_beyond_the_models_is_refused(run, prepared, seq_len):
     with pytest.raises(UserError, match=f"--seq-len: got {seq_len}; expected from 1 to 32"):
-        evaluate_perplexity(
-            run, prepared, window_config=WindowConfig(seq_len=seq_len), device="cpu"
-        )
+        evaluate_perplexity(run, prepared, seq_len=seq_len, device="cpu")
 
 
 def test_a_batch_of_nothing_is_refused(run, prepared):
     with pytest.raises(UserError, match="--batch-size: got 0; expected at least 1"):
-        evaluate_perplexity(run, prepared, window_config=WindowConfig(batch_size=0), device="cpu")
+        evaluate_perplexity(run, prepared, batch_size=0, device="cpu")

@@ -174,9 +174,7 @@ def test_a_text_of_few_documents_is_resampled_in_blocks(run, prepared):
 def test_documents_are_told_apart_in_prepared_data(run, prepared):
     _, tokenizer = load_with_tokenizer(run, "cpu")
     tokens = load_split_tokens(prepared, "train")
-    result = evaluate_perplexity(
-        run, prepared, split="train", window_config=WindowConfig(mode="documents"), device="cpu"
-    )
+    result = evaluate_perplexity(run, prepared, split="train", mode="documents", device="cpu")
     assert result.documents == (tokens == tokenizer.eos_token_id).sum()
     assert result.tokens == len(tokens)
     assert result.resampling_unit == (
@@ -216,7 +214,7 @@ def test_a_tokenizer_with_a_beginning_token_sets_it_once(tmp_path, run):
         result = evaluate_perplexity(
             tmp_path / "model",
             tmp_path / "text.txt",
-            window_config=WindowConfig(mode=mode),
+            mode=mode,
             device="cpu",
         )
         assert result.tokens == len(ids) - 1

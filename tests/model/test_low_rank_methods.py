@@ -80,13 +80,11 @@ def test_a_resumed_run_is_the_run(method, optimizer, prepared, tmp_path):
         "optim": {"name": optimizer},
     }
     trainer = small_trainer(prepared, out=tmp_path, **fields)
-    trainer._open_batch_reader()
     for _ in range(2):
         trainer.train_step()
     trainer.save()
     resumed = small_trainer(prepared, out=tmp_path, **fields)
     resumed.load(next((tmp_path / "checkpoints").glob("step-*")))
-    resumed._open_batch_reader()
     for each in (trainer, resumed):
         assert each.train_step().loss > 0
     ours, theirs = (dict(each.model.named_parameters()) for each in (trainer, resumed))

@@ -68,9 +68,8 @@ def test_loss_and_gradient_are_those_of_whole_logits(
         batch_size=4,
         distill={"teacher": teacher, "temperature": 3.0, "weight": 0.3},
     )
-    trainer._open_batch_reader()
-    (batch,) = trainer._reader.next_step()
-    (loss,) = trainer._accumulate([batch], batch.num_targets)
+    (batch,) = trainer.next_batches()
+    (loss,) = trainer.forward_backward([batch], batch.num_targets)
     gradients = {name: p.grad for name, p in trainer.model.named_parameters()}
     trainer.model.zero_grad()
     expected, divergence = naive_loss(
@@ -91,7 +90,6 @@ def test_a_model_has_nothing_to_learn_from_itself(prepared, run):
     model |= {"num_attention_heads": None, "rank": None, "from_": run / "final"}
     teacher = {"teacher": run / "final", "weight": 1.0}
     trainer = small_trainer(prepared, model=model, distill=teacher)
-    trainer._open_batch_reader()
     outcome = trainer.train_step()
     assert outcome.loss == pytest.approx(0, abs=1e-6)
     assert outcome.grad_norm == pytest.approx(0, abs=1e-5)
@@ -126,7 +124,6 @@ def test_another_teacher_is_another_run(prepared, teacher, tmp_path):
 def test_shards_learn_as_one_process_does(run_ranks, prepared, teacher, tmp_path):
     torch.set_num_threads(1)
     trainer = small_trainer(prepared, steps=3, distill={"teacher": teacher})
-    trainer._open_batch_reader()
     steps = [trainer.train_step() for _ in range(3)]
     fields = json.dumps({"distill": {"teacher": str(teacher)}})
     out = tmp_path / "results.json"

@@ -102,7 +102,6 @@ def test_every_layout_starts_and_trains_as_one_process_does(run_ranks, prepared,
     torch.set_num_threads(1)
     fields = {"model": {**NO_MODEL, "from_": str(source)}, "optim": {"trainable": "factors"}}
     trainer = small_trainer(prepared, steps=3, **fields)
-    trainer._open_batch_reader()
     losses = [trainer.train_step().loss for _ in range(3)]
     results = run_ranks(
         *(2, "layouts.py", prepared, "[[1, 2, 1], [1, 1, 2]]", 3),

@@ -143,7 +143,6 @@ def test_accumulated_micro_batches_equal_one_batch(prepared, tmp_path):
     models = {}
     for size in (8, 2, 1):
         trainer = Trainer(small_config(prepared, size), tmp_path)
-        trainer._open_batch_reader()
         losses = [trainer.train_step().loss for _ in range(5)]
         models[size] = losses, dict(trainer.model.named_parameters())
     for size in (2, 1):
@@ -159,7 +158,6 @@ def test_the_loss_reported_is_the_mean_over_the_batch(prepared, tmp_path):
     samples = [trainer.data.dataset[index] for index in range(8)]
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
     expected = trainer.model(**batch).loss.item()
-    trainer._open_batch_reader()
     assert trainer.train_step().loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -167,7 +165,6 @@ def test_bfloat16_trains_and_keeps_float32_weights(prepared, tmp_path):
     config = small_config(prepared, 8)
     config.train.dtype = "bfloat16"
     trainer = Trainer(config, tmp_path)
-    trainer._open_batch_reader()
     losses = [trainer.train_step().loss for _ in range(10)]
     assert losses[-1] < losses[0]
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
@@ -180,7 +177,6 @@ def test_compiled_steps_equal_plain_ones(prepared, tmp_path):
         config = small_config(prepared, 8)
         config.train.compile = compiled
         trainer = Trainer(config, tmp_path)
-        trainer._open_batch_reader()
         losses[compiled] = [trainer.train_step().loss for _ in range(3)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 

@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(command: str, rest: list[str]) -> None:
     from lpa.errors import LPAWarning
+    from lpa.logs import log_to_stderr
 
+    log_to_stderr()
     # A warning for the user is one line too, without the source line that Python would quote.
     warnings.showwarning = _show_warning
     warnings.simplefilter("default", LPAWarning)
@@ -116,12 +118,13 @@ def _refuse_command(given: str, known: list[str]) -> None:
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    import logging
+
     from lpa.errors import LPAWarning
-    from lpa.printable import printable
 
     if issubclass(category, LPAWarning) and str(message) not in _shown:
         _shown.add(str(message))
-        print(f"lpa: warning: {printable(str(message))}", file=sys.stderr)
+        logging.getLogger("lpa").warning(message)
 
 
 # Work that is done once per seed need not warn once per seed.

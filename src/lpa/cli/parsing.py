@@ -15,6 +15,7 @@ from jsonargparse.typing import extend_base_type, register_type
 from lpa.cli.help_format import HelpFormatter, continue_line
 from lpa.cli.process import exit_with_error, one_line
 from lpa.errors import UserError
+from lpa.logs import LEVELS, log_to_stderr
 from lpa.records import in_words
 
 # What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
@@ -93,6 +94,12 @@ class Parser(jsonargparse.ArgumentParser):
         )
         self.arguments = self._positionals
         self.arguments.title = "arguments"
+        self.add_argument(
+            "--log-level",
+            choices=LEVELS,
+            help="What to report on standard error along the way. By default, it is warning on a terminal "
+            "and with --json, else info, which reports every train.log_every steps.",
+        )
 
     def parse_args(self, args: Any = None, *argv: Any, **options: Any) -> Any:
         """As argparse's; text that is not Unicode is refused, and numbers are plain int and float."""
@@ -107,6 +114,7 @@ class Parser(jsonargparse.ArgumentParser):
         for key, value in list(arguments.items()):
             _refuse_what_is_no_text(value, key)
             arguments[key] = _plain(value)
+        log_to_stderr(arguments.log_level, quiet=bool(arguments.get("json")))
         return arguments
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -1,7 +1,6 @@
 """`lpa plan`."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lpa.cli.parsing import Count, Parser, add_json_flag, to_json
@@ -57,59 +56,34 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    import torch
+    from lpa.model.plan import plan
 
-    from lpa.model.plan import dense_config, match_dense_cost, plan_model
-
-    config = _load_config(arguments.model, placement=arguments.placement, rank=arguments.rank)
-    seq_len = config.max_position_embeddings if arguments.seq_len is None else arguments.seq_len
-    options = {
-        "seq_len": seq_len,
-        "batch_size": arguments.batch_size,
-        "devices": arguments.devices,
-        "dtype": getattr(torch, arguments.dtype),
-    }
-    plan = asdict(plan_model(config, **options))
-    dense = asdict(plan_model(dense_config(config), **options))
-    matches = match_dense_cost(config, arguments.match, seq_len=seq_len) if arguments.match else []
+    planned = plan(
+        arguments.model,
+        placement=arguments.placement,
+        rank=arguments.rank,
+        seq_len=arguments.seq_len,
+        batch_size=arguments.batch_size,
+        devices=arguments.devices,
+        dtype=arguments.dtype,
+        match=arguments.match,
+    )
+    this, dense = asdict(planned.plan), asdict(planned.dense)
     if arguments.json:
-        output = {**plan, "dense": dense}
+        output = {**this, "dense": dense}
         if arguments.match:
             output["match"] = [
                 {**asdict(match), "within_one_percent": match.within_one_percent}
-                for match in matches
+                for match in planned.match
             ]
         print(to_json(output))
         return
-    _print_table(plan, dense)
-    for match in matches:
+    _print_table(this, dense)
+    for match in planned.match:
         note = "" if match.within_one_percent else ", the closest there is"
         print(
             f"{match.field} {match.value}: {match.ratio:.4f} of the dense {arguments.match}{note}"
         )
-
-
-def _load_config(source: str, **overrides: Any) -> Any:
-    """The configuration that a preset, a file or a directory means, with some fields changed.
-
-    Raises:
-        UserError: it is none of them, or a field is not accepted.
-    """
-    from lpa.errors import UserError
-    from lpa.model.loading import config_fields, lpa_config, model_directory
-    from lpa.model.presets import PRESETS, preset_config
-
-    changes = {name: value for name, value in overrides.items() if value is not None}
-    if source in PRESETS:
-        return preset_config(source, **changes)
-    path = Path(source)
-    if not path.exists():
-        raise UserError(
-            f"model: got {source!r}; expected a config.json, a directory, or one of the presets "
-            f"{', '.join(PRESETS)}"
-        )
-    file = path if path.is_file() else model_directory(path) / "config.json"
-    return lpa_config(config_fields(file) | changes, f"model {file}")
 
 
 def _print_table(plan: dict[str, Any], dense: dict[str, Any]) -> None:

@@ -161,6 +161,7 @@ def _train(config: "RunConfig", arguments: Any) -> None:
             resume=resume,
             overwrite=arguments.overwrite,
             allow_change=arguments.allow_change,
+            show_bar=True,
         )
     except RunInterruptedError as stop:
         if _is_main_process():

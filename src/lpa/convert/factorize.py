@@ -5,7 +5,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -333,15 +333,7 @@ def factorize_directory(
     check_output_directory(out, MODEL, overwrite=overwrite)
     method = config.method or ("svd" if config.calibration_data is None else "svd-llm")
     check_method(method, config.calibration_data is not None)
-    given = [config.rank, config.rank_fraction, config.ranks, config.budget]
-    if sum(item is not None for item in given) != 1 and not (
-        config.ranks is not None
-        and config.budget is None
-        and (config.rank is None or config.rank_fraction is None)
-    ):
-        raise UserError(
-            "ranks: expected exactly one of --rank, --rank-fraction, --ranks and --budget"
-        )
+    check_ranks_given(config)
     model, tokenizer = load_dense(source)
     model.to(device)
     found = find_projections(model, config.placement, config.projections)
@@ -349,15 +341,8 @@ def factorize_directory(
         check_finite(name.removesuffix(".weight"), tensor.detach())
     windows = None
     if config.calibration_data is not None:
-        windows = _windows(model, tokenizer, config)
-    if config.budget is not None:
-        ranks = ranks_for_budget(
-            model, found, config.budget, windows, method, on_progress=on_progress
-        )
-    else:
-        ranks = resolve_ranks(
-            found, rank=config.rank, ranks=config.ranks, rank_fraction=config.rank_fraction
-        )
+        windows = windows_for(model, tokenizer, config)
+    ranks = choose_ranks(model, found, config, windows, method, on_progress=on_progress)
     factorized_model, summary = factorize(model, ranks, method, windows, on_progress=on_progress)
     with atomic_directory(out, MODEL, overwrite=overwrite) as directory:
         factorized_model.save_pretrained(directory)
@@ -373,7 +358,40 @@ def factorize_directory(
 _COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
 
 
-def _windows(model: Any, tokenizer: Any, config: FactorizeConfig) -> Tensor:
+def check_ranks_given(config: FactorizeConfig) -> None:
+    """Whether the ranks are said in one way; `ranks` of single projections go with one for the others."""
+    given = [config.rank, config.rank_fraction, config.ranks, config.budget]
+    if sum(item is not None for item in given) != 1 and not (
+        config.ranks is not None
+        and config.budget is None
+        and (config.rank is None or config.rank_fraction is None)
+    ):
+        raise UserError(
+            "ranks: expected exactly one of --rank, --rank-fraction, --ranks and --budget"
+        )
+
+
+def choose_ranks(
+    model: Any,
+    found: Mapping[str, nn.Module],
+    config: FactorizeConfig,
+    windows: Tensor | None,
+    method: str,
+    *,
+    on_progress: ProgressCallback,
+) -> dict[str, int]:
+    """The rank of each projection as the configuration says it; those that stay dense are missing."""
+    if config.budget is not None:
+        return ranks_for_budget(
+            model, found, config.budget, windows, method, on_progress=on_progress
+        )
+    return resolve_ranks(
+        found, rank=config.rank, ranks=config.ranks, rank_fraction=config.rank_fraction
+    )
+
+
+def windows_for(model: Any, tokenizer: Any, config: FactorizeConfig) -> Tensor:
+    """The calibration text in windows; (windows, context)."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", 512)
     seq_len = min(512, positions) if config.seq_len is None else config.seq_len
     if not 1 <= seq_len <= positions:
@@ -408,7 +426,3 @@ def load_dense(source: Path) -> tuple[Any, Any]:
     model = load_model(directory, config=config)
     check_not_quantized(model)
     return model, load_model_tokenizer(directory, model.config)
-
-
-def as_json(summary: FactorizeResult) -> dict[str, Any]:
-    return asdict(summary)

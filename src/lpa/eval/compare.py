@@ -5,17 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
-from lpa.eval.perplexity import Evaluation, check_scorable, summarize
+from lpa.eval.perplexity import Evaluation, check_scorable, open_for_scoring, summarize
 from lpa.eval.scoring import score
 from lpa.eval.tokenized_text import load_text
 from lpa.eval.windows import WindowConfig, max_positions
-from lpa.train.loading import load_with_tokenizer
 
 _MIN_PARTS = 10
 
@@ -52,25 +53,60 @@ class Comparison:
 
 
 def compare(
-    a: Path,
-    b: Path,
+    a: PreTrainedModel | str | Path,
+    b: PreTrainedModel | str | Path,
     data: str | Path,
     *,
     split: str | None = None,
-    window_config: WindowConfig | None = None,
+    mode: str | None = None,
+    seq_len: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
     device: str = "auto",
+    tokenizer_a: Any = None,
+    tokenizer_b: Any = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
-    """Score a text with two models and compare them part by part.
+    """Scores a text with two models and compares them part by part.
 
     What makes a text easy or hard makes it so for both, so the difference is far surer than either
-    perplexity. Without a context given, both get the smaller one.
+    perplexity.
+
+    Args:
+        a, b: each a run directory, a Hugging Face directory, or a live model.
+        data, split, mode, stride, batch_size, device: as in `evaluate_perplexity`.
+        seq_len: tokens per window; by default the smaller one of what the models were made for.
+        tokenizer_a, tokenizer_b: those of live models.
+        on_progress: called with tokens scored and tokens in all.
+
+    Returns:
+        Both evaluations, the change from B to A with its 95% interval, and a verdict.
 
     Raises:
         UserError: as `evaluate_perplexity`; or the text has too few parts to draw from.
+
+    Example:
+        comparison = lpa.compare("runs/lpa", "runs/dense", "data")
+        print(comparison.to_sentence("LPA", "dense"))
     """
-    models, tokenizers = zip(*(load_with_tokenizer(path, device) for path in (a, b)), strict=True)
-    window_config = window_config or WindowConfig()
+    with (
+        open_for_scoring(a, tokenizer_a, device, name="tokenizer_a") as opened_a,
+        open_for_scoring(b, tokenizer_b, device, name="tokenizer_b") as opened_b,
+    ):
+        windows = WindowConfig(mode, seq_len, stride, batch_size)
+        return _compare(opened_a, opened_b, data, split, windows, on_progress)
+
+
+def _compare(
+    opened_a: tuple[Any, Any],
+    opened_b: tuple[Any, Any],
+    data: str | Path,
+    split: str | None,
+    window_config: WindowConfig,
+    on_progress: Callable[[int, int], None],
+) -> Comparison:
+    """`compare`, of models with their tokenizers."""
+    models, tokenizers = zip(opened_a, opened_b, strict=True)
     if window_config.seq_len is None:
         window_config = replace(window_config, seq_len=min(map(max_positions, models)))
     window_args = [window_config.resolve(max_positions(model)) for model in models]

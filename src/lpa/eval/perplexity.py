@@ -1,13 +1,15 @@
 """Perplexity of a trained model on prepared data or on text, with its standard error."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
@@ -46,35 +48,81 @@ class Evaluation(Perplexity):
 
 
 def evaluate_perplexity(
-    model_path: Path,
+    model: PreTrainedModel | str | Path,
     data: str | Path,
     *,
     split: str | None = None,
-    window_config: WindowConfig | None = None,
+    mode: str | None = None,
+    seq_len: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
     device: str = "auto",
     threads: int = 0,
+    tokenizer: Any = None,
     on_progress: StepCallback = lambda done, total: None,
 ) -> Evaluation:
-    """Score every token of a text once.
+    """Scores every token of a text once.
 
     Args:
-        model_path: a run directory or a Hugging Face directory.
+        model: a run directory, a Hugging Face directory, or a live model, which stays on its device.
         data: a prepared data directory, or text as `lpa prepare` takes it.
         split: of a prepared data directory; by default test where there is one, else validation.
-        window_config: how the text is cut.
+        mode: `blocks`, `sliding` or `documents`; by default `sliding` where there is a stride, else
+            `blocks`.
+        seq_len: tokens per window; by default as many positions as the model was made for.
+        stride: how far one window begins after the other; by default half of `seq_len`.
+        batch_size: windows per forward pass.
+        device: where a model that is loaded runs: `auto`, `cpu`, `cuda`, …
         threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
+        tokenizer: that of a live model; of a path it is the one that lies there.
         on_progress: called with tokens scored and tokens in all.
+
+    Returns:
+        The mean loss (nats per token), the perplexity with its standard error, and more.
 
     Raises:
         UserError: no model or no data there, or the data was made with another tokenizer.
+
+    Example:
+        evaluation = lpa.evaluate_perplexity("runs/lpa", "data")
+        print(evaluation.perplexity, evaluation.standard_error)
     """
     if threads:
         torch.set_num_threads(threads)
-    model, tokenizer = load_with_tokenizer(model_path, device)
-    window_args = (window_config or WindowConfig()).resolve(max_positions(model))
-    text = load_text(data, split, tokenizer)
-    check_scorable(data, text)
-    return summarize(text, score(model, text, on_progress=on_progress, **window_args), window_args)
+    with open_for_scoring(model, tokenizer, device) as (scored, its_tokenizer):
+        window_args = WindowConfig(mode, seq_len, stride, batch_size).resolve(max_positions(scored))
+        text = load_text(data, split, its_tokenizer)
+        check_scorable(data, text)
+        scores = score(scored, text, on_progress=on_progress, **window_args)
+    return summarize(text, scores, window_args)
+
+
+@contextmanager
+def open_for_scoring(
+    model: PreTrainedModel | str | Path, tokenizer: Any, device: str, *, name: str = "tokenizer"
+) -> Iterator[tuple[Any, Any]]:
+    """A model in evaluation mode and its tokenizer, loaded where `model` is a path.
+
+    A live model is in its own mode again afterwards.
+
+    Args:
+        name: what an error calls the tokenizer.
+
+    Raises:
+        UserError: a live model without a tokenizer, or a path with one.
+    """
+    if not isinstance(model, PreTrainedModel):
+        if tokenizer is not None:
+            raise UserError(f"{name}: goes with a live model; got the path {model}")
+        yield load_with_tokenizer(Path(model), device)
+        return
+    if tokenizer is None:
+        raise UserError(f"{name}: got none; expected that of the live {type(model).__name__}")
+    training = model.training
+    try:
+        yield model.eval(), tokenizer
+    finally:
+        model.train(training)
 
 
 def check_scorable(data: str | Path, text: TokenizedText) -> None:

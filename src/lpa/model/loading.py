@@ -148,14 +148,20 @@ def lpa_config(fields: dict[str, Any], where: str) -> Any:
 
 
 def load(path: str | Path, **options: Any) -> "PreTrainedModel":
-    """A causal language model from a directory that this package or transformers wrote.
+    """Loads a causal language model from a directory that this package or transformers wrote.
 
     Args:
         path: a Hugging Face directory, or a run.
         options: for `from_pretrained`; the dtype is that of the file unless given.
 
+    Returns:
+        The model, in evaluation mode, on the CPU unless the options say otherwise.
+
     Raises:
         UserError: there is no model, it is damaged, or its weights are not those of its configuration.
+
+    Example:
+        model = lpa.load("runs/lpa", dtype="bfloat16")
     """
     return load_model(path, **options)
 

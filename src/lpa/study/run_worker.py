@@ -16,6 +16,7 @@ from lpa import console
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
 from lpa.files import write_text_atomic
+from lpa.logs import log_to_stderr
 from lpa.study.job_runner import TEST_FILE
 from lpa.train.checkpoint import store
 from lpa.train.config import RunConfig
@@ -26,6 +27,7 @@ from lpa.train.run import CONFIG_FILE, train
 def main() -> None:
     recipe, run, lock = map(Path, sys.argv[1:])
     console.silence_transformers()
+    log_to_stderr("info")
     try:
         config = RunConfig.load(recipe)
         with filelock.FileLock(lock):

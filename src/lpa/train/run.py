@@ -55,27 +55,34 @@ _LEFTOVERS = (f".{FINAL_DIRECTORY}.*", f".{BEST_DIRECTORY}.*", ".*.tmp")
 
 
 def train(
-    config: RunConfig,
-    out: Path,
+    config: RunConfig | str | Path,
+    out: str | Path,
     *,
-    resume: bool | Path = False,
+    resume: bool | str | Path = False,
     overwrite: bool = False,
     allow_change: Collection[str] = (),
+    show_bar: bool = False,
 ) -> RunResult | RunStopped:
-    """Train as `config` says and leave a run directory.
+    """Trains as `config` says and leaves a run directory.
 
     SIGINT and SIGTERM end the run after the step in hand, with a checkpoint; one that comes after the
     last step and evaluation has its usual effect once the result is complete. Under torchrun every
     process calls this. A process that torchrun restarts in place of one that died resumes the run
     that the same torchrun started.
 
+    Progress goes to the logger `lpa`, at level INFO.
+
     Args:
-        config: the run.
+        config: the run, or the path of a recipe that says all of it.
         out: its directory.
         resume: resume from the latest intact checkpoint in `out`, or from the given one; in the same
             layout of processes the result is bit for bit that of a run that was never stopped.
         overwrite: delete an earlier run in `out`.
         allow_change: fields in which the configuration may differ from the one the run began with.
+        show_bar: draw a progress bar on standard error, where that is a terminal.
+
+    Returns:
+        The result, or where the run stopped because `train.stop_at` or `train.max_seconds` said so.
 
     Raises:
         RunInterruptedError: a signal ended it.
@@ -83,7 +90,16 @@ def train(
             that is full.
         OtherRankFailedError: that happened in another process, which says so.
         LostRankError: another process died.
+
+    Example:
+        config = lpa.RunConfig.from_dict({"data": {"path": "data"}, "train": {"steps": 100}})
+        result = lpa.train(config, "runs/lpa")
     """
+    out = Path(out)
+    if not isinstance(config, RunConfig):
+        config = RunConfig.load(Path(config))
+    if isinstance(resume, str):
+        resume = Path(resume)
     world = init_process_group(config.train.device, timeout=config.parallel.timeout)
     try:
         agents = sorted(set(filter(None, all_gather_objects(agent_id()))))
@@ -93,8 +109,8 @@ def train(
                 resume = _any_rank_finds(lambda: bool(store.resumable_checkpoints(out)))
                 overwrite = True
             if resume:
-                return _resume_run(config, out, world, agents, resume, allow_change)
-            return _start_run(config, out, world, agents, overwrite)
+                return _resume_run(config, out, world, agents, resume, allow_change, show_bar)
+            return _start_run(config, out, world, agents, overwrite, show_bar)
     # What torch raises when a process no longer answers; also much else, so ask who is there.
     except RuntimeError as error:
         missing = missing_ranks() if world.size > 1 else []
@@ -124,10 +140,15 @@ def _hold(out: Path, world: World, *, resume: bool, restarted: bool) -> Iterator
 
 
 def _start_run(
-    config: RunConfig, out: Path, world: World, agents: Collection[str], overwrite: bool
+    config: RunConfig,
+    out: Path,
+    world: World,
+    agents: Collection[str],
+    overwrite: bool,
+    show_bar: bool,
 ) -> RunResult | RunStopped:
     run_on_all_ranks(lambda: _check_run_directory(out, overwrite))
-    trainer = run_on_all_ranks(lambda: Trainer(config, out, world))
+    trainer = run_on_all_ranks(lambda: Trainer(config, out, world, show_bar=show_bar))
     barrier()  # nobody looks at `out` any more
     if world.is_main:
         remove(content_of(out))
@@ -146,6 +167,7 @@ def _resume_run(
     agents: Collection[str],
     checkpoint: bool | Path,
     allow_change: Collection[str],
+    show_bar: bool,
 ) -> RunResult | RunStopped:
     def check() -> RunResult | None:
         saved = read_saved_config(out / CONFIG_FILE)
@@ -159,7 +181,7 @@ def _resume_run(
     finished = run_on_all_ranks(check)
     if finished is not None:
         return finished
-    trainer = run_on_all_ranks(lambda: Trainer(config, out, world, resumed=True))
+    trainer = run_on_all_ranks(lambda: Trainer(config, out, world, resumed=True, show_bar=show_bar))
     path = _load_checkpoint(trainer, out, checkpoint, allow_change)
     barrier()
     if world.is_main:

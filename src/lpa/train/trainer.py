@@ -1,14 +1,11 @@
 """The training loop: the same on one process and on many."""
 
-import math
 import time
 import warnings
-from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import torch
 
-from lpa import console
 from lpa.device import peak_flops, peak_memory_bytes
 from lpa.errors import LPAWarning, UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
@@ -34,8 +31,9 @@ from lpa.train.distributed.step_sync import StepStats, sync_step
 from lpa.train.distributed.stop_signals import StopRequests
 from lpa.train.init_weights import build_model, find_initial_weights, resolve_model_config
 from lpa.train.logging.loggers import check_loggers
-from lpa.train.logging.metrics import MetricsLog, training_record
+from lpa.train.logging.metrics import training_record
 from lpa.train.logging.nonfinite import describe_nonfinite_samples
+from lpa.train.logging.run_log import RunLog
 from lpa.train.logging.samples import sample_text
 from lpa.train.logging.timers import PhaseTimer
 from lpa.train.optim.grad_clip import clip_grad_norm, global_grad_norm
@@ -55,10 +53,27 @@ class Trainer:
 
     Building one checks all input and writes nothing. Every process of a run has one, and all make the
     same decisions: what a process alone cannot know is agreed on once per step.
+
+    Args:
+        config: the run.
+        out: its directory.
+        world: this process among those that train; by default it is alone.
+        resumed: whether a checkpoint will be loaded, so that no other weights are read.
+        show_bar: draw a bar on standard error, where that is a terminal.
+
+    Example:
+        trainer = Trainer(config, Path("runs/lpa"))
+        losses = [trainer.train_step().loss for _ in range(10)]
     """
 
     def __init__(
-        self, config: RunConfig, out: Path, world: World | None = None, *, resumed: bool = False
+        self,
+        config: RunConfig,
+        out: Path,
+        world: World | None = None,
+        *,
+        resumed: bool = False,
+        show_bar: bool = False,
     ) -> None:
         self.config = config
         self.out = out
@@ -103,8 +118,10 @@ class Trainer:
         self._flops_per_token = training_flops_per_token(self.model_config, config.data.seq_len)
         self.timer = PhaseTimer()
         self._stop_requests = StopRequests(self.world, self._is_time_up)
-        self._metrics_log: MetricsLog | None = None  # while running, in the main process
+        self._run_log = RunLog(config, out, is_main=self.world.is_main, show_bar=show_bar)
+        self._reader: BatchReader | None = None  # from the first step on
         self._grad_norm = 0.0  # of the last step
+        self._last_step_end = time.perf_counter()
         self._session_start = time.perf_counter()
         self._earlier_seconds = 0.0
 
@@ -112,13 +129,15 @@ class Trainer:
         """Take up a checkpoint; returns the identity of what it was trained on."""
         self.state, fingerprints = self.checkpointer.load(path)
         self._earlier_seconds = self.state.wall_seconds
+        self._reader = None
         return fingerprints
 
     def save(self) -> None:
         """Leave a checkpoint of this step."""
-        with self.timer("checkpoint"):
+        with self.timer("checkpoint"), self._run_log.phase("saving a checkpoint"):
             self._update_totals()
             self.checkpointer.save(self.state, self.fingerprints)
+        self._run_log.info(f"step {self.state.step}  checkpoint saved below {self.out}")
 
     def run(self) -> RunResult | RunStopped:
         """Train to the last step, or until stopped.
@@ -133,18 +152,17 @@ class Trainer:
         last = min(settings.steps, settings.stop_at or settings.steps)
         with (
             self._stop_requests,  # left last: a late signal may end the process
-            self._open_log() as self._metrics_log,
-            console.progress_display(visible=self.world.is_main) as self._display,
+            self._run_log,
         ):
-            self._bar = self._display.add_task(
-                f"training {self.config.model.placement}",
-                total=settings.steps,
-                completed=self.state.step,
-                status="",
+            self._run_log.start(
+                self.state,
+                model_config=self.model_config,
+                device=self.world.device,
+                layout=str(self.layout),
             )
-            self._open_batch_reader()
+            self._reader = self._open_reader()
             if self.state.evaluation_pending and self.state.step < settings.steps:
-                self._evaluate(settings.eval_tokens)
+                self.evaluate(settings.eval_tokens)
             self._last_step_end = time.perf_counter()
             while self.state.step < last and not self._stop_requests.should_stop:
                 self.train_step()
@@ -164,10 +182,10 @@ class Trainer:
 
     # One step
 
-    def _open_batch_reader(self) -> None:
-        """Begin reading at the first sample of the next step."""
+    def _open_reader(self) -> BatchReader:
+        """A reader that begins at the first sample of the next step."""
         settings = self.config.train
-        self._reader = BatchReader(
+        return BatchReader(
             self.data.dataset,
             self.world.device,
             start=self.state.samples,
@@ -179,16 +197,30 @@ class Trainer:
             num_workers=self.config.data.num_workers,
         )
 
+    def next_batches(self) -> list[MicroBatch]:
+        """This process's micro-batches of the next step, in the order of the stream of samples."""
+        self._reader = self._reader or self._open_reader()
+        return self._reader.next_step()
+
     def train_step(self) -> StepStats:
-        """One optimizer step."""
+        """Do one optimizer step on the next samples; every process of the run calls it.
+
+        Returns:
+            Loss (mean over the tokens of the step, in nats), gradient norm before clipping, and whether
+            both are finite numbers; the same in every process.
+
+        Raises:
+            UserError: a loss or gradient that is not finite, unless `train.on_nonfinite` skips them.
+            StopIteration: after the last step of the run.
+        """
         settings, state = self.config.train, self.state
         self.optimizers.set_lr(lr_at_step(self.config.optim, state.step + 1, settings.steps))
         with self.timer("data"):
-            batches = self._reader.next_step()
+            batches = self.next_batches()
             local_tokens = sum(batch.num_targets for batch in batches) if self._is_counted else 0
             tokens = int(all_reduce_sum([local_tokens])[0])
         with self.timer("forward_backward"):
-            losses = self._accumulate(batches, tokens)
+            losses = self.forward_backward(batches, tokens)
             grad_norm = global_grad_norm(self.model.parameters())
         outcome = sync_step(
             sum(losses),
@@ -221,10 +253,12 @@ class Trainer:
             self._handle_nonfinite(batches, losses)
         return outcome
 
-    def _accumulate(self, batches: list[MicroBatch], tokens: int) -> list[float]:
+    def forward_backward(self, batches: list[MicroBatch], tokens: int) -> list[float]:
         """Add up the gradients of a step; returns what each micro-batch adds to its loss.
 
-        Divided by the tokens of the whole step in all processes, the parts add up to its mean.
+        Args:
+            batches: of this process.
+            tokens: of the whole step in all processes. Divided by them, the parts add up to its mean.
         """
         losses = []
         with loss_parallel_context(self.layout):
@@ -255,7 +289,7 @@ class Trainer:
             self.state.skipped += 1
             if self.world.is_main:
                 warnings.warn(f"step {step} skipped: {where}", LPAWarning, stacklevel=2)
-            self._write_metrics(skipped_steps=self.state.skipped)
+            self._run_log.write(step, skipped_steps=self.state.skipped)
             return
         if not self.world.is_main:
             raise OtherRankFailedError
@@ -280,7 +314,7 @@ class Trainer:
             if self._stop_requests.signal:
                 state.evaluation_pending = True
             else:
-                self._evaluate(settings.eval_tokens)
+                self.evaluate(settings.eval_tokens)
         if self._is_due(settings.sample_every) and not self._stop_requests.signal:
             self._sample()
         # At the end too, whatever `checkpoint.every` says: what comes after it may fail.
@@ -291,7 +325,7 @@ class Trainer:
             or self._stop_requests.should_stop
         ):
             self.save()
-        self._display.update(self._bar, completed=state.step)
+        self._run_log.step_done(state.step)
         self._last_step_end = time.perf_counter()
 
     def _is_due(self, every: int) -> bool:
@@ -323,11 +357,9 @@ class Trainer:
             distilling=self.distiller is not None,
             phase_seconds=self.timer.pop(),
         )
-        self._write_metrics(**record)
-        rate = f"{record['tokens_per_second']:,.0f} tokens/s"
-        self._display.update(self._bar, status=f"loss {record.get('loss', math.nan):.3f}  {rate}")
+        self._run_log.metrics(self.state.step, record)
 
-    def _evaluate(self, limit: int) -> Perplexity | None:
+    def evaluate(self, limit: int = 0) -> Perplexity | None:
         """Perplexity on the validation split, on its first `limit` tokens if that is not 0.
 
         Returns:
@@ -337,7 +369,11 @@ class Trainer:
         if self.data.validation is None:
             state.evaluation_pending = False
             return None
-        with self.timer("evaluation"), inference_context(self.model, self.layout):
+        with (
+            self.timer("evaluation"),
+            self._run_log.phase("evaluating"),
+            inference_context(self.model, self.layout),
+        ):
             result = validate(
                 self.model,
                 self.data.validation[: limit + 1] if limit else self.data.validation,
@@ -354,11 +390,11 @@ class Trainer:
         state.evaluation_pending = result is None
         if result is None:
             return None
-        self._write_metrics(validation_loss=result.loss, validation_perplexity=result.perplexity)
+        self._run_log.validation(state.step, result)
         if state.best_loss is None or result.loss < state.best_loss:
             state.best_loss, state.best_step = result.loss, state.step
             if self.config.checkpoint.keep_best:
-                self._export(BEST_DIRECTORY, required=False)
+                self.export(BEST_DIRECTORY, required=False)
         return result
 
     def _sample(self) -> None:
@@ -378,7 +414,7 @@ class Trainer:
 
         The checkpoint of the last step is there already. It goes where no checkpoints were asked for.
         """
-        validation = self._evaluate(0)
+        validation = self.evaluate(0)
         if self.state.evaluation_pending:
             return None
         self._update_totals()
@@ -390,14 +426,17 @@ class Trainer:
             processes=self.world.size,
             validation=validation,
         )
-        self._export(FINAL_DIRECTORY)
+        with self._run_log.phase("saving the model"):
+            self.export(FINAL_DIRECTORY)
         if self.world.is_main:
             result.save(self.out)
             if not self.config.checkpoint.every:
                 store.remove_all(self.out)
+        self._run_log.info(f"finished: the model is in {self.out / FINAL_DIRECTORY}")
         return result
 
-    def _export(self, name: str, *, required: bool = True) -> None:
+    def export(self, name: str, *, required: bool = True) -> None:
+        """Write the model as it is now to a Hugging Face directory of that name in the run's."""
         export_model(
             self.model,
             self.model_config,
@@ -414,22 +453,3 @@ class Trainer:
             self.state.peak_memory_bytes,
             *all_gather_objects(peak_memory_bytes(self.world.device)),
         )
-
-    def _open_log(self) -> AbstractContextManager[MetricsLog | None]:
-        if not self.world.is_main:
-            return nullcontext()
-        settings = self.config.train
-        return closing(
-            MetricsLog(
-                self.out,
-                step=self.state.step,
-                evaluation_pending=self.state.evaluation_pending,
-                loggers=settings.loggers,
-                project=settings.project,
-                config=self.config.to_dict(),
-            )
-        )
-
-    def _write_metrics(self, **values: float) -> None:
-        if self._metrics_log is not None:
-            self._metrics_log.write(self.state.step, **values)

@@ -27,9 +27,7 @@ def advance(trainer, steps: int) -> None:
 
 def started(data: Path, out: Path, **fields):
     torch.set_num_threads(1)
-    trainer = small_trainer(data, out=out, steps=10, **fields)
-    trainer._open_batch_reader()
-    return trainer
+    return small_trainer(data, out=out, steps=10, **fields)
 
 
 def die_at(stage: str) -> None:
@@ -96,7 +94,6 @@ def test_a_kill_at_any_stage_of_a_save_leaves_a_whole_checkpoint(
             prepared, tmp_path, checkpoint={"keep_latest_k": 1}
         )  # threads do not survive a fork
         saver.load(store.resumable_checkpoints(tmp_path)[0])
-        saver._open_batch_reader()
         advance(saver, 1)
         saver.save()
         os._exit(0)
@@ -111,7 +108,6 @@ def test_a_kill_at_any_stage_of_a_save_leaves_a_whole_checkpoint(
     for name, weight in weights(fresh).items():
         assert torch.equal(weight, expected[name]), name
     # And the next save goes through, whatever was left behind.
-    fresh._open_batch_reader()
     advance(fresh, 1)
     fresh.save()
     assert store.step_of(store.resumable_checkpoints(tmp_path)[0]) == survives + 1

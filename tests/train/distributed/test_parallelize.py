@@ -24,7 +24,6 @@ NORMS = {"rel": 2e-3, "abs": 1e-6}  # the bias of keys has no gradient but round
 def alone(data, steps, **fields) -> dict:
     torch.set_num_threads(1)
     trainer = small_trainer(data, steps=steps, **fields)
-    trainer._open_batch_reader()
     losses = [trainer.train_step().loss for _ in range(steps)]
     norms = {
         name: p.detach().double().norm().item() for name, p in trainer.model.named_parameters()
@@ -34,7 +33,7 @@ def alone(data, steps, **fields) -> dict:
         "norms": norms,
         "held": sum(p.numel() for p in trainer.model.parameters()),
         "tokens": trainer.state.tokens,
-        "evaluated": trainer._evaluate(500).loss,
+        "evaluated": trainer.evaluate(500).loss,
     }
 
 

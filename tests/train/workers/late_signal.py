@@ -25,14 +25,14 @@ def main() -> None:
     if world.size > 1:
         signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     trainer = small_trainer(Path(data), world, out=Path(run), steps=2)
-    export = trainer._export
+    export = trainer.export
 
     def signalled(name: str) -> None:
         if world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         export(name)
 
-    trainer._export = signalled
+    trainer.export = signalled
     trainer.run()
     finished = (Path(run) / "result.json").exists()
     Path(f"{out}.{world.rank}").write_text(json.dumps({"told": told, "finished": finished}))

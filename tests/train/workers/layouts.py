@@ -28,7 +28,6 @@ def main() -> None:
             steps=int(steps),
             **json.loads(fields),
         )
-        trainer._open_batch_reader()
         losses = [trainer.train_step().loss for _ in range(int(steps))]
         if trainer.config.train.sample_every:
             trainer.out = Path(out).parent
@@ -48,7 +47,7 @@ def main() -> None:
                 "norms": norms,
                 "held": held,
                 "tokens": trainer.state.tokens,
-                "evaluated": trainer._evaluate(500).loss,
+                "evaluated": trainer.evaluate(500).loss,
             }
         )
     if world.is_main:

@@ -1,5 +1,6 @@
 """`lpa convert factorize`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -92,48 +93,32 @@ def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
     from lpa import console
-    from lpa.convert.factorize import FactorizeConfig, as_json, factorize_directory
-    from lpa.convert.rank_budget import RankBudget
-    from lpa.device import resolve_device
+    from lpa.convert.conversion import factorize
 
     console.silence_transformers()
-    config = FactorizeConfig(
-        placement=arguments.placement,
-        projections=arguments.projections,
-        rank=arguments.rank,
-        rank_fraction=arguments.rank_fraction,
-        ranks=None if arguments.ranks is None else _read_ranks(arguments.ranks),
-        budget=None
-        if arguments.budget is None
-        else RankBudget.parse(arguments.budget, arguments.budget_criterion),
-        method=arguments.method,
-        calibration_data=arguments.calibration_data,
-        calibration_tokens=arguments.calibration_tokens,
-        seq_len=arguments.seq_len,
-    )
     with console.progress_display(transient=True) as display:
-        summary = factorize_directory(
+        summary = factorize(
             arguments.model,
-            arguments.out,
-            config,
-            device=str(resolve_device(arguments.device)),
+            arguments.placement,
+            arguments.rank,
+            out=arguments.out,
+            rank_fraction=arguments.rank_fraction,
+            ranks=arguments.ranks,
+            budget=arguments.budget,
+            budget_criterion=arguments.budget_criterion,
+            projections=arguments.projections,
+            method=arguments.method,
+            calibration_data=arguments.calibration_data,
+            calibration_tokens=arguments.calibration_tokens,
+            seq_len=arguments.seq_len,
+            device=arguments.device,
             overwrite=arguments.overwrite,
             on_progress=console.bar_per_task(display),
         )
     if arguments.json:
-        print(to_json(as_json(summary)))
+        print(to_json(asdict(summary)))
         return
     _print(arguments.out, summary)
-
-
-def _read_ranks(path: Path) -> dict[str, int | None]:
-    from lpa.errors import UserError
-    from lpa.records import read_yaml
-
-    try:
-        return read_yaml(path, dict[str, int | None])
-    except UserError as error:
-        raise UserError(f"--ranks {error}; expected a mapping of names to ranks") from error
 
 
 def _print(out: Path, summary: Any) -> None:

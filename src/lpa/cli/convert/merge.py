@@ -27,11 +27,11 @@ def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
     from lpa import console
-    from lpa.convert.merge import merge_directory
+    from lpa.convert.conversion import merge
 
     console.silence_transformers()
     with console.stderr.status("merging"):
-        merged = merge_directory(arguments.model, arguments.out, overwrite=arguments.overwrite)
+        merged = merge(arguments.model, arguments.out, overwrite=arguments.overwrite)
     if arguments.json:
         print(to_json(asdict(merged)))
         return

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lpa.cli.eval.eval_common import add_text_arguments, print_json, score_each_text, window_config
+from lpa.cli.eval.eval_common import add_text_arguments, print_json, score_each_text, window_options
 from lpa.cli.parsing import Parser, add_json_flag
 
 
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
             arguments.b,
             source,
             split=arguments.split,
-            window_config=window_config(arguments),
+            **window_options(arguments),
             device=arguments.device,
             on_progress=on_progress,
         ),

@@ -40,16 +40,9 @@ def add_text_arguments(parser: Any) -> None:
     parser.add_argument("--batch-size", type=Count, default=8, help="windows per forward pass")
 
 
-def window_config(arguments: Any) -> Any:
-    """The options of `add_text_arguments` that say how text is cut."""
-    from lpa.eval.windows import WindowConfig
-
-    return WindowConfig(
-        mode=arguments.mode,
-        seq_len=arguments.seq_len,
-        stride=arguments.stride,
-        batch_size=arguments.batch_size,
-    )
+def window_options(arguments: Any) -> dict[str, Any]:
+    """The options of `add_text_arguments` that say how text is cut into windows."""
+    return {name: arguments[name] for name in ("mode", "seq_len", "stride", "batch_size")}
 
 
 def score_each_text(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lpa.cli.eval.eval_common import add_text_arguments, print_json, score_each_text, window_config
+from lpa.cli.eval.eval_common import add_text_arguments, print_json, score_each_text, window_options
 from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
             arguments.model,
             source,
             split=arguments.split,
-            window_config=window_config(arguments),
+            **window_options(arguments),
             device=arguments.device,
             on_progress=on_progress,
         ),

@@ -69,7 +69,7 @@ ProgressCallback = Callable[[str, int, int], None]
 
 def prepare(
     sources: Sequence[str | Path | Source],
-    out: Path,
+    out: str | Path,
     *,
     vocab_size: int | None = None,
     tokenizer: str | Path | None = None,
@@ -86,7 +86,7 @@ def prepare(
     overwrite: bool = False,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> Manifest:
-    """Turn text into a prepared data directory, complete or not at all.
+    """Turns text into a prepared data directory, complete or not at all.
 
     Args:
         sources: training text: files, directories, globs or datasets of the hub (see `Source.parse`).
@@ -103,9 +103,15 @@ def prepare(
         overwrite: replace what `out` holds.
         on_progress: called as the work progresses.
 
+    Returns:
+        The manifest: vocabulary, and tokens and documents of each split.
+
     Raises:
         UserError: bad input, named; nothing is left behind but units that were finished before a bad
             row was met. Or no space left; what is finished stays.
+
+    Example:
+        manifest = lpa.prepare(["train.txt"], "data", vocab_size=4096, validation=["valid.txt"])
     """
     if (vocab_size is None) == (tokenizer is None):
         raise UserError("expected one of --vocab-size and --tokenizer")
@@ -113,6 +119,7 @@ def prepare(
         raise UserError("SOURCE: got no file; expected at least one")
     if workers is not None and workers < 1:
         raise UserError(f"workers: got {workers}; expected at least 1")
+    out = Path(out)
     check_output_directory(out, KIND, overwrite=overwrite)
     defaults = {"boundary": boundary, "column": column, "errors": errors}
 

@@ -37,6 +37,7 @@ class DataConfig:
     verify: bool = True
 
     def __post_init__(self) -> None:
+        self.path = Path(self.path)  # which Python code may give as text
         check_whole("data", self, "seq_len")
         check_whole("data", self, "num_workers", least=0, most=MOST_PROCESSES)
 
@@ -101,6 +102,7 @@ class ModelConfig:
     from_: Path | None = None
 
     def __post_init__(self) -> None:
+        self.from_ = None if self.from_ is None else Path(self.from_)
         for known in fields(self):
             value = getattr(self, known.name)
             require(
@@ -415,5 +417,6 @@ class DistillConfig:
     weight: float = 0.5
 
     def __post_init__(self) -> None:
+        self.teacher = None if self.teacher is None else Path(self.teacher)
         check_positive("distill", self, "temperature", most=1e6)
         require(0 <= self.weight <= 1, "distill.weight", self.weight, "from 0 to 1")
