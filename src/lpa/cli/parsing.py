@@ -97,8 +97,8 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_argument(
             "--log-level",
             choices=LEVELS,
-            help="What to report on standard error along the way. By default, it is warning on a terminal "
-            "and with --json, else info, which reports every train.log_every steps.",
+            help="what to report on standard error along the way; by default warning on a terminal and "
+            "with --json, else info, which reports every train.log_every steps",
         )
 
     def parse_args(self, args: Any = None, *argv: Any, **options: Any) -> Any:

@@ -60,10 +60,6 @@ class Trainer:
         world: this process among those that train; by default it is alone.
         resumed: whether a checkpoint will be loaded, so that no other weights are read.
         show_bar: draw a bar on standard error, where that is a terminal.
-
-    Example:
-        trainer = Trainer(config, Path("runs/lpa"))
-        losses = [trainer.train_step().loss for _ in range(10)]
     """
 
     def __init__(
@@ -179,8 +175,6 @@ class Trainer:
             )
         reason = "train.max_seconds" if self._stop_requests.should_stop else "train.stop_at"
         return RunStopped(self.state.step, reason)
-
-    # One step
 
     def _open_reader(self) -> BatchReader:
         """A reader that begins at the first sample of the next step."""
