@@ -17,6 +17,39 @@ def test_a_device_that_can():
 
 
 @pytest.mark.parametrize(
+    ("name", "visible", "local_rank", "expected"),
+    [
+        ("auto", 0, 0, "cpu"),
+        ("auto", 0, 3, "cpu"),
+        ("auto", 1, 0, "cuda:0"),
+        ("auto", 8, 5, "cuda:5"),
+        ("cpu", 8, 5, "cpu"),
+        ("cuda", 8, 0, "cuda:0"),
+        ("cuda", 8, 5, "cuda:5"),
+        ("cuda", 1, 5, "cuda:0"),  # the launcher shows each process its own
+        ("cuda:1", 2, 0, "cuda:1"),
+        ("cuda", 0, 0, None),
+        ("cuda", 2, 5, None),
+        ("cuda:2", 2, 0, None),
+        ("cuda:0", 8, 1, None),  # all processes on one
+    ],
+)
+def test_each_process_has_one_device_and_touches_no_other(
+    monkeypatch, name, visible, local_rank, expected
+):
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    if expected is None:
+        with pytest.raises(UserError, match=f"device: got '{name}'"):
+            resolve_device(name, local_rank=local_rank)
+        return
+    device = resolve_device(name, local_rank=local_rank)
+    assert device == torch.device(expected)
+    assert current == ([device] if device.type == "cuda" else [])
+
+
+@pytest.mark.parametrize(
     ("name", "tera"),
     [
         ("NVIDIA B200", 2250),

@@ -9,21 +9,44 @@ import torch
 from lpa.errors import UserError
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device by name; `auto` is a GPU where there is one, else the CPU.
+def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
+    """The device of this process by name; `auto` is a GPU where there is one, else the CPU.
+
+    Nothing is computed on a GPU, since that would make a context on it, and no other than the process's own
+    is touched. The one that is found becomes the current GPU, of which torch keeps the random state.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:N`, …
+        local_rank: which of the machine's processes this is. Of several visible GPUs it takes that number;
+            where the launcher shows each process its own, the only one.
 
     Raises:
         UserError: there is no such device.
     """
+    count = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if count else "cpu"
+    accepted = "auto, cpu" + (f", cuda or cuda:0 to cuda:{count - 1}" if count else "")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # which `meta` cannot give back
+        if device.type != "cuda":
+            torch.zeros(1, device=device).item()  # which `meta` cannot give back
+            return device
     except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: got {name!r}; not available here, expected {accepted}") from error
+    index = device.index
+    if index is None:
+        index = 0 if count == 1 else local_rank
+    elif local_rank:
         raise UserError(
-            f"device: got {name!r}; not available here, expected auto or cpu"
-        ) from error
+            f"device: got {name!r} for several processes of one machine; expected cuda, of which each "
+            "process takes its own"
+        )
+    if index >= count:
+        found = f"; there are {count} for local rank {local_rank}" if count else ""
+        raise UserError(f"device: got {name!r}; not available here, expected {accepted}{found}")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
     return device
 
 

@@ -61,12 +61,8 @@ def init_process_group(device: str, *, timeout: float) -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World.single_process(device)
-    local_device = resolve_device(device)
-    backend = "gloo"
-    if local_device.type == "cuda":
-        local_device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(local_device)
-        backend = "cpu:gloo,cuda:nccl"
+    local_device = resolve_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if local_device.type == "cuda" else "gloo"
     if not dist.is_initialized():
         wait_time = timedelta(seconds=timeout)
         store, rank, size = next(dist.rendezvous("env://", timeout=wait_time))
