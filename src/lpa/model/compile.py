@@ -1,6 +1,7 @@
 """torch.compile for the decoder layers of a model."""
 
 import sys
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -18,8 +19,28 @@ def compile_layers(model: nn.Module) -> None:
         UserError: there is no compiler for the processor's code.
     """
     _require_compiler()
+    _raise_recompile_limits(len(model.model.layers))
     for layer in model.model.layers:
         layer.compile(fullgraph=True)
+
+
+# Graphs of one layer: training and evaluation, each of its first shape and then of any batch, with and
+# without documents kept apart.
+_GRAPHS_PER_LAYER = 8
+
+
+def _raise_recompile_limits(layers: int) -> None:
+    """Let each layer have its own graphs: all share one code, and torch's limit of eight is per code."""
+    import torch._dynamo.config as settings
+
+    graphs = _GRAPHS_PER_LAYER * layers
+    settings.recompile_limit = max(settings.recompile_limit, graphs)
+    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, graphs)
+
+
+def eager_layers() -> AbstractContextManager[None]:
+    """Within it compiled layers run as they are: each token of a text would need a graph of its shape."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def compile_seconds() -> float:

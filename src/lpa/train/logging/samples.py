@@ -9,6 +9,7 @@ import torch
 from lpa.data.manifest import TOKENIZER_DIRECTORY
 from lpa.data.text_encoder import TextEncoder
 from lpa.data.tokenizer import load_tokenizer
+from lpa.model.compile import eager_layers
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.config import RunConfig
 
@@ -36,7 +37,7 @@ def sample_text(
     inputs = torch.tensor([ids], device=next(model.parameters()).device)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), eager_layers():
         output = model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
