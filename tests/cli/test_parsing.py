@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lpa.cli import COMMANDS
+from lpa.cli import train as train_command
 from lpa.cli.parsing import Parser
 
 
@@ -156,3 +157,35 @@ def test_what_yaml_cannot_hold_is_one_line(option, value, capsys):
     error = capsys.readouterr().err
     assert error.startswith("lpa: error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "steps", "batch_size"),
+    [
+        ("tokens: 1280", ["--train.steps", "3"], 3, 4),
+        ("tokens: 1280", ["--train.steps=3"], 3, 4),
+        ("tokens: 1280", [], 10, 4),
+        ("batch_tokens: 256", ["--train.batch_size", "2"], 200, 2),
+        ("steps: 7", ["--train.tokens", "1280"], 10, 4),
+    ],
+)
+def test_an_option_beats_the_field_of_a_recipe_that_says_the_same(
+    recipe, options, steps, batch_size, prepared, tmp_path
+):
+    name = "batch_size: 4, " if "batch" not in recipe else ""
+    (tmp_path / "recipe.yaml").write_text(f"train: {{{name}{recipe}}}\n")
+    argv = ["--config", str(tmp_path / "recipe.yaml"), "--data.seq_len", "32"]
+    argv += ["--data.path", str(prepared), *options]
+    parser = parser_of("train")
+    arguments = parser.parse_args(argv)
+    train_command.let_options_win(arguments, argv)
+    config = train_command.run_config(parser, arguments)
+    assert (config.train.steps, config.train.batch_size) == (steps, batch_size)
+
+
+@pytest.mark.parametrize("pair", [("steps", "tokens"), ("batch_size", "batch_tokens")])
+def test_two_options_that_say_the_same_are_refused(pair, lpa, tmp_path):
+    options = [word for name in pair for word in (f"--train.{name}", 64)]
+    finished = lpa("train", "--data.path", tmp_path, "--out", tmp_path / "run", *options)
+    assert finished.code == 2
+    assert f"--train.{pair[0]}: got 64 beside --train.{pair[1]} 64" in finished.stderr

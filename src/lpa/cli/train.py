@@ -114,6 +114,7 @@ def main(argv: list[str]) -> None:
             _check_recipe(Path(option.removeprefix("--config=")))
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    let_options_win(arguments, argv)
     config = run_config(parser, arguments)
 
     from lpa import console
@@ -127,6 +128,27 @@ def main(argv: list[str]) -> None:
         exit_with_error("--out: got nothing; expected the run directory to make")
     else:
         _train(config, arguments)
+
+
+# Two fields that say the same: the second decides where it is set.
+_SAME = (("steps", "tokens"), ("batch_size", "batch_tokens"))
+
+
+def let_options_win(arguments: Any, argv: list[str]) -> None:
+    """Drop `train.tokens` of a recipe where `--train.steps` is given, and the like.
+
+    Both of a pair among the options are refused.
+    """
+    given = {word.split("=")[0] for word in argv}
+    for field, other in _SAME:
+        if f"--train.{field}" not in given:
+            continue
+        if f"--train.{other}" in given:
+            exit_with_error(
+                f"--train.{field}: got {arguments.train[field]} beside --train.{other} "
+                f"{arguments.train[other]}; expected one of the two"
+            )
+        arguments.train[other] = None
 
 
 def run_config(parser: Parser, arguments: Any) -> "RunConfig":
