@@ -86,15 +86,12 @@ class MicroBatch:
     Attributes:
         inputs: what the model takes, (samples, context) each, on the device.
         sample_indices: their numbers in the stream.
+        num_targets: tokens that count in the loss, counted before they are sent to the device.
     """
 
     inputs: dict[str, Tensor]
     sample_indices: list[int]
-
-    @property
-    def num_targets(self) -> int:
-        """Tokens that count in the loss."""
-        return int((self.inputs["shift_labels"] != IGNORE_INDEX).sum())
+    num_targets: int
 
 
 class BatchReader:
@@ -146,7 +143,8 @@ class BatchReader:
             self._next + offset * self._stride for offset in range(self._micro_batch_size)
         ]
         self._next = sample_indices[-1] + self._stride
+        num_targets = int((batch["shift_labels"] != IGNORE_INDEX).sum())
         inputs = {
             name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()
         }
-        return MicroBatch(inputs, sample_indices)
+        return MicroBatch(inputs, sample_indices, num_targets)
