@@ -39,6 +39,8 @@ def build_parser() -> Parser:
   lpa train recipes/nano.yaml --data.path data --out runs/lpa --resume
   lpa train recipes/3b.yaml --dry-run""",
     )
+    # jsonargparse adds --print_config only where it finds its name beside the file's option.
+    vars(parser.arguments)["_print_config"] = "--print_config"
     parser.arguments.add_argument(
         "--config",
         action=ActionConfigFile,
