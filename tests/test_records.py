@@ -59,13 +59,13 @@ INDEX = StudyIndex(
 INDEX.variants.append(Variant("dense", "dense", {"model.placement": "none"}, None, 10, 60, 100))
 
 
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
+def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
     return {"sha256": store._digest(content), "content": content}
 
 
 NOTHING = hashlib.sha256().hexdigest()
 
-SEAL = {
+CHECKPOINT_MANIFEST = {
     "format": 2,
     "state": asdict(TrainState(step=8)),
     "fingerprints": {"data.tokens": "aa"},
@@ -112,10 +112,10 @@ FILES = [
     File("result.json", asdict(RESULT), RunResult.load, ("validation", "loss")),
     File("test.json", asdict(EVALUATION), read_test, ("interval", 0)),
     File("metrics.jsonl", {"step": 1, "loss": 2.5}, read_metrics, ("step",)),
-    File("start.json", {"sha256": "ab", "config": {}}, InitialWeights.load, ("sha256",)),
+    File("initial_weights.json", {"sha256": "ab", "config": {}}, InitialWeights.load, ("sha256",)),
     File(
-        "checkpoints/step-00000008/state.json",
-        sealed(SEAL),
+        "checkpoints/step-00000008/manifest.json",
+        with_checksum(CHECKPOINT_MANIFEST),
         lambda folder: store.read_manifest(store.checkpoint_path(folder, 8)),
         ("content", "state", "step"),
     ),
@@ -254,8 +254,8 @@ def test_a_value_of_another_type_names_the_field(whole, tmp_path, value):
     if type(place[last]) is type(value):
         pytest.skip("that is its type")
     place[last] = value
-    if "state.json" in whole.name:  # damage by hand that has a right checksum
-        content = sealed(content["content"])
+    if whole.name.startswith("checkpoints/"):  # damage by hand that has a right checksum
+        content = with_checksum(content["content"])
     whole.write(tmp_path, content)
     message = refused(whole, tmp_path)
     assert str(whole.number[-1] if isinstance(last, str) else whole.number[0]) in message
@@ -409,10 +409,10 @@ def test_what_has_a_substitute_is_passed_over(tmp_path, damage):
     assert load_job_stats(tmp_path, "train", 3) is None
     path = store.checkpoint_path(tmp_path, 8)
     path.mkdir(parents=True)
-    (path / "state.json").write_text(json.dumps(sealed(SEAL)))
+    (path / "manifest.json").write_text(json.dumps(with_checksum(CHECKPOINT_MANIFEST)))
     (store.checkpoints_directory(tmp_path) / "latest.json").write_bytes(DESTROYED[damage])
     assert store.resumable_checkpoints(tmp_path) == [path]
-    (path / "state.json").write_bytes(DESTROYED[damage])
+    (path / "manifest.json").write_bytes(DESTROYED[damage])
     assert store.resumable_checkpoints(tmp_path) == []
 
 

@@ -4,7 +4,7 @@ Names and paths of users stand among it, so all text is shown as it is: `[bold]`
 and what would steer the terminal is escaped.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.status import Status
 from rich.text import Text
 
+from lpa.callbacks import ProgressCallback
 from lpa.printable import printable
 
 __all__ = [
@@ -100,7 +101,7 @@ class _Progress(Progress):
         return super().add_task(*args, **kwargs)
 
 
-def bar_per_task(display: Progress) -> Callable[[str, int, int], None]:
+def bar_per_task(display: Progress) -> ProgressCallback:
     """A function to report with, `(what, done, total)`, that gives each piece of work its own bar."""
     bars: dict[str, TaskID] = {}
 

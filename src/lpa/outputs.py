@@ -287,7 +287,7 @@ def atomic_directory(path: Path, kind: str, *, overwrite: bool = False) -> Itera
         new.mkdir()
         try:
             yield new
-            seal_directory(new, kind)
+            finish_directory(new, kind)
             check_output_directory(
                 path, kind, overwrite=overwrite
             )  # another process may have been faster
@@ -319,7 +319,7 @@ def written_files(path: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def seal_directory(directory: Path, kind: str) -> None:
+def finish_directory(directory: Path, kind: str) -> None:
     """Give a complete directory its marker, with all of it on the disk and open to whom the umask allows.
 
     Some libraries write for the owner alone, others copy the access of what they copy, and none waits for

@@ -7,7 +7,7 @@ from tokenizer_kinds import tokenizer_kind
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lpa.cli.prepare import main
+from lpa.cli.data.prepare import main
 from lpa.data import (
     Manifest,
     bundled_corpus,

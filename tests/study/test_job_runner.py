@@ -8,15 +8,15 @@ import pytest
 import yaml
 from study_runs import fork_workers, freeze_when, start_study, study_to_stop, terminate_frozen
 
+from lpa.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
 from lpa.study.grid import expand_grid
-from lpa.study.job_runner import TEST_FILE, Slot, create_jobs, make_slots, run_jobs, visible_gpus
+from lpa.study.job_runner import Slot, create_jobs, make_slots, run_jobs, visible_gpus
 from lpa.study.run_worker import train_and_score
 from lpa.study.study_results import find_studies
 from lpa.train.checkpoint import store
 from lpa.train.config import RunConfig
 from lpa.train.logging.metrics_file import read_metrics
-from lpa.train.result import RESULT_FILE
-from lpa.train.run import CONFIG_FILE, train
+from lpa.train.run import train
 
 # In one worker: they share a study.
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]

@@ -13,9 +13,10 @@ from markupsafe import escape
 from lpa.errors import UserError
 from lpa.html_pages import draw_svg
 from lpa.printable import printable
+from lpa.run_directory import TEST_FILE
 from lpa.study.figures import scaling_fits, study_figures
 from lpa.study.grid import expand_grid
-from lpa.study.job_runner import FAILURE_SUFFIX, TEST_FILE, create_jobs
+from lpa.study.job_runner import FAILURE_SUFFIX, create_jobs
 from lpa.study.study_report import (
     HEADINGS,
     claim_rows,

@@ -14,8 +14,9 @@ from small_runs import small_config
 from lpa.errors import LPAWarning, UserError
 from lpa.locks import hold_directory
 from lpa.outputs import files_of
+from lpa.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 from lpa.train.checkpoint.store import list_checkpoints
-from lpa.train.logging.metrics_file import DAMAGED_FILE, METRICS_FILE, read_metrics
+from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult, RunStopped
 from lpa.train.run import train
 
@@ -143,10 +144,10 @@ def test_damaged_metrics_are_reported_and_set_aside(tmp_path, config, damage):
     }[damage]
     (run / METRICS_FILE).write_bytes(damaged)
     with pytest.warns(
-        LPAWarning, match=rf"line \d: .* the damaged file is now {run / DAMAGED_FILE}"
+        LPAWarning, match=rf"line \d: .* the damaged file is now {run / DAMAGED_METRICS_FILE}"
     ):
         train(config(), run, resume=True)
-    assert (run / DAMAGED_FILE).read_bytes() == damaged
+    assert (run / DAMAGED_METRICS_FILE).read_bytes() == damaged
     kept = [1] if damage != "zeroed" else []
     assert sorted({record["step"] for record in read_metrics(run)}) == [*kept, STEPS]
     train(config(), run, overwrite=True)

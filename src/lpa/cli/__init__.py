@@ -9,7 +9,7 @@ from lpa.cli.process import command_process, exit_with_error
 
 # Command -> (module, one line of help). A nested command is written with a space.
 COMMANDS = {
-    "prepare": ("lpa.cli.prepare", "turn documents into tokens on disk"),
+    "prepare": ("lpa.cli.data.prepare", "turn documents into tokens on disk"),
     "data stats": ("lpa.cli.data.stats", "show what a prepared data directory holds"),
     "data show": ("lpa.cli.data.show", "print decoded documents of it"),
     "data verify": ("lpa.cli.data.verify", "check that it is intact"),
@@ -19,8 +19,8 @@ COMMANDS = {
     "eval compare": ("lpa.cli.eval.compare", "compare two models on the same text"),
     "eval glue": ("lpa.cli.eval.glue", "fine-tune and score models on GLUE tasks"),
     "eval harness": ("lpa.cli.eval.harness", "run tasks of the lm-evaluation-harness"),
-    "analyze": ("lpa.cli.analyze", "show where a model bears low rank"),
-    "generate": ("lpa.cli.generate", "continue a prompt"),
+    "analyze": ("lpa.cli.eval.analyze", "show where a model bears low rank"),
+    "generate": ("lpa.cli.eval.generate", "continue a prompt"),
     "convert factorize": ("lpa.cli.convert.factorize", "truncate a dense checkpoint to low rank"),
     "convert merge": ("lpa.cli.convert.merge", "merge low-rank pairs into a stock Llama"),
     "convert gguf": ("lpa.cli.convert.gguf", "write a merged model as a GGUF file"),

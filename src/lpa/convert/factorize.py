@@ -4,7 +4,7 @@ import copy
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lpa.callbacks import ProgressCallback
 from lpa.convert.calibration import (
     InputMoment,
     calibration_windows,
@@ -40,8 +41,6 @@ from lpa.model.surgery.projections import (
 from lpa.outputs import MODEL, atomic_directory, check_output_directory
 
 METHODS = ("svd", "svd-llm", "svd-llm-update")
-
-ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass

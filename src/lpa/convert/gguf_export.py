@@ -13,6 +13,7 @@ from lpa.errors import UserError
 from lpa.files import created_directories, sync
 from lpa.model.loading import config_fields, load_model, model_directory
 from lpa.outputs import check_output_file, written_files
+from lpa.run_directory import FINAL_DIRECTORY
 
 
 def export_gguf(
@@ -37,7 +38,7 @@ def export_gguf(
     out = check_output_file(out, "a GGUF file", _is_gguf, overwrite=overwrite)
     if dtype not in ("float16", "float32"):
         raise UserError(f"--dtype: got {dtype!r}; expected float16 or float32")
-    if (directory / "final").is_dir():
+    if (directory / FINAL_DIRECTORY).is_dir():
         raise UserError(
             f"model {directory}: is a run, whose model is not a stock Llama yet; merge it first: "
             f"lpa convert merge {directory} --out merged"

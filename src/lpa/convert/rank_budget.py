@@ -1,12 +1,13 @@
 """One budget as the ranks of all projections: the curves and costs that `allocate_ranks` weighs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lpa.callbacks import ProgressCallback
 from lpa.convert.calibration import capture_layer_inputs, find_decoder_layers, input_moments
 from lpa.convert.rank_allocation import allocate_ranks
 from lpa.errors import UserError
@@ -71,7 +72,7 @@ def ranks_for_budget(
     windows: Tensor | None,
     method: str,
     *,
-    on_progress: Callable[[str, int, int], None],
+    on_progress: ProgressCallback,
 ) -> dict[str, int]:
     """The rank of each projection under a budget; those that stay dense are missing.
 

@@ -1,7 +1,6 @@
 """Two models on the same text: the paired difference, its interval, and what it allows to say."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from lpa.callbacks import StepCallback
 from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
@@ -65,7 +65,7 @@ def compare(
     device: str = "auto",
     tokenizer_a: Any = None,
     tokenizer_b: Any = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: StepCallback = lambda done, total: None,
 ) -> Comparison:
     """Scores a text with two models and compares them part by part.
 
@@ -103,7 +103,7 @@ def _compare(
     data: str | Path,
     split: str | None,
     window_config: WindowConfig,
-    on_progress: Callable[[int, int], None],
+    on_progress: StepCallback,
 ) -> Comparison:
     """`compare`, of models with their tokenizers."""
     models, tokenizers = zip(opened_a, opened_b, strict=True)

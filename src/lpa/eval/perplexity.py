@@ -1,7 +1,7 @@
 """Perplexity of a trained model on prepared data or on text, with its standard error."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from lpa.callbacks import StepCallback
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
 from lpa.eval.scoring import Scores, score
@@ -19,8 +20,6 @@ from lpa.eval.windows import WindowConfig, max_positions
 from lpa.records import Count
 from lpa.train.loading import load_with_tokenizer
 from lpa.train.perplexity import Perplexity
-
-StepCallback = Callable[[int, int], None]
 
 
 @dataclass

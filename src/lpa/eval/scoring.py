@@ -1,6 +1,6 @@
 """The loss of every token of a text, in windows of a model's context, added up by document."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from lpa.callbacks import StepCallback
 from lpa.data.dataset import IGNORE_INDEX
 from lpa.eval.tokenized_text import TokenizedText
 
@@ -101,7 +102,7 @@ def score(
     seq_len: int,
     stride: int,
     batch_size: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: StepCallback = lambda done, total: None,
 ) -> Scores:
     """Score a text (see `iter_windows`); float32 losses of single tokens, added up in float64.
 

@@ -23,6 +23,7 @@ from lpa.model.loading_checks import (
 )
 from lpa.model.weights import ADAPTER, ADAPTER_REFUSED, Weights, open_weights
 from lpa.records import read_json
+from lpa.run_directory import CONFIG_FILE, FINAL_DIRECTORY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -49,14 +50,14 @@ def model_directory(path: str | Path, field: str = "model") -> Path:
         UserError: there is no model at `path`.
     """
     path = Path(path)
-    for directory in (path / "final", path):
+    for directory in (path / FINAL_DIRECTORY, path):
         if (directory / _CONFIG).is_file():
             return directory
     if not path.is_dir():
         raise UserError(
             f"{field} {path}: no such directory; expected a run or a Hugging Face directory"
         )
-    if (path / "config.yaml").is_file():
+    if (path / CONFIG_FILE).is_file():
         raise UserError(
             f"{field} {path}: a run that has not finished (no final/); resume it: lpa train … --resume"
         )

@@ -21,12 +21,11 @@ from lpa.errors import UserError
 from lpa.eval.perplexity import Evaluation
 from lpa.files import write_text_atomic
 from lpa.records import read_json
+from lpa.run_directory import RESULT_FILE, TEST_FILE
 from lpa.study.grid import Study, data_hashes, run_id
 from lpa.study.study_index import IndexedRun, StudyIndex, index_path, read_index
 from lpa.train.config import RunConfig
-from lpa.train.result import RESULT_FILE
 
-TEST_FILE = "test.json"
 # Beside the log, as the next start removes a run that has no checkpoint.
 FAILURE_SUFFIX = ".failure"
 

@@ -17,11 +17,11 @@ from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
 from lpa.files import write_text_atomic
 from lpa.logs import log_to_stderr
-from lpa.study.job_runner import TEST_FILE
+from lpa.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
 from lpa.train.checkpoint import store
 from lpa.train.config import RunConfig
-from lpa.train.result import RESULT_FILE, RunInterruptedError
-from lpa.train.run import CONFIG_FILE, train
+from lpa.train.result import RunInterruptedError
+from lpa.train.run import train
 
 
 def main() -> None:

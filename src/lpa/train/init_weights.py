@@ -19,13 +19,12 @@ from lpa.model.loading import open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.weights import Weights, open_weights
 from lpa.records import read_json
+from lpa.run_directory import INITIAL_WEIGHTS_FILE
 from lpa.train.config import RunConfig
 from lpa.train.distributed.dtensor import shard_like
 from lpa.train.distributed.meta_init import build_meta_model, init_buffers, materialize
 from lpa.train.distributed.parallelize import ParallelLayout, parallelize
 from lpa.train.distributed.process_group import World
-
-INITIAL_WEIGHTS_FILE = "start.json"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from pathlib import Path
 from lpa.console import format_duration
 from lpa.files import write_text_atomic
 from lpa.records import Count, Finite, read_json
+from lpa.run_directory import RESULT_FILE
 from lpa.train.perplexity import Perplexity
 from lpa.train.state import TrainState
-
-RESULT_FILE = "result.json"
 
 
 @dataclass

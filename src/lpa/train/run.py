@@ -9,6 +9,21 @@ from lpa.errors import LPAWarning, UserError
 from lpa.files import write_text_atomic
 from lpa.locks import hold_directory
 from lpa.outputs import MODEL, Marker, check_output_directory, content_of, read_marker, remove
+from lpa.run_directory import (
+    BEST_DIRECTORY,
+    CHECKPOINTS_DIRECTORY,
+    CONFIG_FILE,
+    DAMAGED_METRICS_FILE,
+    FINAL_DIRECTORY,
+    INITIAL_WEIGHTS_FILE,
+    LATEST_CHECKPOINT_FILE,
+    LAUNCH_FILE,
+    LOGGER_IDS_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    SAMPLES_FILE,
+    TEST_FILE,
+)
 from lpa.train.checkpoint import store
 from lpa.train.checkpoint.resume_checks import check_same_config, check_unchanged, read_saved_config
 from lpa.train.config import RunConfig
@@ -24,30 +39,28 @@ from lpa.train.distributed.process_group import (
     missing_ranks,
     run_on_all_ranks,
 )
-from lpa.train.init_weights import INITIAL_WEIGHTS_FILE
-from lpa.train.logging.loggers import IDS_FILE
-from lpa.train.logging.metrics_file import DAMAGED_FILE, METRICS_FILE
-from lpa.train.logging.samples import SAMPLES_FILE
-from lpa.train.result import RESULT_FILE, RunResult, RunStopped
-from lpa.train.trainer import BEST_DIRECTORY, FINAL_DIRECTORY, Trainer
-
-CONFIG_FILE = "config.yaml"
-_LAUNCH_FILE = ".launch"
+from lpa.train.result import RunResult, RunStopped
+from lpa.train.trainer import Trainer
 
 # A run directory as its marker tells it: `--overwrite` removes these files, and refuses to with any other.
 _MARKER = Marker(
     "a training run",
     [
-        *(CONFIG_FILE, _LAUNCH_FILE, INITIAL_WEIGHTS_FILE, RESULT_FILE, METRICS_FILE, DAMAGED_FILE),
-        *(SAMPLES_FILE, IDS_FILE, "events.out.tfevents.*", "wandb/*", "test.json", ".*.tmp"),
-        *("checkpoints", "checkpoints/latest.json", "checkpoints/step-[0-9]*/*"),
         *(
-            "checkpoints/.step-[0-9]*",
-            "checkpoints/.latest.json.*",
-            f"{FINAL_DIRECTORY}/*",
-            f"{BEST_DIRECTORY}/*",
+            CONFIG_FILE,
+            LAUNCH_FILE,
+            INITIAL_WEIGHTS_FILE,
+            RESULT_FILE,
+            METRICS_FILE,
+            DAMAGED_METRICS_FILE,
         ),
-        *(f".{FINAL_DIRECTORY}.*", f".{BEST_DIRECTORY}.*"),
+        *(SAMPLES_FILE, LOGGER_IDS_FILE, "events.out.tfevents.*", "wandb/*", TEST_FILE, ".*.tmp"),
+        CHECKPOINTS_DIRECTORY,
+        *(f"{CHECKPOINTS_DIRECTORY}/{name}" for name in ("step-[0-9]*/*", ".step-[0-9]*")),
+        f"{CHECKPOINTS_DIRECTORY}/{LATEST_CHECKPOINT_FILE}",
+        f"{CHECKPOINTS_DIRECTORY}/.{LATEST_CHECKPOINT_FILE}.*",
+        *(f"{name}/*" for name in (FINAL_DIRECTORY, BEST_DIRECTORY)),
+        *(f".{name}.*" for name in (FINAL_DIRECTORY, BEST_DIRECTORY)),
     ],
 )
 # What a process that was killed while it wrote a model or a record leaves behind.
@@ -279,7 +292,7 @@ def _any_rank_finds(condition: Callable[[], bool]) -> bool:
 
 def _recorded_agents(out: Path) -> set[str]:
     """The agents of the launch that worked on `out` last."""
-    file = out / _LAUNCH_FILE
+    file = out / LAUNCH_FILE
     return set(file.read_text(errors="replace").splitlines()) if file.is_file() else set()
 
 
@@ -287,7 +300,7 @@ def _record_launch(out: Path, agents: Collection[str]) -> None:
     """Remember which launch this run belongs to; it may lose agents and get others."""
     recorded = _recorded_agents(out)
     known = recorded | set(agents) if not recorded.isdisjoint(agents) else set(agents)
-    write_text_atomic(out / _LAUNCH_FILE, "".join(f"{agent}\n" for agent in sorted(known)))
+    write_text_atomic(out / LAUNCH_FILE, "".join(f"{agent}\n" for agent in sorted(known)))
 
 
 def _warn(message: str) -> None:

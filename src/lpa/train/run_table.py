@@ -1,7 +1,6 @@
 """The results of the runs below a directory, or how far they are."""
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 
 from lpa.errors import UserError
 from lpa.records import read_yaml, typed
+from lpa.run_directory import CONFIG_FILE, RESULT_FILE
+from lpa.train.checkpoint import store
 from lpa.train.logging.metrics_file import read_metrics
-from lpa.train.result import RESULT_FILE, RunResult
-
-_CONFIG = "config.yaml"
-_CHECKPOINT = re.compile(r"step-(\d{8})")
+from lpa.train.result import RunResult
 
 
 @dataclass
@@ -63,12 +61,12 @@ def find_runs(root: Path) -> list[Path]:
         raise UserError(f"DIR {root}: no such directory; expected one that holds runs")
     found = list(_find(root))
     if not found:
-        raise UserError(f"DIR {root}: holds no run; expected directories with a {_CONFIG}")
+        raise UserError(f"DIR {root}: holds no run; expected directories with a {CONFIG_FILE}")
     return found
 
 
 def _find(directory: Path) -> Iterator[Path]:
-    if (directory / _CONFIG).exists():
+    if (directory / CONFIG_FILE).exists():
         yield directory
         return
     try:
@@ -149,18 +147,18 @@ def _int_or_none(value: float | None) -> int | None:
 def _read_config(run: Path, row: RunRow) -> None:
     """Model and state: the latest checkpoint is known by its name."""
     steps = [
-        int(found[1])
-        for path in (run / "checkpoints").glob("step-*")
-        if (found := _CHECKPOINT.fullmatch(path.name))
+        store.step_of(path)
+        for path in store.checkpoints_directory(run).glob("step-*")
+        if store.is_checkpoint_name(path)
     ]
     row.state = f"stopped at step {max(steps):,}" if steps else "no checkpoint yet"
-    config = read_yaml(run / _CONFIG, dict[str, dict[str, Any]])
+    config = read_yaml(run / CONFIG_FILE, dict[str, dict[str, Any]])
     given = {
         section: {name: value for name, value in config[section].items() if name in shown}
         for section, shown in _SHOWN.items()
         if section in config
     }
-    shown = typed(given, _Shown, where=run / _CONFIG)
+    shown = typed(given, _Shown, where=run / CONFIG_FILE)
     row.placement = shown.model.placement
     if row.placement != "none":
         ranks = [str(r) for r in (shown.model.rank, shown.model.ffn_rank) if r is not None]

@@ -9,6 +9,7 @@ import torch
 from lpa.device import peak_flops, peak_memory_bytes
 from lpa.errors import LPAWarning, UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
+from lpa.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
 from lpa.train.batches import BatchReader, MicroBatch, TrainingData
 from lpa.train.checkpoint import store
 from lpa.train.checkpoint.checkpointer import Checkpointer
@@ -43,9 +44,6 @@ from lpa.train.perplexity import Perplexity
 from lpa.train.result import RunInterruptedError, RunResult, RunStopped
 from lpa.train.state import TrainState
 from lpa.train.validation import validate
-
-FINAL_DIRECTORY = "final"
-BEST_DIRECTORY = "best"
 
 
 class Trainer:

@@ -50,7 +50,7 @@ def die_at(stage: str) -> None:
         store.create_partial = dying(store.create_partial, before=False)
     elif stage == "tensors written":
         store.file_checksum = dying(store.file_checksum, before=True)
-    elif stage == "seal written":
+    elif stage == "manifest written":
         real = store.os.replace
 
         def replace(source, target):
@@ -72,7 +72,7 @@ def die_at(stage: str) -> None:
     [
         ("directory made", 2),
         ("tensors written", 2),
-        ("seal written", 2),
+        ("manifest written", 2),
         ("renamed", 2),  # complete, but not yet the one to go on from
         ("remembered", 3),
         ("old one half deleted", 3),

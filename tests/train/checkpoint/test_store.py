@@ -4,6 +4,7 @@ import os
 import pytest
 
 from lpa.errors import UserError
+from lpa.run_directory import CHECKPOINT_MANIFEST_FILE
 from lpa.train.checkpoint import store
 
 
@@ -20,7 +21,7 @@ def names(paths):
     return [path.name for path in paths]
 
 
-def test_a_sealed_checkpoint_says_what_it_holds(tmp_path):
+def test_a_complete_checkpoint_says_what_it_holds(tmp_path):
     path = write_checkpoint(tmp_path, 10)
     assert path == store.checkpoint_path(tmp_path, 10)
     content = store.read_manifest(path)
@@ -37,7 +38,7 @@ def test_a_partial_directory_is_never_counted_and_goes_with_the_next_save(tmp_pa
     store.create_partial(partial)
     (partial / "shard.safetensors").write_text("half")
     bare = store.checkpoint_path(tmp_path, 30)
-    bare.mkdir()  # the right name and no seal
+    bare.mkdir()  # the right name and no manifest
     assert names(store.resumable_checkpoints(tmp_path)) == ["step-00000010"]
     assert names(store.unfinished_checkpoints(tmp_path)) == [
         ".step-00000020.partial",
@@ -117,21 +118,23 @@ def test_a_damaged_file_is_named(tmp_path, damage, message):
 
 
 @pytest.mark.parametrize("place", range(0, 400, 40))
-def test_no_byte_of_the_seal_can_change_unnoticed(tmp_path, place):
+def test_no_byte_of_the_manifest_can_change_unnoticed(tmp_path, place):
     path = write_checkpoint(tmp_path, 10)
-    seal = path / store.MANIFEST_FILE
-    content = bytearray(seal.read_bytes())
+    manifest = path / CHECKPOINT_MANIFEST_FILE
+    content = bytearray(manifest.read_bytes())
     place %= len(content)
     content[place] ^= 1
     changed = bytes(content)
     try:
-        same = json.loads(changed) == json.loads(seal.read_bytes())
+        same = json.loads(changed) == json.loads(manifest.read_bytes())
     except ValueError:
         same = False
-    seal.write_bytes(changed)
+    manifest.write_bytes(changed)
     if same:  # whitespace
         pytest.skip("the byte means nothing")
-    with pytest.raises(store.DamagedCheckpointError, match=r"state\.json: (is damaged|has format)"):
+    with pytest.raises(
+        store.DamagedCheckpointError, match=r"manifest\.json: (is damaged|has format)"
+    ):
         store.read_manifest(path)
     assert store.list_checkpoints(tmp_path) == []
 
@@ -140,7 +143,7 @@ def test_no_byte_of_the_seal_can_change_unnoticed(tmp_path, place):
     "name",
     ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "weights.bin", ".metadata"],
 )
-def test_a_seal_cannot_point_outside_or_at_pickles(tmp_path, name):
+def test_a_manifest_cannot_point_outside_or_at_pickles(tmp_path, name):
     path = write_checkpoint(tmp_path, 10)
     with pytest.raises(
         store.DamagedCheckpointError, match=r"expected plain names of \.safetensors"
@@ -148,7 +151,7 @@ def test_a_seal_cannot_point_outside_or_at_pickles(tmp_path, name):
         store.check_names(path, [name])
 
 
-def test_links_and_files_beyond_the_seal_are_refused(tmp_path):
+def test_links_and_files_beyond_the_manifest_are_refused(tmp_path):
     path = write_checkpoint(tmp_path, 10)
     file = path / "shard.safetensors"
     with pytest.raises(store.DamagedCheckpointError, match="does not belong to the checkpoint"):

@@ -55,4 +55,4 @@ def test_a_run_ends_when_its_time_is_up(prepared, tmp_path):
     stopped = train(config, tmp_path / "run")
     assert stopped.reason == "train.max_seconds"
     assert 0 < stopped.step < 100_000
-    assert (tmp_path / f"run/checkpoints/step-{stopped.step:08d}/state.json").exists()
+    assert (tmp_path / f"run/checkpoints/step-{stopped.step:08d}/manifest.json").exists()

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lpa.callbacks import StepCallback
 from lpa.cli.parsing import Count, to_json
 
 
@@ -46,7 +47,7 @@ def window_options(arguments: Any) -> dict[str, Any]:
 
 
 def score_each_text(
-    sources: list[str], score: Callable[[str, Callable[[int, int], None]], Any]
+    sources: list[str], score: Callable[[str, StepCallback], Any]
 ) -> dict[str, Any]:
     """The result of `score(place, report)` for each text, with a progress bar for each."""
     from lpa import console

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from lpa.callbacks import ProgressCallback
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split, shard_name
 from lpa.data.preparation.chunking import Chunker
 from lpa.data.preparation.encode_jobs import (
@@ -51,9 +52,9 @@ from lpa.locks import hold_directory
 from lpa.outputs import (
     check_output_directory,
     content_of,
+    finish_directory,
     replace_directory,
     resolve_output,
-    seal_directory,
     staging_directory,
 )
 
@@ -64,7 +65,6 @@ TOKENIZER_TRAINING_CHARACTERS = 2**28
 _SINGLE_PROCESS_BYTES = 2**22  # below this, starting processes takes longer than the work
 
 # (what is being done, bytes of the sources done, bytes in all or 0 where not known)
-ProgressCallback = Callable[[str, int, int], None]
 
 
 def prepare(
@@ -416,7 +416,7 @@ def _finalize(
                 f"a --{split}-fraction of 0"
             )
     manifest.save(result)
-    seal_directory(result, KIND)
+    finish_directory(result, KIND)
     check_output_directory(out, KIND, overwrite=overwrite)  # another process may have been faster
     replace_directory(result, resolve_output(out))
     return manifest

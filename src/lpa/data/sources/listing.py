@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from lpa.data.manifest import MANIFEST_FILE
 from lpa.data.sources.source import Source, printable
 from lpa.errors import LPAWarning, UserError
+from lpa.run_directory import CHECKPOINTS_DIRECTORY, CONFIG_FILE, METRICS_FILE
 
 # File name ending -> how such a file is read.
 FORMATS = {
@@ -310,7 +311,7 @@ def _is_prepared(folder: str) -> bool:
 
 def _is_run(folder: str) -> bool:
     """Whether a directory holds what `lpa train` writes."""
-    return os.path.isfile(os.path.join(folder, "config.yaml")) and (
-        os.path.isfile(os.path.join(folder, "metrics.jsonl"))
-        or os.path.isdir(os.path.join(folder, "checkpoints"))
+    return os.path.isfile(os.path.join(folder, CONFIG_FILE)) and (
+        os.path.isfile(os.path.join(folder, METRICS_FILE))
+        or os.path.isdir(os.path.join(folder, CHECKPOINTS_DIRECTORY))
     )

@@ -1,12 +1,13 @@
 """The whole analysis of a model: numbers as JSON, figures as one page."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from lpa.callbacks import ProgressCallback
 from lpa.errors import UserError
 from lpa.eval.analysis.analysis_report import write_analysis_page
 from lpa.eval.analysis.attention_heads import HeadStats, head_stats
@@ -20,7 +21,6 @@ from lpa.outputs import atomic_directory
 from lpa.train.loading import load_with_tokenizer
 
 # (what is being done, steps done, steps in all)
-ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """What each attention head looks at: how widely, and how far back."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpa.callbacks import StepCallback
 from lpa.errors import UserError
 
 
@@ -36,7 +36,7 @@ def head_stats(
     tokens: np.ndarray,
     *,
     seq_len: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: StepCallback = lambda done, total: None,
 ) -> list[HeadStats]:
     """Statistics of every head on a text, in whole windows of the context, one at a time.
 

@@ -1,9 +1,10 @@
 """What a model loses when its projections are cut to a rank."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lpa.callbacks import StepCallback
 from lpa.eval.analysis.projections import Projection, input_directions, truncated
 from lpa.eval.scoring import score
 from lpa.eval.tokenized_text import TokenizedText
@@ -38,7 +39,7 @@ def measure_truncations(
     *,
     seq_len: int,
     batch_size: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: StepCallback = lambda done, total: None,
 ) -> tuple[float, list[Truncation]]:
     """The loss of the whole model, and after each cut that takes anything away.
 

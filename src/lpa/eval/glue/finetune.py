@@ -3,13 +3,13 @@
 import math
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lpa.callbacks import StepCallback
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.metrics import score_predictions
@@ -17,8 +17,6 @@ from lpa.eval.glue.tasks import Task, metric_prefix
 from lpa.eval.glue.tokenization import TextPairEncoder, ensure_pad_token
 from lpa.eval.windows import max_positions
 from lpa.model.loading import load_model, new_model, open_config
-
-StepCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 import importlib.util
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lpa.callbacks import ProgressCallback
 from lpa.errors import UserError
 from lpa.eval.glue.examples import Examples, load_examples
 from lpa.eval.glue.finetune import FineTuningConfig, fine_tune
@@ -17,7 +18,6 @@ from lpa.locks import hold_directory
 from lpa.model.loading import model_directory
 
 # (what is being done, steps done, steps in all)
-ProgressCallback = Callable[[str, int, int], None]
 
 FROM_SCRATCH = " (from scratch)"
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lpa.callbacks import ProgressCallback
 from lpa.errors import UserError
 from lpa.files import write_text_atomic
 from lpa.lowrank import LowRankLinear, break_even_rank
@@ -19,8 +20,6 @@ from lpa.model.layers.latent_cache import LatentCache
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.plan import dense_config
 from lpa.study.bench.timing import PeakMemory, median_ratio, time_interleaved
-
-ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -94,7 +94,7 @@ class Checkpointer:
             self.wait()
 
     def _complete(self, written: Future, partial: Path, content: dict[str, Any]) -> None:
-        """In the writing thread: checksums of this process's files; the main process seals."""
+        """In the writing thread: checksums of this process's files; the main process writes the manifest."""
         written.result()
         own_files = sorted(partial.glob(f"shard-{self._world.rank + 1:05d}-*"))
         checksums = run_on_all_ranks(

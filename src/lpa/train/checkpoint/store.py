@@ -1,8 +1,8 @@
-"""Checkpoints as directories: sealed when complete, verified before use, deleted by their own rule.
+"""Checkpoints as directories: complete once they have a manifest, and verified before use.
 
-A checkpoint `step-00001000/` holds safetensors files and `state.json`, the seal, which lists each file with
-its size and SHA-256 and carries a checksum of itself. It is written as `.step-00001000.partial` and renamed
-when the seal is on it, so a process that dies leaves a partial directory that no one takes for whole.
+A checkpoint `step-00001000/` holds safetensors files and `manifest.json`, which lists each file with its
+size and SHA-256 and carries a checksum of itself. It is written as `.step-00001000.partial` and renamed
+after the manifest, so a process that dies leaves a directory that nothing takes for a complete one.
 `latest.json` names the one written last: after going back to an earlier checkpoint, higher steps of the
 abandoned future may still lie there.
 """
@@ -21,10 +21,13 @@ from typing import Any
 from lpa.errors import UserError
 from lpa.files import sync, write_text_atomic
 from lpa.records import Count, read_json, typed
+from lpa.run_directory import (
+    CHECKPOINT_MANIFEST_FILE,
+    CHECKPOINTS_DIRECTORY,
+    LATEST_CHECKPOINT_FILE,
+)
 from lpa.train.state import TrainState
 
-MANIFEST_FILE = "state.json"
-_LATEST = "latest.json"
 _FORMAT = 2
 _NAME = re.compile(r"step-(\d{8})")
 _UNFINISHED = re.compile(r"\.step-\d{8}\.(partial|deleting)")
@@ -36,7 +39,7 @@ class DamagedCheckpointError(UserError):
 
 @dataclass
 class StoredFile:
-    """What the seal says of a file."""
+    """What the manifest says of a file."""
 
     bytes: Count
     sha256: str
@@ -44,7 +47,7 @@ class StoredFile:
 
 @dataclass
 class CheckpointManifest:
-    """What the seal of a checkpoint says.
+    """What the manifest of a checkpoint says.
 
     Attributes:
         fingerprints: field -> hash of what was trained on.
@@ -60,8 +63,8 @@ class CheckpointManifest:
 
 
 @dataclass
-class _Sealed:
-    """The file of a seal: its content, and the checksum of that."""
+class _ManifestFile:
+    """The file of a manifest: its content, and the checksum of that."""
 
     sha256: str
     content: dict[str, Any]
@@ -69,7 +72,7 @@ class _Sealed:
 
 def checkpoints_directory(run: Path) -> Path:
     """Where the checkpoints of a run lie."""
-    return run / "checkpoints"
+    return run / CHECKPOINTS_DIRECTORY
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -89,7 +92,7 @@ def step_of(path: Path) -> int:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, lowest step first; what has no intact seal is none."""
+    """The complete checkpoints of a run, lowest step first; those without an intact manifest are left out."""
     return sorted(
         path
         for path in checkpoints_directory(run).glob("step-*")
@@ -109,7 +112,9 @@ def resumable_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints to go on from, best first: the one written last, then lower steps."""
     found = list_checkpoints(run)
     try:
-        latest = read_json(checkpoints_directory(run) / _LATEST, dict[str, int])["step"]
+        latest = read_json(checkpoints_directory(run) / LATEST_CHECKPOINT_FILE, dict[str, int])[
+            "step"
+        ]
     except (UserError, KeyError):  # none was written, or it was lost
         latest = step_of(found[-1]) if found else 0
     return [path for path in reversed(found) if step_of(path) <= latest]
@@ -122,7 +127,7 @@ def last_complete(run: Path) -> str:
 
 
 def unfinished_checkpoints(run: Path) -> list[Path]:
-    """What saves that did not end left behind, and directories of the right name without an intact seal."""
+    """What saves that did not end left behind, and checkpoints without an intact manifest."""
     return sorted(
         path
         for path in checkpoints_directory(run).glob("*")
@@ -160,17 +165,17 @@ def create_partial(partial: Path) -> None:
 def write_manifest(
     run: Path, partial: Path, content: dict[str, Any], files: Mapping[str, StoredFile]
 ) -> Path:
-    """Complete a checkpoint: write the seal, rename, and remember it as the latest.
+    """Complete a checkpoint: write the manifest, rename, and remember it as the latest.
 
     Args:
         partial: started with `create_partial`, its files written and synced.
-        content: what the seal says beside the files; JSON.
+        content: what the manifest says beside the files; JSON.
         files: name -> what `file_checksum` says of it.
     """
     expected_file = {name: asdict(file) for name, file in files.items()}
     manifest = {"format": _FORMAT, **content, "files": expected_file}
     write_text_atomic(
-        partial / MANIFEST_FILE,
+        partial / CHECKPOINT_MANIFEST_FILE,
         json.dumps({"sha256": _digest(manifest), "content": manifest}, indent=1) + "\n",
     )
     sync(partial)
@@ -185,7 +190,9 @@ def write_manifest(
 
 def write_latest(run: Path, step: int) -> None:
     """Makes a step the one that the run resumes from."""
-    write_text_atomic(checkpoints_directory(run) / _LATEST, json.dumps({"step": step}) + "\n")
+    write_text_atomic(
+        checkpoints_directory(run) / LATEST_CHECKPOINT_FILE, json.dumps({"step": step}) + "\n"
+    )
 
 
 def delete_old_checkpoints(run: Path, keep_latest_k: int) -> None:
@@ -197,7 +204,7 @@ def delete_old_checkpoints(run: Path, keep_latest_k: int) -> None:
 def remove_all(run: Path) -> None:
     """Delete all complete checkpoints, and the directory if nothing else is in it."""
     delete_old_checkpoints(run, 0)
-    (checkpoints_directory(run) / _LATEST).unlink(missing_ok=True)
+    (checkpoints_directory(run) / LATEST_CHECKPOINT_FILE).unlink(missing_ok=True)
     with suppress(OSError):
         checkpoints_directory(run).rmdir()
 
@@ -218,16 +225,18 @@ def file_checksum(path: Path) -> StoredFile:
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
-    """What the seal of a checkpoint says.
+    """What the manifest of a checkpoint says.
 
     Raises:
         DamagedCheckpointError: it is missing, altered, or of another format.
     """
-    file = path / MANIFEST_FILE
+    file = path / CHECKPOINT_MANIFEST_FILE
     if path.is_dir() and not file.exists():
-        raise DamagedCheckpointError(f"{path}: is no complete checkpoint (no {MANIFEST_FILE})")
+        raise DamagedCheckpointError(
+            f"{path}: is no complete checkpoint (no {CHECKPOINT_MANIFEST_FILE})"
+        )
     try:
-        document = read_json(file, _Sealed)
+        document = read_json(file, _ManifestFile)
         if document.sha256 != _digest(document.content):
             raise UserError("its checksum is not its own")
         found = document.content.get("format")
@@ -244,7 +253,7 @@ def read_manifest(path: Path) -> CheckpointManifest:
 
 
 def check_names(path: Path, names: Iterable[str]) -> None:
-    """Refuse files that a checkpoint may not have: outside of it, links, or not in its seal.
+    """Refuse files that a checkpoint may not have: outside of it, links, or not in its manifest.
 
     Raises:
         DamagedCheckpointError: naming the file.
@@ -253,17 +262,18 @@ def check_names(path: Path, names: Iterable[str]) -> None:
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise DamagedCheckpointError(
-                f"{path / MANIFEST_FILE}: lists {name!r}; expected plain names of .safetensors files"
+                f"{path / CHECKPOINT_MANIFEST_FILE}: lists {name!r}; "
+                "expected plain names of .safetensors files"
             )
         if (path / name).is_symlink():
             raise DamagedCheckpointError(f"{path / name}: is a link; expected a file")
     for entry in path.iterdir():
-        if entry.name not in names | {MANIFEST_FILE}:
+        if entry.name not in names | {CHECKPOINT_MANIFEST_FILE}:
             raise DamagedCheckpointError(f"{entry}: does not belong to the checkpoint; remove it")
 
 
 def check_file(path: Path, expected: StoredFile) -> None:
-    """Compare a file with what its checkpoint's seal says.
+    """Compare a file with what its checkpoint's manifest says.
 
     Raises:
         DamagedCheckpointError: it is missing, shorter or longer, or has other content.

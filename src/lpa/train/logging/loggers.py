@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from lpa.errors import LPAWarning, UserError
 from lpa.files import write_text_atomic
 from lpa.records import read_json
+from lpa.run_directory import LOGGER_IDS_FILE
 
 LOGGERS = ("tensorboard", "wandb", "trackio")
 
-IDS_FILE = "loggers.json"
 
 # W&B retries for minutes, or without end, where there is no network: training does not wait that long.
 _CONNECT_SECONDS = 30
@@ -80,7 +80,7 @@ def open_logger(
 
 def _tracking_id(run: Path, name: str) -> str:
     """By which a service knows this run again, kept in the run directory."""
-    path = run / IDS_FILE
+    path = run / LOGGER_IDS_FILE
     ids = read_json(path, dict[str, str]) if path.exists() else {}
     if name not in ids:
         ids[name] = secrets.token_hex(4)

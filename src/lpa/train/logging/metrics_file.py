@@ -7,10 +7,9 @@ from pathlib import Path
 
 from lpa.errors import LPAWarning, UserError
 from lpa.records import read_json_lines, typed
+from lpa.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 
-METRICS_FILE = "metrics.jsonl"
 # Where a damaged file is kept when its run resumes.
-DAMAGED_FILE = "metrics.jsonl.damaged"
 
 # One line of the file: `step`, and the numbers of that step by name.
 Record = dict[str, int | float]
@@ -37,12 +36,12 @@ def read_metrics(run: Path) -> list[Record]:
 def recover_metrics(run: Path) -> list[Record]:
     """`read_metrics` for a run that resumes: of a damaged file, the records before the damage.
 
-    The damaged file is kept under `DAMAGED_FILE`, and a warning says so.
+    The damaged file is kept under `DAMAGED_METRICS_FILE`, and a warning says so.
     """
     try:
         return read_metrics(run)
     except UserError as error:
-        path, damaged = run / METRICS_FILE, run / DAMAGED_FILE
+        path, damaged = run / METRICS_FILE, run / DAMAGED_METRICS_FILE
         records = _records_before_damage(path)
         os.replace(path, damaged)
         warnings.warn(

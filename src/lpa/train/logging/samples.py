@@ -11,9 +11,8 @@ from lpa.data.text_encoder import TextEncoder
 from lpa.data.tokenizer import load_tokenizer
 from lpa.model.compile import eager_layers
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.run_directory import SAMPLES_FILE
 from lpa.train.config import RunConfig
-
-SAMPLES_FILE = "samples.jsonl"
 
 
 def sample_text(
