@@ -12,6 +12,7 @@ import torch
 import yaml
 from runs import untimed_metrics
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpa.train.checkpoint.store import list_checkpoints
 from lpa.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
@@ -188,3 +189,22 @@ def test_separate_documents_train_and_go_on_to_the_same_bits(options, lpa, tmp_p
     finished = lpa(*apart, "--out", tmp_path / "two", "--data.num_workers", 2, "--resume")
     assert finished.code == 0, finished.stderr
     assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 8])
+def test_all_products_of_a_bfloat16_step_are_bfloat16(prepared, tmp_path, micro_batch_size):
+    config = small_config(prepared, 8)
+    config.train.dtype, config.train.micro_batch_size = "bfloat16", micro_batch_size
+    trainer = Trainer(config, tmp_path)
+    found = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+                found.append({x.dtype for x in args if isinstance(x, torch.Tensor)})
+            return operation(*args, **(kwargs or {}))
+
+    with Watch():
+        trainer.train_step()
+    assert found
+    assert all(kinds == {torch.bfloat16} for kinds in found)
