@@ -73,10 +73,17 @@ def compare(
     perplexity.
 
     Args:
-        a, b: each a run directory, a Hugging Face directory, or a live model.
-        data, split, mode, stride, batch_size, device: as in `evaluate_perplexity`.
+        a: a run directory, a Hugging Face directory, or a live model.
+        b: another, or the same.
+        data: as in `evaluate_perplexity`.
+        split: as there.
+        mode: as there.
+        stride: as there.
+        batch_size: as there.
+        device: as there.
         seq_len: tokens per window; by default the smaller one of what the models were made for.
-        tokenizer_a, tokenizer_b: those of live models.
+        tokenizer_a: that of `a`, where it is a live model.
+        tokenizer_b: that of `b`, where it is a live model.
         on_progress: called with tokens scored and tokens in all.
 
     Returns:

@@ -93,10 +93,14 @@ def prepare(
         out: the directory to make.
         vocab_size: train a byte-level BPE of this size on the training documents, or
         tokenizer: use this one (see `load_tokenizer`).
-        validation, test: separate held-out text.
-        validation_fraction, test_fraction: the share of `sources` to hold out for a split that has
-            none (see `SplitAssigner`).
-        boundary, column, errors: of sources that do not say them (see `Source`).
+        validation: separate held-out text to validate with.
+        test: separate held-out text to test with.
+        validation_fraction: the share of `sources` to hold out where `validation` names none (see
+            `SplitAssigner`).
+        test_fraction: likewise for `test`.
+        boundary: of sources that do not say it (see `Source`).
+        column: likewise.
+        errors: likewise.
         deduplicate: leave out training documents equal to an earlier one.
         parse_special_tokens: let text that spells a special token become that token (see `TextEncoder`).
         workers: processes that encode; by default one per core.
