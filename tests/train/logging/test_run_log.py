@@ -59,8 +59,8 @@ def test_a_resumed_run_says_what_is_done(lpa, options, tmp_path):
     assert steps_of(resumed.stderr) == [6, 8]
 
 
-def test_one_process_speaks_for_all(options, tmp_path):
-    launched = torchrun(2, *options, "--out", tmp_path / "run")
+def test_one_process_speaks_for_all(lpa, options, tmp_path):
+    launched = torchrun(lpa, 2, *options, "--out", tmp_path / "run")
     code, output = launched.finish()
     assert code == 0, output
     assert steps_of(output) == [2, 4, 6, 8]
