@@ -26,8 +26,8 @@ class DataConfig:
         seq_len: tokens per sample; also the positions that the model is made for.
         intra_document_mask: whether documents in one sample are kept from attending to each other.
         num_workers: processes that read samples ahead of time; 0: the training process reads.
-        verify: whether to compare the checksums of the training shards before the first step, which
-            reads them once.
+        verify: whether to compare the checksums of the training shards before the first step. The
+            processes share the work; a shard whose size and time of change are as before is not read again.
     """
 
     path: Path
