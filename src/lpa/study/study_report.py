@@ -117,11 +117,11 @@ def summarize(result: StudyResult) -> list[str]:
         for placement, row in tuned_rows(result).items():
             so_far = " so far" if missing else ""
             sentences.append(
-                f"Best{so_far} for {placement} on the validation split: {row.variant}."
+                f"Best{so_far} for {result.tuned_kind} {placement} on the validation split: {row.variant}."
             )
         for placement, name, value in short_axes(result):
             sentences.append(
-                f"With {placement}, {name} {value:g} lies at the end of what was tried: "
+                f"With {result.tuned_kind} {placement}, {name} {value:g} lies at the end of what was tried: "
                 "beyond it may be better."
             )
     if result.index.name == "scale":

@@ -80,6 +80,11 @@ class StudyResult:
     curves: dict[str, list[list[dict[str, Any]]]]
 
     @property
+    def tuned_kind(self) -> str:
+        """What tuned settings go by, as messages put it before a name."""
+        return "variant" if any(trial.tunes for trial in self.index.variants) else "placement"
+
+    @property
     def title(self) -> str:
         return f"{self.index.name} at {self.index.scale}"
 
@@ -197,8 +202,10 @@ def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
     overrides, groups = _overrides(result), _tuned_groups(result)
     rows = tuned_rows(result)
     for group in set(groups.values()) - rows.keys():
-        raise UserError(f"{result.title}: no setting of {group} has finished all its runs")
-    by_variant = any(variant.tunes for variant in result.index.variants)
+        raise UserError(
+            f"{result.title}: no setting of {result.tuned_kind} {group} has finished all its runs"
+        )
+    by_variant = result.tuned_kind == "variant"
     tuned = {
         group: {
             key: value
