@@ -298,6 +298,9 @@ def _recorded_agents(out: Path) -> set[str]:
 
 def _record_launch(out: Path, agents: Collection[str]) -> None:
     """Remember which launch this run belongs to; it may lose agents and get others."""
+    if not agents:
+        (out / LAUNCH_FILE).unlink(missing_ok=True)
+        return
     recorded = _recorded_agents(out)
     known = recorded | set(agents) if not recorded.isdisjoint(agents) else set(agents)
     write_text_atomic(out / LAUNCH_FILE, "".join(f"{agent}\n" for agent in sorted(known)))
