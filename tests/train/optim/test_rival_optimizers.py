@@ -46,13 +46,11 @@ def test_a_resumed_run_is_the_run(name, prepared, tmp_path):
     torch.set_num_threads(1)
     fields = {"optim": {"name": name}}
     trainer = small_trainer(prepared, out=tmp_path, **fields)
-    trainer._open_batch_reader()
     for _ in range(2):
         trainer.train_step()
     trainer.save()
     resumed = small_trainer(prepared, out=tmp_path, **fields)
     resumed.load(next((tmp_path / "checkpoints").glob("step-*")))
-    resumed._open_batch_reader()
     for each in (trainer, resumed):
         each.train_step()
     ours, theirs = (dict(each.model.named_parameters()) for each in (trainer, resumed))
