@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
     arguments.slurm = _slurm_parameters(arguments.slurm, arguments.executor)
 
     from lpa.data.manifest import Manifest
-    from lpa.study.bundled_data import prepare_bundled
+    from lpa.study.bundled_data import prepare_bundled_for_scale
     from lpa.study.grid import expand_grid, read_tuned, tuned_names
     from lpa.study.rate_tuning import first_rates, tune_learning_rates
 
@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
 
     study = grid()
     if data is None and not arguments.dry_run:
-        data = prepare_bundled(arguments.out, arguments.scale)
+        data = prepare_bundled_for_scale(arguments.out, arguments.scale)
         study = grid()
     first = tune_learning_rates(study, first_rates(study)) if arguments.tune else study
     if not arguments.json:

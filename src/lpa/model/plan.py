@@ -317,6 +317,20 @@ class CostMatch:
         return abs(self.ratio - 1) <= 0.01
 
 
+def model_cost(config: LPAConfig, cost_kind: str, seq_len: int) -> int:
+    """One cost of a model, by which others are matched.
+
+    Args:
+        cost_kind: `params`; `flops` (forward, per token, over `seq_len`); or `cache`, the bytes per token
+            of a cache of one-byte elements, of latents where there are any.
+    """
+    if cost_kind == "params":
+        return parameter_count(config)
+    if cost_kind == "cache":
+        return kv_cache_bytes(config, itemsize=1)["latent"]
+    return forward_flops_per_token(config, seq_len)
+
+
 def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list[CostMatch]:
     """The wider FFN, the layers, or the higher rank at which a model costs what its dense twin does.
 
@@ -333,12 +347,7 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
     if projection_parameter_count(config) == projection_parameter_count(dense_config(config)):
         raise UserError("--match: the model is dense; expected a low-rank placement")
 
-    def cost(config: LPAConfig) -> int:
-        if cost_kind == "params":
-            return parameter_count(config)
-        return forward_flops_per_token(config, seq_len)
-
-    dense = cost(dense_config(config))
+    dense = model_cost(dense_config(config), cost_kind, seq_len)
     limits = {
         "intermediate_size": 16 * config.intermediate_size,
         "num_hidden_layers": 16 * config.num_hidden_layers,
@@ -350,7 +359,7 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
     for field, limit in limits.items():
 
         def with_value(value: int, field: str = field) -> int:
-            return cost(replace_fields(config, **{field: value}))
+            return model_cost(replace_fields(config, **{field: value}), cost_kind, seq_len)
 
         value = closest_value(with_value, dense, getattr(config, field), limit)
         matches.append(CostMatch(field, value, with_value(value) / dense))

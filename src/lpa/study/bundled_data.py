@@ -1,4 +1,4 @@
-"""The bundled corpus, prepared for a study that was given no data."""
+"""The bundled corpus, prepared for a study or a demonstration."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from lpa.study.grid import scale_vocab_size
 _SMALL_SCALES = ("tiny", "pico", "nano")
 
 
-def prepare_bundled(out: Path, scale: str) -> Path:
+def prepare_bundled_for_scale(out: Path, scale: str) -> Path:
     """Prepare it once, with the vocabulary of the scale, in a folder of `out`.
 
     Raises:
@@ -25,11 +25,16 @@ def prepare_bundled(out: Path, scale: str) -> Path:
     vocab_size = scale_vocab_size(scale)
     data = out / f"data-{vocab_size}"
     if not (data / MANIFEST_FILE).exists():
-        prepare(
-            [bundled_corpus("train")],
-            data,
-            vocab_size=vocab_size,
-            validation=[bundled_corpus("validation")],
-            test=[bundled_corpus("test")],
-        )
+        prepare_bundled(data, vocab_size)
     return data
+
+
+def prepare_bundled(data: Path, vocab_size: int) -> None:
+    """Prepares all splits of the bundled corpus in a new directory, with its own tokenizer."""
+    prepare(
+        [bundled_corpus("train")],
+        data,
+        vocab_size=vocab_size,
+        validation=[bundled_corpus("validation")],
+        test=[bundled_corpus("test")],
+    )

@@ -4,8 +4,7 @@ import math
 from typing import Any
 
 from lpa.model.configuration_lpa import LPAConfig
-from lpa.model.cost import forward_flops_per_token, parameter_count
-from lpa.model.plan import closest_value, kv_cache_bytes, replace_fields
+from lpa.model.plan import closest_value, model_cost, replace_fields
 
 
 def match_cost(
@@ -22,11 +21,7 @@ def match_cost(
     """
 
     def cost(config: LPAConfig) -> int:
-        if wanted["cost"] == "params":
-            return parameter_count(config)
-        if wanted["cost"] == "cache":
-            return kv_cache_bytes(config, itemsize=1)["latent"]
-        return forward_flops_per_token(config, seq_len)
+        return model_cost(config, wanted["cost"], seq_len)
 
     def changes(value: int) -> dict[str, Any]:
         if wanted["field"] == "num_attention_heads":  # more heads of the same width

@@ -5,14 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lpa import console
-from lpa.data.preparation.prepare import prepare
-from lpa.data.sources.source import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.generate import generate_text
 from lpa.eval.perplexity import Evaluation
 from lpa.files import write_text_atomic
 from lpa.locks import hold_directory
 from lpa.outputs import Marker, check_output_directory, content_of, remove
+from lpa.study.bundled_data import prepare_bundled
 from lpa.study.demo.demo_report import write_demo_report
 from lpa.study.job_runner import FAILURE_SUFFIX, Job, read_test, run_jobs
 from lpa.train.config import (
@@ -172,13 +171,7 @@ def prepare_demo_data(out: Path) -> Path:
     data = out / "data"
     with console.progress_display() as display:
         bar = display.add_task("tokenizer and tokens", total=None, status="")
-        prepare(
-            [bundled_corpus("train")],
-            data,
-            vocab_size=VOCAB_SIZE,
-            validation=[bundled_corpus("validation")],
-            test=[bundled_corpus("test")],
-        )
+        prepare_bundled(data, VOCAB_SIZE)
         display.update(bar, total=1, completed=1)
     return data
 
