@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from lpa.data import Manifest, load_split_tokens, load_tokenizer, prepare
 from lpa.data.preparation import prepare as preparation_module
+from lpa.data.preparation import shards as shards_module
 from lpa.errors import LPAWarning, UserError
 from lpa.locks import hold_directory
 
@@ -104,7 +105,7 @@ def test_a_prepared_tokenizer_serves_again(tmp_path, lines):
 
 def test_long_splits_become_several_shards(tmp_path, lines, monkeypatch):
     prepare([lines], tmp_path / "one", vocab_size=300, boundary="line")
-    monkeypatch.setattr(preparation_module, "SHARD_TOKENS", 1000)
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 1000)
     manifest = prepare([lines], tmp_path / "many", vocab_size=300, boundary="line")
     assert len(manifest.splits["train"].shards) > 5
     assert np.array_equal(
@@ -198,7 +199,7 @@ def test_a_manifest_that_cannot_be_is_refused(tmp_path, lines, change, message):
 
 
 def test_shards_that_changed_places_are_refused(tmp_path, lines, monkeypatch):
-    monkeypatch.setattr(preparation_module, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 100)
     out = tmp_path / "out"
     prepare([lines], out, vocab_size=300)
     fields = json.loads((out / "manifest.json").read_text())

@@ -2,12 +2,10 @@
 
 Work is kept beside the output in `.<name>.partial/` until it is complete: units of some megabytes, each
 finished or not. A process that was killed or met a bad row leaves them, and the same command
-resumes from there
-and produces the same bytes, even where the text has been corrected in between.
+resumes from there and produces the same bytes, even where the text has been corrected in between.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lpa.callbacks import ProgressCallback
-from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest, Shard, Split, shard_name
+from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest
 from lpa.data.preparation.chunking import Chunker
 from lpa.data.preparation.encode_jobs import (
     Encoding,
@@ -31,11 +27,10 @@ from lpa.data.preparation.encode_jobs import (
     finished_units,
     group_chunks,
     init_worker,
-    job_path,
     load_job_stats,
-    write_array,
 )
 from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig
+from lpa.data.preparation.shards import write_shards
 from lpa.data.preparation.splitting import SourceScan, SplitAssigner, SplitChunk, scan_sources
 from lpa.data.sources.listing import SourceFiles, list_files
 from lpa.data.sources.source import Source
@@ -60,11 +55,8 @@ from lpa.outputs import (
 
 # What the marker of an output directory calls it.
 KIND = "a prepared data directory"
-SHARD_TOKENS = 2**27
 TOKENIZER_TRAINING_CHARACTERS = 2**28
 _SINGLE_PROCESS_BYTES = 2**22  # below this, starting processes takes longer than the work
-
-# (what is being done, bytes of the sources done, bytes in all or 0 where not known)
 
 
 def prepare(
@@ -406,7 +398,7 @@ def _finalize(
         dtype=encoding.dtype,
         eos_token_id=encoding.eos_token_id,
         splits={
-            split: _write_shards(partial / "jobs", result, split, finished[split], encoding.dtype)
+            split: write_shards(partial / "jobs", result, split, finished[split], encoding.dtype)
             for split in SPLITS
             if split == "train" or config.sources_by_split[split] or config.fractions[split]
         },
@@ -424,36 +416,3 @@ def _finalize(
     check_output_directory(out, KIND, overwrite=overwrite)  # another process may have been faster
     replace_directory(result, resolve_output(out))
     return manifest
-
-
-def _write_shards(folder: Path, result: Path, split: str, numbers: list[int], dtype: str) -> Split:
-    """The units of a split, one after another, as shards; one unit at a time in memory."""
-    total = Split(shards=[], tokens=0, documents=0, bytes=0, words=0)
-    for number in numbers:
-        job = load_job_stats(folder, split, number)
-        assert job is not None
-        total.tokens += job.tokens
-        total.documents += job.documents
-        total.bytes += job.bytes
-        total.words += job.words
-        total.special_tokens_in_text += job.special_tokens_in_text
-    tokens = (np.load(job_path(folder, split, n).with_suffix(".npy")) for n in numbers)
-    remaining = np.empty(0, dtype=dtype)
-
-    def next_tokens(count: int) -> Iterator[np.ndarray]:
-        nonlocal remaining
-        while count:
-            if len(remaining) == 0:
-                remaining = next(tokens)
-            taken, remaining = remaining[:count], remaining[count:]
-            count -= len(taken)
-            yield taken
-
-    for start in range(0, total.tokens, SHARD_TOKENS):
-        length = min(SHARD_TOKENS, total.tokens - start)
-        path = result / shard_name(split, len(total.shards))
-        write_array(path, next_tokens(length), length, dtype)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.shards.append(Shard(path.name, length, digest))
-    return total
