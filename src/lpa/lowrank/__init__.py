@@ -3,6 +3,7 @@
 from lpa.lowrank.cola import CoLALinear
 from lpa.lowrank.initializers import INITIALIZATIONS, init_factors
 from lpa.lowrank.linear import LowRankLinear, svd_factors
+from lpa.lowrank.plain_linear import has_hooks, is_plain_linear
 from lpa.lowrank.rank import break_even_rank, check_rank
 from lpa.lowrank.sltrain import SLTrainLinear, sparse_entry_count
 from lpa.lowrank.spectra import entropy_rank, singular_values, stable_rank
@@ -22,7 +23,9 @@ __all__ = [
     "break_even_rank",
     "check_rank",
     "entropy_rank",
+    "has_hooks",
     "init_factors",
+    "is_plain_linear",
     "moment_sqrt",
     "refit_up",
     "singular_values",

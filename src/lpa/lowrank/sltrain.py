@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lpa.errors import UserError
 from lpa.lowrank.linear import LowRankLinear
+from lpa.lowrank.plain_linear import is_plain_linear
 
 
 def sparse_entry_count(in_features: int, out_features: int, density: float) -> int:
@@ -79,7 +80,16 @@ class SLTrainLinear(LowRankLinear):
         return product.flatten().index_add(0, self.support, values).view_as(product)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.dense_weight(), self.up.bias)
+        if is_plain_linear(self.down) and is_plain_linear(self.up):
+            return F.linear(x, self.dense_weight(), self.up.bias)
+        # An adapter on a factor, say: what stands there is called, and S is applied beside it.
+        return super().forward(x) + F.linear(x, self._sparse_weight().to(x.dtype))
+
+    def _sparse_weight(self) -> Tensor:
+        """S, (out_features, in_features)."""
+        weight = self.sparse_values.new_zeros(self.out_features * self.in_features)
+        weight = weight.index_add(0, self.support, self.sparse_values)
+        return weight.view(self.out_features, self.in_features)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {len(self.sparse_values)} sparse entries"

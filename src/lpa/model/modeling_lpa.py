@@ -28,10 +28,9 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from lpa.lowrank import LowRankLinear, SLTrainLinear, init_factors
+from lpa.lowrank import LowRankLinear, SLTrainLinear, init_factors, is_plain_linear
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.decoder import LPAAttention, LPADecoderLayer, build_norm
-from lpa.model.layers.fused_projections import is_plain_linear
 from lpa.model.layers.latent_cache import LatentCache
 from lpa.model.layers.loss import lm_head_loss
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpa.lowrank import LowRankLinear
+from lpa.lowrank import LowRankLinear, has_hooks, is_plain_linear
 
 
 def project_fused(projections: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
@@ -45,28 +45,6 @@ def _latents(modules: Sequence[LowRankLinear], x: Tensor) -> tuple[Tensor, ...]:
 def _is_plain(module: LowRankLinear) -> bool:
     """Whether calling a pair does no more than its two products."""
     return type(module) is LowRankLinear and not has_hooks(module) and is_plain_linear(module.down)
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map that its weight alone stands for."""
-    # PEFT, quantization and parametrizations put other classes in its place; torchao and tensor
-    # parallelism other kinds of tensor.
-    return (
-        type(module) is nn.Linear
-        and type(module.weight) in (nn.Parameter, Tensor)
-        and not has_hooks(module)
-    )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something else happens when a module is called."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or hasattr(module, "_hf_hook")  # of accelerate, in place of `forward`
-    )
 
 
 def _are_mismatched(modules: Sequence[LowRankLinear]) -> bool:

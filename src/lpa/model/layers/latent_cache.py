@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
 
-from lpa.lowrank import LowRankLinear
-from lpa.model.layers.fused_projections import has_hooks, is_plain_linear
+from lpa.lowrank import LowRankLinear, has_hooks, is_plain_linear
 from lpa.model.layers.ops import apply_rotary
 
 
