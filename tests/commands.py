@@ -15,6 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+# A model and a run so small that a step takes milliseconds.
+TINY = [
+    *("--data.seq_len", "32"),
+    *("--model.hidden_size", "32", "--model.intermediate_size", "64"),
+    *("--model.num_hidden_layers", "2", "--model.num_attention_heads", "2", "--model.rank", "8"),
+    *("--train.batch_size", "4", "--train.threads", "1", "--train.device", "cpu"),
+    *("--optim.warmup_steps", "2"),
+]
+
 
 @dataclass
 class Finished:

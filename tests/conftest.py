@@ -7,18 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import CommandServer
+from commands import TINY, CommandServer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-# A model and a run so small that a step takes milliseconds.
-TINY = [
-    *("--data.seq_len", "32"),
-    *("--model.hidden_size", "32", "--model.intermediate_size", "64"),
-    *("--model.num_hidden_layers", "2", "--model.num_attention_heads", "2", "--model.rank", "8"),
-    *("--train.batch_size", "4", "--train.threads", "1", "--train.device", "cpu"),
-    *("--optim.warmup_steps", "2"),
-]
 
 
 @pytest.fixture(scope="session")

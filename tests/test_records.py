@@ -269,7 +269,7 @@ def test_a_missing_or_unknown_field_is_named(whole, tmp_path):
     whole.write(tmp_path, {**whole.content, "surplus": 1})
     assert "surplus: unknown field; expected one of" in refused(whole, tmp_path)
     # Those of dataclasses that have a default, as older versions did not write them.
-    kinds = (RunResult, Manifest)
+    kinds = (RunResult, Manifest, StudyIndex)
     optional = {f.name for kind in kinds for f in fields(kind) if f.default is not MISSING}
     for name in whole.content.keys() - (optional - {"schema_version"}):
         whole.write(tmp_path, {k: v for k, v in whole.content.items() if k != name})

@@ -66,7 +66,7 @@ def test_a_dry_run_prints_the_grid_and_writes_nothing(lpa, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--scale", "giant"), "--scale: got 'giant'; expected one of tiny, pico"),
+        (("--scale", "giant"), "--scale: got 'giant'; expected one of tiny, femto, pico"),
         (("--steps", 0), "--steps: got 0; expected a whole number from 1"),
         (("--seeds", 0), "--seeds: got 0; expected a whole number from 1"),
         (("--data", "nowhere"), "nowhere"),

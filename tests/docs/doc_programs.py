@@ -13,8 +13,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from commands import Finished
-from conftest import TINY
+from commands import TINY, Finished
 from doc_markdown import ROOT
 
 PROGRAMS = ("lpa", "torchrun", "python", "python3", "pip", "make", "srun", "scontrol")

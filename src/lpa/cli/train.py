@@ -50,6 +50,7 @@ def build_parser() -> Parser:
     for action in parser._actions:
         if action.dest == "print_config":
             action.help = "print the recipe with all options applied, and exit"
+            action.metavar = ""
     parser.add_argument("--out", type=Path, help="the run directory to write")
     parser.add_argument(
         "--resume",

@@ -69,7 +69,8 @@ def test_one_process_speaks_for_all(lpa, options, tmp_path):
 def test_a_terminal_shows_a_bar_with_the_names_of_phases_and_no_log(options, tmp_path):
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "lpa", *map(str, options), "--out", str(tmp_path / "run")],
+        [sys.executable, "-m", "lpa", *map(str, options), "--out", "run"],
+        cwd=tmp_path,  # a path of any length would be shown whole
         stdout=subprocess.DEVNULL,
         stderr=terminal,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "80"},

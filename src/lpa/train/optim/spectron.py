@@ -93,6 +93,11 @@ class Spectron(torch.optim.Optimizer):
     def _spectral_norm(self, factor: Tensor) -> float:
         """‖factor‖₂, from below."""
         vector = self.state[factor]["singular_vector"]
+        # The last vector alone may be orthogonal to the new one after a step as large as the factor, and
+        # the norm then seems to have converged. The longest row never is far from all that is large.
+        vector.div_(torch.linalg.vector_norm(vector).clamp(min=1e-30))
+        row = factor[torch.linalg.vector_norm(factor, dim=1).argmax()]
+        vector.add_(row, alpha=1 / max(float(torch.linalg.vector_norm(row)), 1e-30))
         norm = 0.0
         for _ in range(_MOST_ITERATIONS):
             vector.div_(torch.linalg.vector_norm(vector).clamp(min=1e-30))
