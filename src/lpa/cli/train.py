@@ -146,7 +146,8 @@ def let_options_win(arguments: Any, argv: list[str]) -> None:
     for field, other in _SAME:
         if f"--train.{field}" not in given:
             continue
-        if f"--train.{other}" in given:
+        # An option may clear the other field: `--train.tokens null`.
+        if f"--train.{other}" in given and arguments.train[other] is not None:
             exit_with_error(
                 f"--train.{field}: got {arguments.train[field]} beside --train.{other} "
                 f"{arguments.train[other]}; expected one of the two"
