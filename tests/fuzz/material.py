@@ -42,6 +42,7 @@ LINES = {
     "runs": "runs run stopped",
     "eval perplexity": "eval perplexity run --data data --device cpu",
     "eval compare": "eval compare run merged --data data --device cpu",
+    "eval minimal-pairs": "eval minimal-pairs run --data data --device cpu",
     "eval glue": "eval glue run --task sst2 --data glue --seeds 1 --epochs 1 --out scores --device cpu",
     "eval harness": "eval harness run --tasks task.yaml --limit 2 --device cpu",
     "analyze": "analyze run --data notes.txt --tokens 64 --ranks 4 --device cpu --out out",

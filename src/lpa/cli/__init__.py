@@ -17,6 +17,10 @@ COMMANDS = {
     "runs": ("lpa.cli.runs", "tabulate runs, finished or not"),
     "eval perplexity": ("lpa.cli.eval.perplexity", "score a model on held-out text"),
     "eval compare": ("lpa.cli.eval.compare", "compare two models on the same text"),
+    "eval minimal-pairs": (
+        "lpa.cli.eval.minimal_pairs",
+        "test a model's grammar on pairs of sentences",
+    ),
     "eval glue": ("lpa.cli.eval.glue", "fine-tune and score models on GLUE tasks"),
     "eval harness": ("lpa.cli.eval.harness", "run tasks of the lm-evaluation-harness"),
     "analyze": ("lpa.cli.eval.analyze", "show where a model bears low rank"),

@@ -122,6 +122,11 @@ class Manifest:
                         f"{path}: {name} has shard {shard.name!r} where {shard_name(name, number)} belongs"
                     )
 
+    @property
+    def held_out_split(self) -> str:
+        """What scores a model unless another split is named: test, else validation, else train."""
+        return next(name for name in reversed(SPLITS) if name in self.splits)
+
     def split(self, name: str) -> Split:
         """A split by name.
 

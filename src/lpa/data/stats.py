@@ -118,6 +118,19 @@ def sample_documents(
     return texts
 
 
+def decode_documents(directory: Path, split: str) -> Iterator[str]:
+    """The text of each document of a split, in order.
+
+    Raises:
+        UserError: no such split, or a damaged one.
+    """
+    manifest = Manifest.load(directory)
+    tokenizer = load_tokenizer(directory / TOKENIZER_DIRECTORY)
+    for document in _iterate_documents(directory, split, manifest.eos_token_id):
+        ends = len(document) and document[-1] == manifest.eos_token_id
+        yield tokenizer.decode(document[:-1] if ends else document)
+
+
 def verify_data(directory: Path) -> list[str]:
     """What is wrong with a prepared data directory; nothing if it is as it was written.
 

@@ -119,7 +119,7 @@ def score(
         batch_size,
         sort=mode == "documents",
     ):
-        for window, losses in zip(batch, _token_losses(model, batch), strict=True):
+        for window, losses in zip(batch, window_losses(model, batch), strict=True):
             positions = np.arange(window.stop - window.num_scored, window.stop)
             parts = np.searchsorted(ends, positions, side="right")
             np.add.at(loss, parts, losses[-window.num_scored :])
@@ -146,7 +146,7 @@ def _batches(windows: Iterator[Window], batch_size: int, *, sort: bool) -> Itera
             yield group[start : start + batch_size]
 
 
-def _token_losses(model: Any, batch: list[Window]) -> list[np.ndarray]:
+def window_losses(model: Any, batch: list[Window]) -> list[np.ndarray]:
     """The loss of each target of each window, in float64."""
     length = max(len(window.ids) for window in batch)
     # On the right of what counts, causal attention makes padding harmless without a mask.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lpa.data.dataset import load_split_tokens
-from lpa.data.manifest import MANIFEST_FILE, SPLITS, Manifest
+from lpa.data.manifest import MANIFEST_FILE, Manifest
 from lpa.data.sources.documents import read_documents
 from lpa.data.sources.source import Source
 from lpa.data.text_encoder import TextEncoder
@@ -63,8 +63,7 @@ def _from_prepared(directory: Path, split: str | None, tokenizer: Any) -> Tokeni
             f"(vocabulary {manifest.vocab_size} there, {len(tokenizer)} here); give the text itself, "
             "or prepare it with --tokenizer MODEL"
         )
-    if split is None:
-        split = next(name for name in reversed(SPLITS) if name in manifest.splits)
+    split = split or manifest.held_out_split
     contents = manifest.split(split)
     tokens = load_split_tokens(directory, split)
     return TokenizedText(
