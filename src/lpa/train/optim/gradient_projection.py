@@ -67,8 +67,11 @@ class _ProjectedAdamW(torch.optim.Optimizer):
 
     def _adam_direction(
         self, state: dict[str, Tensor], projected: Tensor, group: dict[str, Any]
-    ) -> Tensor:
-        """AdamW's direction of the projected gradient; counts the step."""
+    ) -> tuple[Tensor, float]:
+        """AdamW's direction of the projected gradient before its bias is corrected, and the correction.
+
+        Counts the step. As in the code of both papers' authors, eps is added before the correction.
+        """
         if "exp_avg" not in state:
             state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(projected) for _ in range(2))
         beta1, beta2 = group["betas"]
@@ -76,8 +79,8 @@ class _ProjectedAdamW(torch.optim.Optimizer):
         step = float(state["step"])
         mean = state["exp_avg"].lerp_(projected, 1 - beta1)
         square = state["exp_avg_sq"].mul_(beta2).addcmul_(projected, projected, value=1 - beta2)
-        denominator = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        return mean / (1 - beta1**step) / denominator
+        correction = (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+        return mean / square.sqrt().add_(group["eps"]), correction
 
 
 def projected_state_count(shape: Sequence[int], rank: int | None, *, kept: bool) -> int:
@@ -111,9 +114,9 @@ class GaLore(_ProjectedAdamW):
             u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
             vectors = u if rows < columns else vh.T
             projection.copy_(vectors[:, : projection.shape[1]])
-        direction = self._adam_direction(state, _project(gradient, projection), group)
+        direction, correction = self._adam_direction(state, _project(gradient, projection), group)
         back = projection @ direction if rows < columns else direction @ projection.T
-        return _GALORE_SCALE * back
+        return _GALORE_SCALE * correction * back
 
 
 class APOLLO(_ProjectedAdamW):
@@ -121,7 +124,8 @@ class APOLLO(_ProjectedAdamW):
 
     P is random normal, of variance 1 / rank, and renewed every 200 steps from a seed, so that it is
     never kept. The step is the gradient itself, each channel of the longer side scaled as AdamW scales the
-    projected gradient; its norm grows by 1% a step at most.
+    projected gradient; its norm grows by 1% a step at most. As in the authors' package `apollo-torch`, the
+    bias of AdamW's moments is corrected after that limit.
     """
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
@@ -130,7 +134,7 @@ class APOLLO(_ProjectedAdamW):
             state["step"] = torch.zeros((), device=gradient.device)
             state["norm"] = torch.zeros((), device=gradient.device)
         projected = _project(gradient, self._projection(parameter, gradient, int(state["step"])))
-        direction = self._adam_direction(state, projected, group)
+        direction, correction = self._adam_direction(state, projected, group)
         axis = 0 if gradient.shape[0] < gradient.shape[1] else 1
         scale = direction.norm(dim=axis, keepdim=True) / (
             projected.norm(dim=axis, keepdim=True) + 1e-8
@@ -141,7 +145,7 @@ class APOLLO(_ProjectedAdamW):
             limited = torch.minimum(norm, _NORM_GROWTH * state["norm"])
             update, norm = update * (limited / norm.clamp(min=1e-30)), limited
         state["norm"].copy_(norm)
-        return _APOLLO_SCALE**0.5 * update
+        return _APOLLO_SCALE**0.5 * correction * update
 
     def _projection(self, parameter: Tensor, gradient: Tensor, step: int) -> Tensor:
         """P of this step, from the parameter's number and the steps done."""
