@@ -17,7 +17,8 @@ def plain(tmp_path, text):
 def test_articles_in_the_spelling_of_books(tmp_path):
     text = (
         " \n = A Song = \n \n"
-        ' He had a role in " Teddy \'s Story " ( 2001 ) , worth $ 3 @,@ 000 @-@ odd . <unk> left . It ended ! \n'
+        ' He had a role in " Teddy \'s Story " ( 2001 ) , worth $ 3 @,@ 000 @-@ odd . '
+        "<unk> left . It ended ! \n"
         " = = Charts = = \n \n"
         " Only <unk> here . \n"
         " = Another = \n"
