@@ -21,9 +21,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from lpa.device import fast_dtype
 from lpa.model.presets import preset_config
 from lpa.train.distributed.meta_init import build_meta_model
-from lpa.train.optim.muon import Muon, fast_dtype
+from lpa.train.optim.muon import Muon
 
 
 def cpu_name() -> str:

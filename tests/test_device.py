@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lpa.device import peak_flops, peak_flops_by_name, resolve_device
+from lpa.device import fast_dtype, peak_flops, peak_flops_by_name, resolve_device, resolve_dtype
 from lpa.errors import UserError
 
 
@@ -47,6 +47,51 @@ def test_each_process_has_one_device_and_touches_no_other(
     device = resolve_device(name, local_rank=local_rank)
     assert device == torch.device(expected)
     assert current == ([device] if device.type == "cuda" else [])
+
+
+@pytest.fixture
+def other_machine(monkeypatch):
+    """Lets torch find other units in the CPU, and a GPU: `other_machine(cpu={…}, gpu=None)`."""
+
+    def become(*, cpu: dict | None = None, gpu: bool | None = None) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu or {})
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+        fast_dtype.cache_clear()
+
+    yield become
+    fast_dtype.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("device_type", "cpu", "gpu", "expected"),
+    [
+        ("cpu", {"avx512_bf16": True}, None, "bfloat16"),
+        ("cpu", {"amx_bf16": True, "amx_fp16": True}, None, "bfloat16"),
+        ("cpu", {"bf16": True, "fp16": True}, None, "bfloat16"),  # ARM
+        ("cpu", {"avx2": True, "avx512_bf16": False}, None, "float32"),
+        ("cpu", {"avx512_fp16": True, "amx_fp16": True}, None, "float32"),
+        ("cpu", {}, True, "float32"),  # whatever the GPU beside it has
+        ("cuda", {}, True, "bfloat16"),
+        ("cuda", {"avx512_bf16": True}, False, "float32"),
+        ("cuda", {}, None, "bfloat16"),  # planned here, run elsewhere
+        ("mps", {"bf16": True}, None, "float32"),
+        ("xpu", {"amx_bf16": True}, None, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_device_has_units_for_it(
+    other_machine, device_type, cpu, gpu, expected
+):
+    other_machine(cpu=cpu, gpu=gpu)
+    assert resolve_dtype("auto", device_type) == getattr(torch, expected)
+    for name in ("float32", "bfloat16"):  # who names one gets it
+        assert resolve_dtype(name, device_type) == getattr(torch, name)
+
+
+@pytest.mark.parametrize("name", ["", "float16", "half", "bf16", "float64", "int8", "Auto"])
+def test_other_precisions_are_refused(name):
+    with pytest.raises(UserError, match=f"dtype: got {name!r}; expected auto, float32 or bfloat16"):
+        resolve_dtype(name, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
-"""The machine underneath: which device, how fast, how much memory."""
+"""The machine underneath: which device, in which precision, how fast, how much memory."""
 
 import re
 import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,6 +51,47 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
+
+
+def resolve_dtype(name: str, device_type: str) -> torch.dtype:
+    """The precision of arithmetic by name; `auto` is `fast_dtype` of the device.
+
+    Raises:
+        UserError: another name than auto, float32 or bfloat16. float16 is none of them: without a scaled loss
+            its range is too small for gradients.
+    """
+    if name == "auto":
+        return fast_dtype(device_type)
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"dtype: got {name!r}; expected auto, float32 or bfloat16")
+    return getattr(torch, name)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name by which a configuration or an option knows a precision."""
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
+def fast_dtype(device_type: str) -> torch.dtype:
+    """bfloat16 where a CPU or an NVIDIA GPU multiplies it in hardware, float32 on every other device.
+
+    Of a GPU that is not in this machine, as when a run on a cluster is planned, nothing is known but that
+    all since 2020 have units for bfloat16.
+    """
+    if device_type == "cpu":
+        return _fast_cpu_dtype(torch.cpu.get_capabilities())
+    if device_type == "cuda":
+        missing = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+        return torch.float32 if missing else torch.bfloat16
+    return torch.float32
+
+
+def _fast_cpu_dtype(capabilities: Mapping[str, Any]) -> torch.dtype:
+    units = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's name
+    return torch.bfloat16 if any(capabilities.get(unit) for unit in units) else torch.float32
 
 
 def peak_memory_bytes(device: torch.device) -> int:

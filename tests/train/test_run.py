@@ -16,6 +16,7 @@ from lpa.locks import hold_directory
 from lpa.outputs import files_of
 from lpa.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 from lpa.train.checkpoint.store import list_checkpoints
+from lpa.train.config import RunConfig
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult, RunStopped
 from lpa.train.run import train
@@ -89,6 +90,43 @@ def test_the_best_model_that_cannot_be_written_stops_nothing(tmp_path, config, s
     with pytest.warns(LPAWarning, match=r"best: the model could not be written \(.*is a file"):
         assert isinstance(train(settings, run, resume=True), RunResult)
     assert_equal_weights(run, straight)
+
+
+@pytest.mark.parametrize("began_with", ["float32", "bfloat16"])
+def test_auto_is_decided_once_and_a_resumed_run_keeps_it(tmp_path, config, monkeypatch, began_with):
+    decide = "lpa.train.run.resolve_dtype"
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train(config(dtype=began_with), straight)
+    monkeypatch.setattr(decide, lambda name, device: getattr(torch, began_with))
+    train(config(dtype="auto", stop_at=2), resumed)
+    assert RunConfig.load(resumed / "config.yaml").train.dtype == began_with
+    # The next process may find itself on another CPU.
+    other = "float32" if began_with == "bfloat16" else "bfloat16"
+    monkeypatch.setattr(decide, lambda name, device: getattr(torch, other))
+    train(config(dtype="auto"), resumed, resume=True)
+    assert RunConfig.load(resumed / "config.yaml").train.dtype == began_with
+    assert_equal_weights(resumed, straight)
+    with pytest.raises(UserError, match=f"train.dtype was {began_with}, now {other}"):
+        train(config(dtype=other, steps=STEPS + 1), resumed, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (["bfloat16"] * 3, "bfloat16"),
+        (["float32"] * 2, "float32"),
+        (["bfloat16", "float32"], "float32"),
+    ],
+)
+def test_processes_on_unlike_machines_compute_in_one_precision(
+    tmp_path, config, monkeypatch, found, expected
+):
+    def gather(value, group=None):
+        return found if value in ("float32", "bfloat16") else [value]
+
+    monkeypatch.setattr("lpa.train.run.all_gather_objects", gather)
+    train(config(dtype="auto", steps=1), tmp_path / "run")
+    assert RunConfig.load(tmp_path / "run" / "config.yaml").train.dtype == expected
 
 
 def test_a_run_without_its_model_is_not_finished(tmp_path, config, straight):

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from lpa.console import format_duration
 from lpa.data.manifest import MANIFEST_FILE, Manifest
+from lpa.device import resolve_dtype
 from lpa.errors import UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.model.plan import activation_bytes
@@ -112,7 +113,10 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
         if config.model.from_ is None
         else load_source_config(config.model.from_)
     )
-    dtype = getattr(torch, settings.dtype)
+    on_gpu = settings.device.startswith("cuda") or (
+        settings.device == "auto" and torch.cuda.is_available()
+    )
+    dtype = resolve_dtype(settings.dtype, "cuda" if on_gpu else "cpu")
 
     model = build_meta_model(model_config)
     if config.optim.trainable == "factors":

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from lpa.device import dtype_name, resolve_dtype
 from lpa.errors import LPAWarning, UserError
 from lpa.files import write_text_atomic
 from lpa.locks import hold_directory
@@ -25,7 +26,12 @@ from lpa.run_directory import (
     TEST_FILE,
 )
 from lpa.train.checkpoint import store
-from lpa.train.checkpoint.resume_checks import check_same_config, check_unchanged, read_saved_config
+from lpa.train.checkpoint.resume_checks import (
+    check_same_config,
+    check_unchanged,
+    read_saved_config,
+    with_saved_dtype,
+)
 from lpa.train.config import RunConfig
 from lpa.train.distributed.launch import agent_id
 from lpa.train.distributed.process_group import (
@@ -161,6 +167,7 @@ def _start_run(
     show_bar: bool,
 ) -> RunResult | RunStopped:
     run_on_all_ranks(lambda: _check_run_directory(out, overwrite))
+    config = _with_dtype_for_all_ranks(config, world)
     trainer = run_on_all_ranks(lambda: Trainer(config, out, world, show_bar=show_bar))
     barrier()  # nobody looks at `out` any more
     if world.is_main:
@@ -182,16 +189,17 @@ def _resume_run(
     allow_change: Collection[str],
     show_bar: bool,
 ) -> RunResult | RunStopped:
-    def check() -> RunResult | None:
+    def check() -> tuple[RunConfig, RunResult | None]:
         saved = read_saved_config(out / CONFIG_FILE)
         result = _finished_result(out, config.train.steps)
         if result is None:
             _checkpoints_to_try(out, checkpoint)
             _check_models(out)
-        check_same_config(saved, config, allowed=allow_change)
-        return result
+        resumed = with_saved_dtype(config, saved)
+        check_same_config(saved, resumed, allowed=allow_change)
+        return resumed, result
 
-    finished = run_on_all_ranks(check)
+    config, finished = run_on_all_ranks(check)
     if finished is not None:
         return finished
     trainer = run_on_all_ranks(lambda: Trainer(config, out, world, resumed=True, show_bar=show_bar))
@@ -204,6 +212,14 @@ def _resume_run(
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         _record_launch(out, agents)
     return trainer.run()
+
+
+def _with_dtype_for_all_ranks(config: RunConfig, world: World) -> RunConfig:
+    """The run in one precision; `auto` is bfloat16 where every process has units for it."""
+    if config.train.dtype != "auto":
+        return config
+    found = set(all_gather_objects(dtype_name(resolve_dtype("auto", world.device.type))))
+    return config.with_dtype(found.pop() if len(found) == 1 else "float32")
 
 
 def _finished_result(out: Path, steps: int) -> RunResult | None:

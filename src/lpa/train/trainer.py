@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lpa.device import peak_flops, peak_memory_bytes
+from lpa.device import dtype_name, peak_flops, peak_memory_bytes, resolve_dtype
 from lpa.errors import LPAWarning, UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
@@ -69,9 +69,10 @@ class Trainer:
         resumed: bool = False,
         show_bar: bool = False,
     ) -> None:
-        self.config = config
         self.out = out
         self.world = world or World.single_process(config.train.device)
+        self.dtype = resolve_dtype(config.train.dtype, self.world.device.type)
+        self.config = config = config.with_dtype(dtype_name(self.dtype))
         self.layout = resolve_layout(config.parallel, self.world.size)
         self.dp_rank = self.layout.dp_rank(self.world.rank)
         # Of the processes that see the same samples one counts.
@@ -79,7 +80,6 @@ class Trainer:
         self.micro_batch_size = config.train.resolve_micro_batch_size(
             self.layout.data_parallel_size
         )
-        self.dtype = getattr(torch, config.train.dtype)
         check_loggers(config.train.loggers)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)

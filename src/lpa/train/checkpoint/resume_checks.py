@@ -46,6 +46,19 @@ def read_saved_config(path: Path) -> dict[str, Any]:
     return read_yaml(path, dict[str, dict[str, Any]])
 
 
+def with_saved_dtype(current: RunConfig, saved: dict[str, Any]) -> RunConfig:
+    """The precision that a run began with, where `train.dtype: auto` leaves the choice.
+
+    Args:
+        current: the run as it is asked for now.
+        saved: the run's `config.yaml`.
+    """
+    began_with = saved.get("train", {}).get("dtype")
+    if current.train.dtype == "auto" and began_with in ("float32", "bfloat16"):
+        return current.with_dtype(began_with)
+    return current
+
+
 def check_same_config(
     saved: dict[str, Any], current: RunConfig, *, allowed: Collection[str] = ()
 ) -> None:

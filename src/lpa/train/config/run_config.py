@@ -1,6 +1,6 @@
 """A whole run as its sections; what `config.yaml` holds."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -45,6 +45,12 @@ class RunConfig:
         sections["model"]["from"] = None if source is None else str(source)
         sections["distill"]["teacher"] = None if teacher is None else str(teacher)
         return sections
+
+    def with_dtype(self, dtype: str) -> "RunConfig":
+        """The same run in another precision, which takes the place of `auto`."""
+        if dtype == self.train.dtype:
+            return self
+        return replace(self, train=replace(self.train, dtype=dtype))  # type: ignore[arg-type]
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "RunConfig":

@@ -254,7 +254,9 @@ class TrainConfig:
         sample_every: steps between continuations of sample_prompt, kept in samples.jsonl; 0: none.
         sample_prompt: what they continue; empty: they begin a document.
         sample_tokens: how many tokens they have at most.
-        dtype: of the arithmetic; weights and optimizer states stay float32.
+        dtype: of the arithmetic: float32; bfloat16, while weights and optimizer states stay float32; or
+            `auto`, bfloat16 where every process has a GPU or CPU with units for it. A run resumes in
+            what it began with.
         compile: compile each decoder layer with torch.compile.
         activation_checkpointing: what decoder layers compute again in the backward pass: none; latent,
             all but the latents, what dense projections make, and the output of attention; or full, all
@@ -282,7 +284,7 @@ class TrainConfig:
     sample_every: int = 0
     sample_prompt: str = ""
     sample_tokens: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     compile: bool = False
     activation_checkpointing: Literal["none", "latent", "full"] = "none"
     device: str = "auto"

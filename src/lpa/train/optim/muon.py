@@ -2,14 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from lpa.device import fast_dtype
 from lpa.train.distributed.dtensor import full_tensor, shard_like
 
 # Of the iteration x ← a x + (b x xᵀ + c (x xᵀ)²) x (Jordan et al. 2024), whose slope at zero is steep.
@@ -140,18 +140,3 @@ def newton_schulz(stack: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
     return x.mT.contiguous() if tall else x
-
-
-@cache
-def fast_dtype(device_type: str) -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, float32 where it would be emulated."""
-    if device_type == "cpu":
-        return _fast_cpu_dtype(torch.cpu.get_capabilities())
-    if device_type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float32
-    return torch.bfloat16
-
-
-def _fast_cpu_dtype(capabilities: Mapping[str, Any]) -> torch.dtype:
-    units = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's name
-    return torch.bfloat16 if any(capabilities.get(unit) for unit in units) else torch.float32

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpa.train.optim.muon import fast_dtype, newton_schulz
+from lpa.device import fast_dtype
+from lpa.train.optim.muon import newton_schulz
 
 # Power iteration ends when the norm grows by less than this.
 _TOLERANCE = 1e-5
