@@ -24,9 +24,9 @@ from lpa.convert.calibration import calibration_windows
 from lpa.convert.factorize import METHODS, factorize, load_dense
 from lpa.eval.scoring import score
 from lpa.eval.tokenized_text import TokenizedText, load_text
-from lpa.files import write_text_atomic
 from lpa.model.plan import kv_cache_bytes
 from lpa.model.surgery.projections import find_projections, resolve_ranks
+from lpa.storage.files import write_text_atomic
 from lpa.study.bench.timing import time_interleaved
 
 

@@ -38,7 +38,7 @@ PRELOADED = [
     "lpa.eval.generate",
     "lpa.eval.perplexity",
     "lpa.study.bench.benchmark",
-    "lpa.study.run_worker",
+    "lpa.study.execution.run_worker",
     "lpa.train.run",
     "lpa.train.config.recipe",
     "rich._emoji_codes",

@@ -13,7 +13,7 @@ import pytest
 from commands import CommandServer, StartedProcess
 from runs import wait_until
 
-from lpa.study.job_runner import Job
+from lpa.study.execution.job_runner import Job
 
 WORKERS = Path(__file__).parent / "study" / "workers"
 
@@ -31,7 +31,7 @@ def fork_workers(lpa: CommandServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def popen(command: list[str], *, stdout: Any, env: dict[str, str], **_: Any) -> StartedProcess:
         return lpa.start(*command[1:], environment=env, output=Path(stdout.name))
 
-    monkeypatch.setattr("lpa.study.job_runner.subprocess.Popen", popen)
+    monkeypatch.setattr("lpa.study.execution.job_runner.subprocess.Popen", popen)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from lpa.data import load_split_tokens, prepare
 from lpa.eval.generate import generate_text
 from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.tokenization import TextPairEncoder
+from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.tokenized_text import load_text
-from lpa.train.loading import load_with_tokenizer
 from lpa.train.logging.samples import sample_text
 
 SOURCE = Path(lpa.__file__).parent

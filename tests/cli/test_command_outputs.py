@@ -12,10 +12,10 @@ import pytest
 from lpa.cli import main
 from lpa.convert.merge import merge_directory
 from lpa.data import bundled_corpus
-from lpa.outputs import content_of, files_of
-from lpa.study.grid import expand_grid
-from lpa.study.job_runner import create_jobs
-from lpa.study.run_worker import train_and_score
+from lpa.storage.outputs import content_of, files_of
+from lpa.study.design.grid import expand_grid
+from lpa.study.execution.job_runner import create_jobs
+from lpa.study.execution.run_worker import train_and_score
 from lpa.train.config import RunConfig
 
 DIRECTORIES = [

@@ -13,9 +13,9 @@ from damaged_models import CONFIGS, MARK, MODELS, WEIGHT_FILES
 from small_runs import small_config, small_trainer
 
 import lpa as package
-from lpa import console
 from lpa.convert.factorize import FactorizeConfig, factorize_directory
 from lpa.convert.merge import merge_directory
+from lpa.display import console
 from lpa.errors import UserError
 from lpa.eval.analysis.analyze import analyze
 from lpa.eval.compare import compare
@@ -23,9 +23,9 @@ from lpa.eval.generate import generate_text
 from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.finetune import FineTuningConfig, fine_tune
 from lpa.eval.glue.tasks import TASKS
+from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.perplexity import evaluate_perplexity
 from lpa.train.dry_run import plan_run
-from lpa.train.loading import load_with_tokenizer
 
 _FROM = {"hidden_size": None, "intermediate_size": None, "num_hidden_layers": None}
 _FROM |= {"num_attention_heads": None, "rank": None}

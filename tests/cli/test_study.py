@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lpa.locks import hold_directory
+from lpa.storage.locks import hold_directory
 
 # In one worker: they share a study.
 pytestmark = pytest.mark.xdist_group("study command")

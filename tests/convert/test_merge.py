@@ -87,7 +87,7 @@ def test_a_run_merges_and_loads_where_this_package_is_not(lpa, run, tmp_path):
         [sys.executable, "-c", SCRIPT, str(tmp_path / "llama")], capture_output=True, text=True
     )
     assert result.stdout.startswith("LlamaForCausalLM"), result.stderr
-    from lpa.train.loading import load_with_tokenizer
+    from lpa.eval.loading import load_with_tokenizer
 
     model, tokenizer = load_with_tokenizer(run, "cpu")
     inputs = tokenizer("My fellow", return_tensors="pt")

@@ -19,8 +19,8 @@ from lpa.data.tokenizer import (
     train_tokenizer,
 )
 from lpa.errors import UserError
+from lpa.eval.loading import load_with_tokenizer
 from lpa.train.init_weights import check_same_tokenizer
-from lpa.train.loading import load_with_tokenizer
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from doc_material import Material, write_llama, write_sources
 from doc_programs import PROGRAMS, Programs
 from doc_shell import Shell
 
-from lpa.study import run_worker
-from lpa.study.grid import expand_grid
-from lpa.study.job_runner import create_jobs
+from lpa.study.design.grid import expand_grid
+from lpa.study.execution import run_worker
+from lpa.study.execution.job_runner import create_jobs
 
 pytestmark = pytest.mark.xdist_group("docs")
 

@@ -3,7 +3,7 @@ import torch
 
 from lpa.errors import UserError
 from lpa.eval.generate import generate_text
-from lpa.train.loading import load_with_tokenizer
+from lpa.eval.loading import load_with_tokenizer
 
 PROMPT = "My fellow"
 

@@ -6,7 +6,7 @@ import torch
 from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
 from lpa.eval.harness import run_harness
-from lpa.train.loading import load_with_tokenizer
+from lpa.eval.loading import load_with_tokenizer
 
 TASK = """\
 task: continuation

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from lpa.data import Manifest, load_split_tokens, read_documents
 from lpa.data.sources.source import bundled_corpus
 from lpa.errors import UserError
+from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.perplexity import evaluate_perplexity
-from lpa.train.loading import load_with_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from transformers import (
 
 from lpa.data import bundled_corpus, load_split_tokens, read_documents
 from lpa.errors import UserError
+from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.perplexity import evaluate_perplexity, summarize
 from lpa.eval.scoring import iter_windows, score
 from lpa.eval.tokenized_text import TokenizedText
 from lpa.eval.windows import WindowConfig, max_positions
-from lpa.train.loading import load_with_tokenizer
 
 
 def text_of(lengths, bos=None, seed=0):

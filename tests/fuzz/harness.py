@@ -36,7 +36,7 @@ PRELOAD = [
     "lpa.eval.compare",
     "lpa.eval.glue.run_glue",
     "lpa.study.demo.demo",
-    "lpa.study.study_report",
+    "lpa.study.report.study_report",
     "lpa.train.dry_run",
     "datasets",
     "gguf",

@@ -143,9 +143,9 @@ def _write_texts(folder: Path) -> None:
 def _study(out: Path, data: Path) -> None:
     """Dense and LPA of the tiny placement study, one seed each, in this process."""
     from lpa.data.manifest import Manifest
-    from lpa.study.grid import expand_grid
-    from lpa.study.job_runner import create_jobs
-    from lpa.study.run_worker import train_and_score
+    from lpa.study.design.grid import expand_grid
+    from lpa.study.execution.job_runner import create_jobs
+    from lpa.study.execution.run_worker import train_and_score
 
     study = expand_grid("placement", "tiny", vocab_size=Manifest.load(data).vocab_size, steps=2)
     del study.variants[2:]

@@ -12,9 +12,9 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaMo
 
 import lpa
 from lpa.errors import LPAWarning, UserError
+from lpa.eval.loading import load_with_tokenizer
 from lpa.model.loading import model_directory
 from lpa.model.loading_checks import limited_size
-from lpa.train.loading import load_with_tokenizer
 
 sys.path.append(str(Path(__file__).parents[1] / "convert"))
 from architectures import CONFIGS, tiny

@@ -1,7 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lpa.train.perplexity import Perplexity
+from lpa.scoring.perplexity import Perplexity
 from lpa.train.result import RunResult, format_summary
 
 RESULT = RunResult(

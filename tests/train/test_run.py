@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from small_runs import small_config
 
 from lpa.errors import LPAWarning, UserError
-from lpa.locks import hold_directory
-from lpa.outputs import files_of
-from lpa.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
+from lpa.storage.locks import hold_directory
+from lpa.storage.outputs import files_of
+from lpa.storage.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 from lpa.train.checkpoint.store import list_checkpoints
 from lpa.train.config import RunConfig
 from lpa.train.logging.metrics_file import read_metrics

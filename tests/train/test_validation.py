@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.model import LPAConfig, LPAForCausalLM
-from lpa.train.perplexity import Perplexity
+from lpa.scoring.perplexity import Perplexity
 from lpa.train.validation import total_nll
 
 SIZES = {

@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(command: str, rest: list[str]) -> None:
+    from lpa.display.logs import log_to_stderr
     from lpa.errors import LPAWarning
-    from lpa.logs import log_to_stderr
 
     log_to_stderr()
     # A warning for the user is one line too, without the source line that Python would quote.

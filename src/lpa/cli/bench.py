@@ -59,13 +59,13 @@ def main(argv: list[str]) -> None:
 
     import torch
 
-    from lpa import console
     from lpa.device import resolve_device
+    from lpa.display import console
+    from lpa.display.html import is_figure
     from lpa.errors import UserError
-    from lpa.html_pages import is_figure
     from lpa.model.configuration_lpa import PLACEMENTS
     from lpa.model.presets import preset_config
-    from lpa.outputs import check_output_file
+    from lpa.storage.outputs import check_output_file
     from lpa.study.bench.benchmark import run_bench, write_figure
 
     for placement in arguments.placement:
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
 def _print(preset: str, result: "BenchResult") -> None:
     from rich.table import Table
 
-    from lpa.console import stdout
+    from lpa.display.console import stdout
 
     table = Table(title=f"{preset}, dense and low-rank in turns")
     table.add_column("")

@@ -34,7 +34,7 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
+    from lpa.display import console
     from lpa.study.demo.demo import run_demo
     from lpa.study.demo.demo_report import TABLE_ROWS, row_cells
 

@@ -14,9 +14,9 @@ from jsonargparse.typing import extend_base_type, register_type
 
 from lpa.cli.help_format import HelpFormatter, continue_line
 from lpa.cli.process import exit_with_error, one_line
+from lpa.display.logs import LEVELS, log_to_stderr
 from lpa.errors import UserError
-from lpa.logs import LEVELS, log_to_stderr
-from lpa.records import in_words
+from lpa.storage.records import in_words
 
 # What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
 _MOST = 2**31 - 1

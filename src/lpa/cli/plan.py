@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
 def _print_table(plan: dict[str, Any], dense: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from lpa.console import stdout
+    from lpa.display.console import stdout
 
     table = Table(title="this model and its dense twin")
     for heading in ("", "this", "dense", "ratio"):

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
 
     from rich.table import Table
 
-    from lpa.console import stdout
+    from lpa.display.console import stdout
 
     table = Table(title="parameters by placement")
     for heading in ("preset", "origin", "layers × width", "rank"):

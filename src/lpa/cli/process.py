@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from lpa.printable import printable
+from lpa.display.printable import printable
 
 # What a file system, a disk or the machine may answer, and what would help. Any other error of the operating
 # system is a fault of the program and keeps its traceback.

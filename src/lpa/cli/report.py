@@ -39,15 +39,15 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa.study.study_results import find_studies
+    from lpa.study.results.study_results import find_studies
 
     studies = find_studies(arguments.directories, arguments.baseline)
     if arguments.json:
         print(to_json({"studies": [study.table() for study in studies]}))
         return
 
-    from lpa.printable import printable
-    from lpa.study.study_report import summarize, write_study_report
+    from lpa.display.printable import printable
+    from lpa.study.report.study_report import summarize, write_study_report
 
     out = arguments.out or arguments.directories[0] / "report.html"
     write_study_report(studies, out)

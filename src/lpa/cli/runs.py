@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
 def _print_table(rows: "list[RunRow]") -> None:
     from rich.table import Table
 
-    from lpa.console import format_duration, stdout
+    from lpa.display.console import format_duration, stdout
 
     table = Table()
     for heading in ("run", "placement", "rank"):

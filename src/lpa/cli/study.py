@@ -17,8 +17,8 @@ from lpa.cli.parsing import (
 )
 
 if TYPE_CHECKING:
-    from lpa.study.grid import Study
-    from lpa.study.job_runner import Job
+    from lpa.study.design.grid import Study
+    from lpa.study.execution.job_runner import Job
 
 # Here too, so that --help needs none of the library; a test compares them with the grids.
 QUESTIONS = {
@@ -125,8 +125,8 @@ def main(argv: list[str]) -> None:
 
     from lpa.data.manifest import Manifest
     from lpa.study.bundled_data import prepare_bundled_for_scale
-    from lpa.study.grid import expand_grid, read_tuned, tuned_names
-    from lpa.study.rate_tuning import first_rates, tune_learning_rates
+    from lpa.study.design.grid import expand_grid, read_tuned, tuned_names
+    from lpa.study.rates.rate_tuning import first_rates, tune_learning_rates
 
     names = tuned_names(arguments.name)
     tuned = read_tuned(arguments.tuned, names) if arguments.tuned else None
@@ -195,7 +195,7 @@ def _grid_figures(study: "Study", seeds: int) -> dict[str, Any]:
 def _print_grid(study: "Study", seeds: int) -> None:
     from rich.table import Table
 
-    from lpa.console import stdout
+    from lpa.display.console import stdout
 
     table = Table(title=f"{study.name} at {study.scale}: {study.question}")
     table.add_column("variant")
@@ -224,8 +224,8 @@ def _print_grid(study: "Study", seeds: int) -> None:
 
 def _run_study(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
     """Run what is not finished; which runs failed and what was tuned, as `--json` prints it."""
-    from lpa.locks import hold_directory
-    from lpa.outputs import resolve_output
+    from lpa.storage.locks import hold_directory
+    from lpa.storage.outputs import resolve_output
 
     out = resolve_output(arguments.out)
     # Other studies may work in the same directory.
@@ -238,15 +238,15 @@ def _run_study(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
 
 def _run_tuning(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
     """Run a tuning with further rates until no best one is an extreme of them."""
-    from lpa.study.rate_tuning import (
+    from lpa.study.design.study_index import index_path
+    from lpa.study.rates.rate_tuning import (
         best_rates,
         extend_rates,
         first_rates,
         tried_rates,
         tune_learning_rates,
     )
-    from lpa.study.study_index import index_path
-    from lpa.study.study_results import read_study
+    from lpa.study.results.study_results import read_study
 
     rates = first_rates(study)
     index = index_path(tune_learning_rates(study, rates), out)
@@ -261,7 +261,7 @@ def _run_tuning(study: "Study", arguments: Any, data: Path, out: Path) -> dict[s
 
 
 def _run_held(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
-    from lpa.study.job_runner import create_jobs, run_jobs
+    from lpa.study.execution.job_runner import create_jobs, run_jobs
 
     jobs = create_jobs(study, arguments.seeds, out, data)
     done, total = 0, len({job.run_id for job in jobs})
@@ -274,7 +274,7 @@ def _run_held(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str
         print(line, file=sys.stderr, flush=True)
 
     if arguments.executor == "slurm":
-        from lpa.study.slurm_executor import submit_jobs
+        from lpa.study.execution.slurm_executor import submit_jobs
 
         failed = submit_jobs(jobs, out / "submitit", arguments.slurm, on_state=on_state)
     else:
@@ -294,7 +294,7 @@ def _run_held(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str
 def _tune(study: "Study", arguments: Any, out: Path) -> dict[str, dict[str, Any]] | None:
     """What the seeds asked for chose; an earlier start of the study may have asked for more."""
     from lpa.errors import UserError
-    from lpa.study.study_results import read_study, short_axes, write_tuned
+    from lpa.study.results.study_results import read_study, short_axes, write_tuned
 
     result = read_study(out / f"{study.name}-{study.scale}.json", arguments.seeds)
     by_variant = f"{arguments.name}-" if arguments.tune else ""

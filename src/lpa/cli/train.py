@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
     let_options_win(arguments, argv)
     config = run_config(parser, arguments)
 
-    from lpa import console
+    from lpa.display import console
 
     console.silence_transformers()
     if arguments.dry_run:
@@ -224,7 +224,7 @@ def _is_main_process() -> bool:
 def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
     from rich.table import Table
 
-    from lpa.console import stdout
+    from lpa.display.console import stdout
     from lpa.train.dry_run import plan_run
 
     plan = plan_run(config, processes)

@@ -25,7 +25,7 @@ from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.surgery.factorize import factorize as factorize_live
 from lpa.model.surgery.factorize import record_low_rank_modules
 from lpa.model.surgery.projections import check_not_quantized, find_projections
-from lpa.records import read_yaml
+from lpa.storage.records import read_yaml
 
 
 def factorize(

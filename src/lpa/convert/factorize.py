@@ -38,7 +38,7 @@ from lpa.model.surgery.projections import (
     find_projections,
     resolve_ranks,
 )
-from lpa.outputs import MODEL, atomic_directory, check_output_directory
+from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
 
 METHODS = ("svd", "svd-llm", "svd-llm-update")
 

@@ -10,10 +10,10 @@ from transformers import LlamaForCausalLM
 
 from lpa.convert.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lpa.errors import UserError
-from lpa.files import created_directories, sync
 from lpa.model.loading import config_fields, load_model, model_directory
-from lpa.outputs import check_output_file, written_files
-from lpa.run_directory import FINAL_DIRECTORY
+from lpa.storage.files import created_directories, sync
+from lpa.storage.outputs import check_output_file, written_files
+from lpa.storage.run_directory import FINAL_DIRECTORY
 
 
 def export_gguf(

@@ -12,7 +12,7 @@ from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
 from lpa.model.loading import load_model, model_directory
 from lpa.model.modeling_lpa import LPAForCausalLM
-from lpa.outputs import MODEL, atomic_directory, check_output_directory
+from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
 
 # What a Hugging Face directory holds beside the weights and their configuration.
 TOKENIZER_FILES = (

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.files import write_text_atomic
-from lpa.records import Count, read_json, typed
+from lpa.storage.files import write_text_atomic
+from lpa.storage.records import Count, read_json, typed
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lpa.data.manifest import Shard
 from lpa.errors import UserError
-from lpa.files import write_json
-from lpa.records import Count, read_json
+from lpa.storage.files import write_json
+from lpa.storage.records import Count, read_json
 
-# Beside the shards; no part of the data, as its name says (see `lpa.outputs`).
+# Beside the shards; no part of the data, as its name says (see `lpa.storage.outputs`).
 VERIFIED_FILE = ".lpa.verified.json"
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
+from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.tokenized_text import default_bos_token
-from lpa.train.loading import load_with_tokenizer
 
 
 def generate_text(

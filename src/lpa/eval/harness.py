@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from lpa.errors import UserError, first_line
-from lpa.records import load_yaml
-from lpa.train.loading import load_with_tokenizer
+from lpa.eval.loading import load_with_tokenizer
+from lpa.storage.records import load_yaml
 
 
 def run_harness(

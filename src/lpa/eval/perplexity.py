@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from lpa.callbacks import StepCallback
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
+from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.scoring import Scores, score
 from lpa.eval.tokenized_text import TokenizedText, load_text
 from lpa.eval.windows import WindowConfig, max_positions
-from lpa.records import Count
-from lpa.train.loading import load_with_tokenizer
-from lpa.train.perplexity import Perplexity
+from lpa.scoring.perplexity import Perplexity
+from lpa.storage.records import Count
 
 
 @dataclass

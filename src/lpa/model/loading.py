@@ -22,8 +22,8 @@ from lpa.model.loading_checks import (
     refusals,
 )
 from lpa.model.weights import ADAPTER, ADAPTER_REFUSED, Weights, open_weights
-from lpa.records import read_json
-from lpa.run_directory import CONFIG_FILE, FINAL_DIRECTORY
+from lpa.storage.records import read_json
+from lpa.storage.run_directory import CONFIG_FILE, FINAL_DIRECTORY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

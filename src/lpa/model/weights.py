@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lpa.errors import UserError
-from lpa.records import read_json
+from lpa.storage.records import read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

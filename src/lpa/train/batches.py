@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lpa import console
 from lpa.data.dataloader import build_dataloader
 from lpa.data.dataset import IGNORE_INDEX, TokenDataset, TokenSplit, verify_shard
 from lpa.data.manifest import Manifest, Shard
 from lpa.data.verification import remember_verified, unverified_shards
+from lpa.display import console
 from lpa.train.config import DataConfig
 from lpa.train.distributed.process_group import World, all_gather_objects, run_on_all_ranks
 

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lpa.console import format_duration
 from lpa.data.manifest import MANIFEST_FILE, Manifest
 from lpa.device import resolve_dtype
+from lpa.display.console import format_duration
 from lpa.errors import UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.model.plan import activation_bytes

@@ -10,7 +10,6 @@ import torch
 from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
 from lpa.data.tokenizer import load_vocabulary
 from lpa.errors import UserError
-from lpa.files import write_text_atomic
 from lpa.lowrank import LowRankLinear
 from lpa.model.activation_checkpointing import apply_activation_checkpointing
 from lpa.model.compile import compile_layers
@@ -18,8 +17,9 @@ from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.loading import open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.weights import Weights, open_weights
-from lpa.records import read_json
-from lpa.run_directory import INITIAL_WEIGHTS_FILE
+from lpa.storage.files import write_text_atomic
+from lpa.storage.records import read_json
+from lpa.storage.run_directory import INITIAL_WEIGHTS_FILE
 from lpa.train.config import RunConfig
 from lpa.train.distributed.dtensor import shard_like
 from lpa.train.distributed.meta_init import build_meta_model, init_buffers, materialize

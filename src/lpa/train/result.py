@@ -5,11 +5,11 @@ import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lpa.console import format_duration
-from lpa.files import write_text_atomic
-from lpa.records import Count, Finite, read_json
-from lpa.run_directory import RESULT_FILE
-from lpa.train.perplexity import Perplexity
+from lpa.display.console import format_duration
+from lpa.scoring.perplexity import Perplexity
+from lpa.storage.files import write_text_atomic
+from lpa.storage.records import Count, Finite, read_json
+from lpa.storage.run_directory import RESULT_FILE
 from lpa.train.state import TrainState
 
 

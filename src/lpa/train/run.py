@@ -7,10 +7,17 @@ from pathlib import Path
 
 from lpa.device import dtype_name, resolve_dtype
 from lpa.errors import LPAWarning, UserError
-from lpa.files import write_text_atomic
-from lpa.locks import hold_directory
-from lpa.outputs import MODEL, Marker, check_output_directory, content_of, read_marker, remove
-from lpa.run_directory import (
+from lpa.storage.files import write_text_atomic
+from lpa.storage.locks import hold_directory
+from lpa.storage.outputs import (
+    MODEL,
+    Marker,
+    check_output_directory,
+    content_of,
+    read_marker,
+    remove,
+)
+from lpa.storage.run_directory import (
     BEST_DIRECTORY,
     CHECKPOINTS_DIRECTORY,
     CONFIG_FILE,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.records import read_yaml, typed
-from lpa.run_directory import CONFIG_FILE, RESULT_FILE
+from lpa.storage.records import read_yaml, typed
+from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE
 from lpa.train.checkpoint import store
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult

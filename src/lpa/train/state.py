@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lpa.records import Count, Finite
+from lpa.storage.records import Count, Finite
 
 
 @dataclass

@@ -9,7 +9,8 @@ import torch
 from lpa.device import dtype_name, peak_flops, peak_memory_bytes, resolve_dtype
 from lpa.errors import LPAWarning, UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
-from lpa.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
+from lpa.scoring.perplexity import Perplexity
+from lpa.storage.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
 from lpa.train.batches import BatchReader, MicroBatch, TrainingData
 from lpa.train.checkpoint import store
 from lpa.train.checkpoint.checkpointer import Checkpointer
@@ -40,7 +41,6 @@ from lpa.train.logging.timers import PhaseTimer
 from lpa.train.optim.grad_clip import clip_grad_norm, global_grad_norm
 from lpa.train.optim.lr_schedule import lr_at_step
 from lpa.train.optim.optimizers import build_optimizers
-from lpa.train.perplexity import Perplexity
 from lpa.train.result import RunInterruptedError, RunResult, RunStopped
 from lpa.train.state import TrainState
 from lpa.train.validation import validate

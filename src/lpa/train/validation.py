@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lpa.data.dataset import IGNORE_INDEX, TokenSplit, document_position_ids, eval_batches
 from lpa.data.manifest import Split
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.scoring.perplexity import Perplexity
 from lpa.train.distributed.process_group import all_reduce_sum
-from lpa.train.perplexity import Perplexity
 
 
 @torch.no_grad()

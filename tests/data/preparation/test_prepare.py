@@ -18,7 +18,7 @@ from lpa.data import Manifest, load_split_tokens, load_tokenizer, prepare
 from lpa.data.preparation import prepare as preparation_module
 from lpa.data.preparation import shards as shards_module
 from lpa.errors import LPAWarning, UserError
-from lpa.locks import hold_directory
+from lpa.storage.locks import hold_directory
 
 
 @pytest.fixture

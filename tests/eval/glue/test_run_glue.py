@@ -9,7 +9,7 @@ from lpa.convert.merge import merge_directory
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.glue.finetune import FineTuningConfig
 from lpa.eval.glue.run_glue import run_glue
-from lpa.locks import hold_directory
+from lpa.storage.locks import hold_directory
 
 QUICK = FineTuningConfig(epochs=1, batch_size=8, learning_rate=1e-3, max_length=32)
 

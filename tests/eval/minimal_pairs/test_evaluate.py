@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lpa.errors import UserError
+from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.minimal_pairs.evaluate import evaluate_minimal_pairs
-from lpa.train.loading import load_with_tokenizer
 
 PAIRS = [
     {"sentence_good": "He was here.", "sentence_bad": "He were here.", "UID": "agreement"},

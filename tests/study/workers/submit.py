@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from lpa.study.grid import expand_grid
-from lpa.study.job_runner import create_jobs
-from lpa.study.slurm_executor import submit_jobs
+from lpa.study.design.grid import expand_grid
+from lpa.study.execution.job_runner import create_jobs
+from lpa.study.execution.slurm_executor import submit_jobs
 
 if __name__ == "__main__":
     out, data = map(Path, sys.argv[1:])

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from lpa.data.manifest import Manifest
-from lpa.study.grid import expand_grid
-from lpa.study.job_runner import create_jobs, run_jobs
+from lpa.study.design.grid import expand_grid
+from lpa.study.execution.job_runner import create_jobs, run_jobs
 
 if __name__ == "__main__":
     out, data = map(Path, sys.argv[1:])

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from lpa.errors import UserError
-from lpa.run_directory import CHECKPOINT_MANIFEST_FILE
+from lpa.storage.run_directory import CHECKPOINT_MANIFEST_FILE
 from lpa.train.checkpoint import store
 
 

@@ -92,8 +92,8 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
     from lpa.convert.conversion import factorize
+    from lpa.display import console
 
     console.silence_transformers()
     with console.progress_display(transient=True) as display:

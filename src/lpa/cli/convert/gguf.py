@@ -30,8 +30,8 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
     from lpa.convert.gguf_export import export_gguf
+    from lpa.display import console
 
     console.silence_transformers()
     with console.stderr.status("writing"):

@@ -43,9 +43,9 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
     from lpa.convert.import_published import import_published
-    from lpa.outputs import MODEL, atomic_directory, check_output_directory
+    from lpa.display import console
+    from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
 
     console.silence_transformers()
     check_output_directory(arguments.out, MODEL, overwrite=arguments.overwrite)

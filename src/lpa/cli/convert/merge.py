@@ -26,8 +26,8 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
     from lpa.convert.conversion import merge
+    from lpa.display import console
 
     console.silence_transformers()
     with console.stderr.status("merging"):

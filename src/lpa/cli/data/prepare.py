@@ -94,9 +94,9 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
     from lpa.data import prepare
     from lpa.data.sources.listing import left_out_in_words
+    from lpa.display import console
 
     with console.progress_display() as display:
         # What is being done -> its bar, and when it began.

@@ -22,9 +22,9 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
     from lpa.data.manifest import Manifest
     from lpa.data.stats import split_stats
+    from lpa.display import console
 
     manifest = Manifest.load(arguments.data)
     with console.stderr.status("counting"):

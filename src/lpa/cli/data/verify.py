@@ -19,8 +19,8 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
     from lpa.data.stats import verify_data
+    from lpa.display import console
     from lpa.errors import UserError
 
     with console.stderr.status("reading"):

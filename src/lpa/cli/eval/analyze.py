@@ -49,7 +49,7 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
+    from lpa.display import console
     from lpa.eval.analysis.analyze import analyze
 
     console.silence_transformers()

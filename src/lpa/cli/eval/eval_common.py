@@ -50,7 +50,7 @@ def score_each_text(
     sources: list[str], score: Callable[[str, StepCallback], Any]
 ) -> dict[str, Any]:
     """The result of `score(place, report)` for each text, with a progress bar for each."""
-    from lpa import console
+    from lpa.display import console
 
     console.silence_transformers()
     results = {}

@@ -45,7 +45,7 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
+    from lpa.display import console
     from lpa.eval.generate import generate_text
 
     console.silence_transformers()

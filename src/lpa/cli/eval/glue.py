@@ -83,7 +83,7 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
+    from lpa.display import console
     from lpa.eval.glue.finetune import FineTuningConfig
     from lpa.eval.glue.run_glue import run_glue
 
@@ -116,7 +116,7 @@ def _print_table(results: dict[str, Any]) -> None:
     """A row per task and metric, a column per model; scores times 100."""
     from rich.table import Table
 
-    from lpa.console import stdout
+    from lpa.display.console import stdout
     from lpa.eval.glue.tasks import TASKS
 
     models = list(next(iter(results.values())).models)

@@ -50,7 +50,7 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa import console
+    from lpa.display import console
     from lpa.eval.harness import run_harness
 
     console.silence_transformers()
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
 def _print_table(results: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from lpa.console import stdout
+    from lpa.display.console import stdout
 
     table = Table(title="lm-evaluation-harness")
     for heading in ("task", "metric", "filter"):

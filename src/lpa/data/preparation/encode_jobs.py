@@ -23,8 +23,8 @@ from lpa.data.preparation.word_cache import WordCacheEncoder, supports_word_cach
 from lpa.data.text_encoder import TextEncoder
 from lpa.data.tokenizer import open_backend
 from lpa.errors import UserError
-from lpa.files import write_text_atomic
-from lpa.records import Count, read_json
+from lpa.storage.files import write_text_atomic
+from lpa.storage.records import Count, read_json
 
 JOB_CHARACTERS = 2**21
 

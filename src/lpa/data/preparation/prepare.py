@@ -42,9 +42,9 @@ from lpa.data.tokenizer import (
     vocabulary_size,
 )
 from lpa.errors import LPAWarning, UserError
-from lpa.files import write_text_atomic
-from lpa.locks import hold_directory
-from lpa.outputs import (
+from lpa.storage.files import write_text_atomic
+from lpa.storage.locks import hold_directory
+from lpa.storage.outputs import (
     check_output_directory,
     content_of,
     finish_directory,

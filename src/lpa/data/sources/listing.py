@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lpa.data.manifest import MANIFEST_FILE
 from lpa.data.sources.source import Source, printable
 from lpa.errors import LPAWarning, UserError
-from lpa.run_directory import CHECKPOINTS_DIRECTORY, CONFIG_FILE, METRICS_FILE
+from lpa.storage.run_directory import CHECKPOINTS_DIRECTORY, CONFIG_FILE, METRICS_FILE
 
 # File name ending -> how such a file is read.
 FORMATS = {

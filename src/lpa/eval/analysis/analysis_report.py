@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lpa.html_pages import COLORS, draw_svg, write_html_page
+from lpa.display.html import COLORS, draw_svg, write_html_page
 
 
 def write_analysis_page(path: Path, analysis: dict[str, Any]) -> None:

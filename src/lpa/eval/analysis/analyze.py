@@ -13,12 +13,12 @@ from lpa.eval.analysis.analysis_report import write_analysis_page
 from lpa.eval.analysis.attention_heads import HeadStats, head_stats
 from lpa.eval.analysis.projections import Projection, as_linear, list_projections
 from lpa.eval.analysis.truncation import Truncation, measure_truncations
+from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.tokenized_text import TokenizedText, load_text
 from lpa.eval.windows import WindowConfig, max_positions
-from lpa.files import write_text_atomic
 from lpa.lowrank import LowRankLinear, entropy_rank, singular_values, stable_rank
-from lpa.outputs import atomic_directory
-from lpa.train.loading import load_with_tokenizer
+from lpa.storage.files import write_text_atomic
+from lpa.storage.outputs import atomic_directory
 
 # (what is being done, steps done, steps in all)
 

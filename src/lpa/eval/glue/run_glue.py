@@ -14,8 +14,8 @@ from lpa.eval.glue.finetune import FineTuningConfig, fine_tune
 from lpa.eval.glue.metrics import majority_predictions, score_predictions
 from lpa.eval.glue.score_cache import ScoreCache, score_key
 from lpa.eval.glue.tasks import TASKS, metric_prefix
-from lpa.locks import hold_directory
 from lpa.model.loading import model_directory
+from lpa.storage.locks import hold_directory
 
 # (what is being done, steps done, steps in all)
 

@@ -10,8 +10,8 @@ from lpa.errors import UserError
 from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.finetune import FineTuningConfig
 from lpa.eval.glue.tasks import TASKS, scores_of
-from lpa.files import write_text_atomic
-from lpa.records import read_json
+from lpa.storage.files import write_text_atomic
+from lpa.storage.records import read_json
 
 
 @dataclass

@@ -18,7 +18,7 @@ from lpa.eval.perplexity import open_for_scoring
 from lpa.eval.scoring import Window, window_losses
 from lpa.eval.tokenized_text import default_bos_token
 from lpa.eval.windows import max_positions
-from lpa.records import Count
+from lpa.storage.records import Count
 
 
 @dataclass

@@ -11,7 +11,7 @@ from lpa.data.sources.source import Source
 from lpa.data.stats import decode_documents
 from lpa.errors import UserError
 from lpa.eval.minimal_pairs.rules import MinimalPair, pairs_of_text
-from lpa.records import typed
+from lpa.storage.records import typed
 
 
 def pairs_of_data(source: str | Path, split: str | None) -> Iterator[MinimalPair]:

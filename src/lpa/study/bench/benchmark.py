@@ -11,7 +11,6 @@ from torch import nn
 
 from lpa.callbacks import ProgressCallback
 from lpa.errors import UserError
-from lpa.files import write_text_atomic
 from lpa.lowrank import LowRankLinear, break_even_rank
 from lpa.model.compile import compile_layers, compile_seconds
 from lpa.model.configuration_lpa import LPAConfig
@@ -19,6 +18,7 @@ from lpa.model.cost import training_flops_per_token
 from lpa.model.layers.latent_cache import LatentCache
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.plan import dense_config
+from lpa.storage.files import write_text_atomic
 from lpa.study.bench.timing import PeakMemory, median_ratio, time_interleaved
 
 
@@ -285,7 +285,7 @@ def _measured_break_even(config: LPAConfig, ratios: dict[int, float]) -> dict[st
 
 def write_figure(path: Path, result: BenchResult) -> None:
     """An SVG: step times over the dense model's beside FLOPs, and one projection by rank."""
-    from lpa.html_pages import COLORS, draw_svg
+    from lpa.display.html import COLORS, draw_svg
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)

@@ -4,16 +4,16 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lpa import console
+from lpa.display import console
 from lpa.errors import UserError
 from lpa.eval.generate import generate_text
 from lpa.eval.perplexity import Evaluation
-from lpa.files import write_text_atomic
-from lpa.locks import hold_directory
-from lpa.outputs import Marker, check_output_directory, content_of, remove
+from lpa.storage.files import write_text_atomic
+from lpa.storage.locks import hold_directory
+from lpa.storage.outputs import Marker, check_output_directory, content_of, remove
 from lpa.study.bundled_data import prepare_bundled
 from lpa.study.demo.demo_report import write_demo_report
-from lpa.study.job_runner import FAILURE_SUFFIX, Job, read_test, run_jobs
+from lpa.study.execution.job_runner import FAILURE_SUFFIX, Job, read_test, run_jobs
 from lpa.train.config import (
     CheckpointConfig,
     DataConfig,

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lpa.html_pages import draw_svg, write_html_page
-from lpa.study.figures import loss_curves
+from lpa.display.html import draw_svg, write_html_page
+from lpa.study.report.figures import loss_curves
 
 # Key of the figures, label, and how to write the value.
 TABLE_ROWS: list[tuple[str, str, Callable[[float], str]]] = [

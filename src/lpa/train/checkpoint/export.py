@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from lpa.data.manifest import TOKENIZER_DIRECTORY
 from lpa.errors import LPAWarning, UserError
 from lpa.model.configuration_lpa import LPAConfig
-from lpa.outputs import MODEL, atomic_directory
+from lpa.storage.outputs import MODEL, atomic_directory
 from lpa.train.checkpoint import store
 from lpa.train.distributed.meta_init import build_meta_model
 from lpa.train.distributed.process_group import World, run_on_all_ranks

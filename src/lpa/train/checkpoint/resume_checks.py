@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from lpa.errors import UserError
-from lpa.records import YamlLoader, read_yaml
+from lpa.storage.records import YamlLoader, read_yaml
 from lpa.train.config import RunConfig
 
 # These change where a run stops, what is kept and who computes it, never the weights beyond rounding.

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.files import sync, write_text_atomic
-from lpa.records import Count, read_json, typed
-from lpa.run_directory import (
+from lpa.storage.files import sync, write_text_atomic
+from lpa.storage.records import Count, read_json, typed
+from lpa.storage.run_directory import (
     CHECKPOINT_MANIFEST_FILE,
     CHECKPOINTS_DIRECTORY,
     LATEST_CHECKPOINT_FILE,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lpa.records import read_yaml, typed
+from lpa.storage.records import read_yaml, typed
 from lpa.train.config import RunConfig
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from lpa.errors import UserError
-from lpa.records import read_yaml, typed
+from lpa.storage.records import read_yaml, typed
 from lpa.train.config.field_ranges import (
     require,
 )

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lpa.errors import LPAWarning, UserError
-from lpa.files import write_text_atomic
-from lpa.records import read_json
-from lpa.run_directory import LOGGER_IDS_FILE
+from lpa.storage.files import write_text_atomic
+from lpa.storage.records import read_json
+from lpa.storage.run_directory import LOGGER_IDS_FILE
 
 LOGGERS = ("tensorboard", "wandb", "trackio")
 

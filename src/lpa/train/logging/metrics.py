@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from lpa.device import peak_flops, peak_memory_bytes
-from lpa.files import write_text_atomic
 from lpa.model.compile import compile_seconds
-from lpa.run_directory import METRICS_FILE
+from lpa.storage.files import write_text_atomic
+from lpa.storage.run_directory import METRICS_FILE
 from lpa.train.logging.loggers import check_loggers, open_logger
 from lpa.train.logging.metrics_file import recover_metrics
 from lpa.train.state import TrainState

@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 
 from lpa.errors import LPAWarning, UserError
-from lpa.records import read_json_lines, typed
-from lpa.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
+from lpa.storage.records import read_json_lines, typed
+from lpa.storage.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 
 # Where a damaged file is kept when its run resumes.
 

@@ -14,12 +14,12 @@ from types import TracebackType
 
 import torch
 
-from lpa import console
+from lpa.display import console
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import parameter_count
+from lpa.scoring.perplexity import Perplexity
 from lpa.train.config import RunConfig
 from lpa.train.logging.metrics import MetricsLog
-from lpa.train.perplexity import Perplexity
 from lpa.train.state import TrainState
 
 logger = logging.getLogger(__name__)

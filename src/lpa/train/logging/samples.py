@@ -11,7 +11,7 @@ from lpa.data.text_encoder import TextEncoder
 from lpa.data.tokenizer import load_tokenizer
 from lpa.model.compile import eager_layers
 from lpa.model.modeling_lpa import LPAForCausalLM
-from lpa.run_directory import SAMPLES_FILE
+from lpa.storage.run_directory import SAMPLES_FILE
 from lpa.train.config import RunConfig
 
 

@@ -1,0 +1,1 @@
+"""What people see: the terminal, lines of the log, and HTML pages."""

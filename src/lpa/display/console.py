@@ -1,0 +1,133 @@
+"""What people see on the terminal: progress bars and tables, on standard error unless said otherwise.
+
+Names and paths of users stand among it, so all text is shown as it is: `[bold]` and `:smile:` are no markup,
+and what would steer the terminal is escaped.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.status import Status
+from rich.text import Text
+
+from lpa.callbacks import ProgressCallback
+from lpa.display.printable import printable
+
+__all__ = [
+    "Progress",
+    "TaskID",
+    "bar_per_task",
+    "format_duration",
+    "progress_display",
+    "silence_transformers",
+    "stderr",
+    "stdout",
+]
+
+
+class _Console(Console):
+    def __init__(self, **options: Any) -> None:
+        if Console().is_jupyter:
+            # Rich's display in a notebook sends its own output back to itself; plain text it is.
+            options |= {"force_jupyter": False, "force_terminal": False}
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def status(self, status: Any, **options: Any) -> Status:
+        return super().status(Text(printable(status)), **options)
+
+
+class _Text(TextColumn):
+    def render(self, task: Task) -> Text:
+        return Text(printable(self.text_format.format(task=task)))
+
+
+# Standard output belongs to results (and to `--json`); everything said along the way goes here.
+stderr = _Console(stderr=True)
+
+
+def stdout(*, width: int = 0) -> Console:
+    """Standard output for tables, at least so many columns wide."""
+    console = _Console()
+    if width > console.width:
+        console.width = width
+    return console
+
+
+@contextmanager
+def progress_display(*, transient: bool = False, visible: bool = True) -> Iterator[Progress]:
+    """A progress display on standard error; tasks may set a `status` field shown at the end of the line."""
+    display = _Progress(
+        SpinnerColumn(),
+        _Text("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        _Text("eta"),
+        TimeRemainingColumn(),
+        _Text("{task.fields[status]}"),
+        console=stderr,
+        transient=transient,
+        refresh_per_second=4,
+        disable=not visible,
+    )
+    try:
+        yield display
+    finally:
+        if display.live.is_started:
+            display.stop()
+
+
+class _Progress(Progress):
+    """A display that begins with its first task, so that an error before it stays the only line."""
+
+    def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
+        self.start()
+        return super().add_task(*args, **kwargs)
+
+
+def bar_per_task(display: Progress) -> ProgressCallback:
+    """A function to report with, `(what, done, total)`, that gives each piece of work its own bar."""
+    bars: dict[str, TaskID] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = display.add_task(what, total=total, status="")
+        display.update(bars[what], completed=done)
+
+    return report
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as `8 s`, `3 min 20 s`, `5 h 04 min` or `2 d 03 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02} h"
+
+
+def silence_transformers() -> None:
+    """Switch off the bars and reports that transformers prints while it reads and writes files."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

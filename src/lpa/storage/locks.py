@@ -1,0 +1,87 @@
+"""Locks on directories that live on, so that two commands never write into one."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+
+from lpa.errors import UserError
+from lpa.storage.files import created_directories, write_json
+from lpa.storage.outputs import read_marker, resolve_output
+from lpa.storage.records import read_json
+
+_PREFIX = ".lpa."
+
+
+@dataclass
+class Holder:
+    """Who holds a lock.
+
+    Attributes:
+        host, process: where it runs, and its id there.
+        since: local time.
+    """
+
+    host: str
+    process: int
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host} since {self.since}"
+
+
+@contextmanager
+def hold_directory(
+    directory: Path,
+    *,
+    part: str | None = None,
+    output: Path | None = None,
+    wait_seconds: float = 0.0,
+) -> Iterator[None]:
+    """Keep a directory for this process; the system frees it when the process ends, however it ends.
+
+    A directory that does not exist is made, and goes again where nothing was written into it.
+
+    Args:
+        part: what of the directory to keep, where several processes may write into it; by default all.
+        output: what the user named, where that is not `directory`.
+        wait_seconds: how long to wait for another process to end.
+
+    Raises:
+        UserError: another process holds it, named.
+    """
+    target = resolve_output(directory)
+    with created_directories(target):
+        prefix = _PREFIX if part is None else f"{_PREFIX}{part}."
+        path, holder = target / f"{prefix}lock", target / f"{prefix}holder.json"
+        is_new, marker = not path.exists(), read_marker(target)
+        lock = filelock.FileLock(path, timeout=wait_seconds)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise UserError(
+                f"--out {output or directory}: is in use by {_describe(holder)}; wait for it to end or "
+                "choose another directory"
+            ) from error
+        try:
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            write_json(holder, asdict(Holder(socket.gethostname(), os.getpid(), now)))
+            yield
+        except BaseException:
+            if is_new and read_marker(target) == marker:
+                path.unlink(missing_ok=True)  # this process wrote nothing beside it
+            raise
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _describe(holder: Path) -> str:
+    with suppress(UserError):
+        return str(read_json(holder, Holder))
+    return "another process"

@@ -1,0 +1,83 @@
+"""What a study asked for, as a file beside its runs."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lpa.errors import UserError
+from lpa.storage.records import Count, read_json
+from lpa.study.design.grid import STUDIES, Study
+
+_NAME = re.compile(rf"({'|'.join(STUDIES)})-\w+\.json")
+
+
+@dataclass
+class IndexedRun:
+    """A run of a study.
+
+    Attributes:
+        run: the name of its directory, see `run_id`.
+    """
+
+    variant: str
+    seed: Count
+    run: str
+
+
+@dataclass(kw_only=True)
+class StudyIndex(Study):
+    """A study, and the runs that it consists of.
+
+    Attributes:
+        split: of the data, on which runs are scored.
+        data_hashes: see `lpa.study.design.grid.data_hashes`.
+    """
+
+    seeds: Count
+    split: str
+    data: str
+    data_hashes: dict[str, Any]
+    runs: list[IndexedRun]
+
+
+def index_path(study: Study, out: Path) -> Path:
+    return out / f"{study.name}-{study.scale}.json"
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is the index of a study, by its name or else its content."""
+    if _NAME.fullmatch(path.name):
+        return True
+    try:
+        return {"variants", "runs", "question"} <= read_json(path, dict[str, Any]).keys()
+    except UserError:
+        return False
+
+
+def read_index(path: Path) -> StudyIndex:
+    """The index in a file.
+
+    Raises:
+        UserError: it is damaged, or contradicts itself.
+    """
+    index = read_json(path, StudyIndex)
+    names = [variant.name for variant in index.variants]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: variants: got {names}; expected one or more, each named once")
+    for number, variant in enumerate(index.variants):
+        if variant.baseline not in names:
+            raise UserError(
+                f"{path}: variants[{number}].baseline: got {variant.baseline!r}; expected one of "
+                f"{', '.join(names)}"
+            )
+    for number, run in enumerate(index.runs):
+        if run.variant not in names:
+            raise UserError(
+                f"{path}: runs[{number}].variant: got {run.variant!r}; expected one of {', '.join(names)}"
+            )
+        if Path(run.run).name != run.run:
+            raise UserError(
+                f"{path}: runs[{number}].run: got {run.run!r}; expected the name of a directory"
+            )
+    return index

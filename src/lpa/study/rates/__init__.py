@@ -1,0 +1,1 @@
+"""Learning rates: tuned for each variant, and transferred to longer runs."""

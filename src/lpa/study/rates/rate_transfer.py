@@ -1,0 +1,68 @@
+"""Learning rates for longer runs, from tunings at two lengths (docs/protocol.md)."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lpa.errors import UserError
+from lpa.study.results.study_results import StudyResult
+
+MOST_EXPONENT = 0.5
+
+
+def loss_by_rate(result: StudyResult, variant: str) -> dict[float, float]:
+    """The mean validation loss of each rate of a variant that has finished all its runs."""
+    overrides = {trial.name: trial.overrides for trial in result.index.variants}
+    tunes = {trial.name: trial.tunes for trial in result.index.variants}
+    return {
+        overrides[row.variant]["optim.lr"]: math.log(row.validation)
+        for row in result.rows
+        if tunes[row.variant] == variant and row.validation is not None and not row.missing
+    }
+
+
+def vertex(losses: dict[float, float]) -> float:
+    """The rate at the lowest point of a parabola over ln(rate), through the best rate and its neighbors.
+
+    The best rate itself where it has no neighbor on one side.
+    """
+    rates = sorted(losses)
+    best = min(rates, key=losses.__getitem__)
+    place = rates.index(best)
+    if place in (0, len(rates) - 1):
+        return best
+    near = rates[place - 1 : place + 2]
+    curve, slope, _ = np.polyfit(np.log(near), [losses[rate] for rate in near], 2)
+    return float(np.exp(-slope / (2 * curve))) if curve > 0 else best
+
+
+def rate_exponent(
+    short: StudyResult, long: StudyResult, lengths: tuple[float, float], variants: Sequence[str]
+) -> float:
+    """β of rate ∝ length^(−β): the mean over variants of what their best rates say, cut to [0, 0.5].
+
+    Args:
+        short, long: tunings at the two lengths.
+
+    Raises:
+        UserError: a variant without a finished trial.
+    """
+    exponents = []
+    for variant in variants:
+        found = [loss_by_rate(result, variant) for result in (short, long)]
+        if not all(found):
+            raise UserError(f"{variant}: no trial has finished all its runs in both tunings")
+        before, after = map(vertex, found)
+        exponents.append(-math.log(after / before) / math.log(lengths[1] / lengths[0]))
+    return min(max(float(np.mean(exponents)), 0.0), MOST_EXPONENT)
+
+
+def transfer_rates(
+    tuned: dict[str, dict[str, float]], exponent: float, factor: float
+) -> dict[str, dict[str, float]]:
+    """Tuned settings with rates for runs that are `factor` times as long."""
+    return {
+        name: settings | {"optim.lr": settings["optim.lr"] * factor**-exponent}
+        for name, settings in tuned.items()
+    }

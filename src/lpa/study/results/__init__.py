@@ -1,0 +1,1 @@
+"""What the runs of a study found, with the statistics that judge it."""

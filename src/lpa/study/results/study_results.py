@@ -1,0 +1,302 @@
+"""The results of a study, read from the files of its runs."""
+
+import math
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lpa.errors import LPAWarning, UserError
+from lpa.eval.perplexity import Evaluation
+from lpa.storage.files import write_text_atomic
+from lpa.study.design.grid import Variant
+from lpa.study.design.study_index import StudyIndex, is_index, read_index
+from lpa.study.execution.job_runner import FAILURE_SUFFIX, is_finished, read_test
+from lpa.study.results.statistics import Difference, Summary
+from lpa.train.logging.metrics_file import read_metrics
+from lpa.train.result import RunResult
+
+_PLACEMENT = "model.placement"
+
+
+@dataclass
+class VariantRow:
+    """One variant: what it cost and how well it predicts.
+
+    Attributes:
+        missing: seeds without a finished run.
+        failed: those of them whose last start failed, with what it said.
+        perplexities: on held-out text, by seed.
+        validation: mean perplexity on the validation split; None where no run has one.
+        perplexity: over seeds; None where no run is finished, as all that follow.
+        difference: against `baseline`; None for a baseline itself, or where no seed has both.
+        tokens_per_second: over seeds.
+        durations: wall time of a run in seconds, by seed.
+        time: against that of `baseline`, as `difference`.
+        seconds, memory_bytes: of a run, mean over seeds.
+    """
+
+    variant: str
+    baseline: str
+    parameters: int
+    train_flops_per_token: int
+    tokens: int
+    match: float | None
+    missing: list[int]
+    perplexities: dict[int, float]
+    failed: dict[int, str] = field(default_factory=dict)
+    validation: float | None = None
+    perplexity: Summary | None = None
+    difference: Difference | None = None
+    tokens_per_second: Summary | None = None
+    durations: dict[int, float] = field(default_factory=dict)
+    time: Difference | None = None
+    seconds: float | None = None
+    memory_bytes: float | None = None
+
+    @property
+    def flops(self) -> float:
+        return float(self.train_flops_per_token) * self.tokens
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.variant == self.baseline
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it has a perplexity that is a number, which a model that diverged has not."""
+        return self.perplexity is not None and math.isfinite(self.perplexity.mean)
+
+
+@dataclass
+class StudyResult:
+    """A study's index, its table, and the records of its runs by variant."""
+
+    index: StudyIndex
+    rows: list[VariantRow]
+    curves: dict[str, list[list[dict[str, Any]]]]
+
+    @property
+    def tuned_kind(self) -> str:
+        """What tuned settings go by, as messages put it before a name."""
+        return "variant" if any(trial.tunes for trial in self.index.variants) else "placement"
+
+    @property
+    def title(self) -> str:
+        return f"{self.index.name} at {self.index.scale}"
+
+    def table(self) -> dict[str, Any]:
+        """As `lpa report --json` prints it."""
+        return {
+            "study": self.index.name,
+            "scale": self.index.scale,
+            "split": self.index.split,
+            "seeds": self.index.seeds,
+            "rows": [
+                asdict(row) | {"verdict": row.difference.verdict if row.difference else None}
+                for row in self.rows
+            ],
+        }
+
+
+def find_studies(directories: list[Path], baseline: str | None = None) -> list[StudyResult]:
+    """All studies in the directories that `lpa study --out` named.
+
+    Args:
+        baseline: compare with this variant, and leave out studies without it.
+
+    Raises:
+        UserError: a directory that holds no study, or no study that has the baseline.
+    """
+    found = [study for directory in directories for study in _studies_in(directory)]
+    if baseline is None:
+        return found
+    matching = [study for study in found if any(row.variant == baseline for row in study.rows)]
+    if not matching:
+        names = list(dict.fromkeys(row.variant for study in found for row in study.rows))
+        near = get_close_matches(baseline, names, cutoff=0.5) or names[:3]
+        raise UserError(
+            f"--baseline: got {baseline!r}; expected a variant, such as {'; '.join(near)}"
+        )
+    for study in matching:
+        for row in study.rows:
+            row.baseline = baseline
+        _compare(study.rows)
+    return matching
+
+
+def _studies_in(directory: Path) -> list[StudyResult]:
+    """Those that can be read; what is wrong with another is a warning."""
+    found, problems = [], []
+    for path in filter(is_index, sorted(directory.glob("*.json"))):
+        try:
+            found.append(read_study(path))
+        except UserError as problem:
+            problems.append(problem)
+    if not found and problems:
+        raise problems[0]
+    if not found:
+        raise UserError(f"DIR {directory}: holds no study; expected the --out of `lpa study`")
+    for each in problems:
+        warnings.warn(f"{each}; this study is left out", LPAWarning, stacklevel=2)
+    return found
+
+
+def read_study(index_file: Path, seeds: int | None = None) -> StudyResult:
+    """The results of a study so far; of its first `seeds` alone if that is given.
+
+    Raises:
+        UserError: the index is damaged. A damaged file of a run makes that run a failed one.
+    """
+    index = read_index(index_file)
+    if seeds is not None:
+        first = [run for run in index.runs if run.seed < index.first_seed + seeds]
+        index = replace(index, seeds=min(seeds, index.seeds), runs=first)
+    runs = index_file.parent / "runs"
+    rows, curves = [], {}
+    for variant in index.variants:
+        run_directories = {
+            run.seed: runs / run.run for run in index.runs if run.variant == variant.name
+        }
+        rows.append(_variant_row(variant, run_directories))
+        curves[variant.name] = [_records(run) for run in run_directories.values() if run.is_dir()]
+    _compare(rows)
+    return StudyResult(index, rows, curves)
+
+
+def _compare(rows: list[VariantRow]) -> None:
+    """Each with its baseline."""
+    by_name = {row.variant: row for row in rows}
+    for row in rows:
+        other = by_name[row.baseline]
+        row.difference = row.time = None
+        if not row.is_baseline:
+            row.difference = Difference.between(row.perplexities, other.perplexities)
+            row.time = Difference.between(row.durations, other.durations)
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    """Of a run's training. The evaluation at its end is left out: it is of the whole split, those before it
+    may be of a part, and the step from one to the other is none that training made."""
+    try:
+        records = read_metrics(run)
+    except UserError as problem:
+        warnings.warn(f"{problem}; the curve of this run is left out", LPAWarning, stacklevel=2)
+        return []
+    evaluations = [i for i, record in enumerate(records) if "validation_loss" in record]
+    if is_finished(run) and len(evaluations) > 1:
+        del records[evaluations[-1]]
+    return records
+
+
+def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
+    """The settings of `tuned_rows`, as `lpa study --tuned` reads them.
+
+    Raises:
+        UserError: a placement or variant of which no setting has all its runs; nothing is written, as what is
+            tuned would be compared with what is not.
+    """
+    overrides, groups = _overrides(result), _tuned_groups(result)
+    rows = tuned_rows(result)
+    for group in set(groups.values()) - rows.keys():
+        raise UserError(
+            f"{result.title}: no setting of {result.tuned_kind} {group} has finished all its runs"
+        )
+    by_variant = result.tuned_kind == "variant"
+    tuned = {
+        group: {
+            key: value
+            for key, value in overrides[row.variant].items()
+            if (key == "optim.lr" if by_variant else key != _PLACEMENT)
+        }
+        for group, row in rows.items()
+    }
+    write_text_atomic(path, yaml.safe_dump(tuned, sort_keys=False))
+    return tuned
+
+
+def tuned_rows(result: StudyResult) -> dict[str, VariantRow]:
+    """The setting with the lowest validation perplexity, by placement or by the variant that it tunes.
+
+    The test split stays unseen.
+
+    Only variants of which every run is finished: one that diverged with some seed is not the best.
+    """
+    groups = _tuned_groups(result)
+    best: dict[str, VariantRow] = {}
+    for row in result.rows:
+        group = groups[row.variant]
+        if row.validation is not None and math.isfinite(row.validation) and not row.missing:
+            other = best.get(group)
+            if other is None or row.validation < (other.validation or math.inf):
+                best[group] = row
+    return best
+
+
+def short_axes(result: StudyResult) -> list[tuple[str, str, float]]:
+    """Group, field and value of each tuned setting at the end of an axis of three values or more.
+
+    A group is a placement, or the variant that is tuned.
+    """
+    overrides, groups = _overrides(result), _tuned_groups(result)
+    measured = [row.variant for row in result.rows if row.validation is not None]
+    found = []
+    for group, row in tuned_rows(result).items():
+        for name, value in overrides[row.variant].items():
+            if isinstance(value, str | dict | None):
+                continue
+            tried = {overrides[other][name] for other in measured if groups[other] == group}
+            if len(tried) > 2 and value in (min(tried), max(tried)):
+                found.append((group, name, value))
+    return found
+
+
+def _overrides(result: StudyResult) -> dict[str, dict[str, Any]]:
+    return {variant.name: variant.overrides for variant in result.index.variants}
+
+
+def _tuned_groups(result: StudyResult) -> dict[str, str]:
+    """Variant -> what it is a setting of."""
+    return {
+        variant.name: variant.tunes or str(variant.overrides.get(_PLACEMENT))
+        for variant in result.index.variants
+    }
+
+
+def _variant_row(variant: Variant, run_directories: dict[int, Path]) -> VariantRow:
+    tests: dict[int, Evaluation] = {}
+    by_seed: dict[int, RunResult] = {}
+    failed: dict[int, str] = {}
+    for seed, run in run_directories.items():
+        failure = run.parent.parent / "logs" / (run.name + FAILURE_SUFFIX)
+        if is_finished(run):
+            try:
+                by_seed[seed], tests[seed] = RunResult.load(run), read_test(run)
+            except UserError as problem:
+                failed[seed] = f"{problem}; remove the file and start the study again"
+        elif failure.is_file():
+            failed[seed] = failure.read_text(encoding="utf-8", errors="replace").strip()
+    row = VariantRow(
+        variant=variant.name,
+        baseline=variant.baseline,
+        parameters=variant.parameters,
+        train_flops_per_token=variant.train_flops_per_token,
+        tokens=variant.tokens,
+        match=variant.match,
+        missing=[seed for seed in run_directories if seed not in tests],
+        perplexities={seed: test.perplexity for seed, test in tests.items()},
+        failed=failed,
+    )
+    if by_seed:
+        results = list(by_seed.values())
+        validation = [r.validation.perplexity for r in results if r.validation]
+        row.validation = Summary.from_values(validation).mean if validation else None
+        row.perplexity = Summary.from_values(list(row.perplexities.values()))
+        row.tokens_per_second = Summary.from_values([r.tokens_per_second for r in results])
+        row.durations = {seed: r.wall_seconds for seed, r in by_seed.items()}
+        row.seconds = Summary.from_values(list(row.durations.values())).mean
+        row.memory_bytes = Summary.from_values([float(r.peak_memory_bytes) for r in results]).mean
+    return row

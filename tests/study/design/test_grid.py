@@ -1,0 +1,106 @@
+"""Grids as declared: each expands at every scale, and matched variants cost what they were matched to."""
+
+from pathlib import Path
+
+import pytest
+
+from lpa.cli.study import QUESTIONS
+from lpa.errors import UserError
+from lpa.study.design.grid import SCALES, STUDIES, expand_grid, read_claims, read_grid, run_id
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_expands_at_every_scale(name, scale):
+    study = expand_grid(name, scale)
+    names = [variant.name for variant in study.variants]
+    assert len(set(names)) == len(names) > 4
+    assert {study.baseline} | {v.baseline for v in study.variants} <= set(names)
+    for variant in study.variants:
+        assert study.config(variant, 3, Path("data")).train.seed == 3
+    assert {claim["variant"] for claim in read_claims().get(name, [])} <= set(names)
+
+
+def test_help_asks_what_the_grids_ask():
+    assert {name: read_grid(name)["question"] for name in STUDIES} == QUESTIONS
+
+
+def test_the_surplus_brings_a_model_back_to_the_cost_of_the_dense_one():
+    variants = {v.name: v for v in expand_grid("surplus", "130m").variants}
+    dense = variants["dense"]
+    assert variants["nowhere"].parameters < dense.parameters
+    # 12 layers or one head more or less is the finest step there is: a few percent.
+    for name in ("FFN width", "depth", "rank", "heads"):
+        parameters = variants[f"{name}, equal parameters"].parameters
+        assert parameters == pytest.approx(dense.parameters, rel=0.03)
+        flops = variants[f"{name}, equal FLOPs"].train_flops_per_token
+        assert flops == pytest.approx(dense.train_flops_per_token, rel=0.03)
+
+
+def test_tuned_settings_reach_the_placement_they_are_for_but_not_tuning_itself():
+    tuned = {"attention": {"optim.lr": 0.5}, "none": {"optim.lr": 0.25}}
+    rates = {
+        v.name: v.overrides.get("optim.lr")
+        for v in expand_grid("sublayers", "nano", tuned=tuned).variants
+    }
+    assert rates["dense"] == 0.25
+    assert rates["q"] == rates["qkvo"] == 0.5
+    plain, given = expand_grid("tuning", "nano"), expand_grid("tuning", "nano", tuned=tuned)
+    assert plain.variants == given.variants
+
+
+def test_a_run_is_known_by_what_decides_its_figures():
+    study = expand_grid("placement", "tiny")
+    dense, attention = study.variants[:2]
+
+    def name(variant, seed=0, path="data", data="a"):
+        return run_id(study.config(variant, seed, Path(path)), {"train": data}, 300)
+
+    assert name(dense) == name(dense, path="elsewhere")
+    assert len({name(dense), name(attention), name(dense, seed=1), name(dense, data="b")}) == 4
+    other = expand_grid("rank", "tiny")
+    assert name(dense) == run_id(other.config(other.variants[0], 0, Path("x")), {"train": "a"}, 300)
+
+
+def test_what_is_the_same_model_in_other_words_is_the_same_run():
+    def name(study, variant):
+        found = next(v for v in study.variants if v.name == variant)
+        return run_id(study.config(found, 0, Path("data")), {"train": "a"}, 4096)
+
+    placement, rank, surplus, sublayers, scale, tuning, recipe = (
+        expand_grid(study, "nano")
+        for study in ("placement", "rank", "surplus", "sublayers", "scale", "tuning", "recipe")
+    )
+    lpa = name(placement, "attention")
+    assert lpa == name(rank, "r = d/4") == name(surplus, "nowhere") == name(sublayers, "qkvo")
+    assert lpa == name(scale, "LPA d")
+    assert lpa == name(tuning, "placement=attention, lr=0.004, init=0.005")
+    assert lpa == name(recipe, "init=scaled, optimizer=muon, decay=factors, lr of factors=1")
+    dense = name(placement, "dense")
+    assert dense == name(scale, "dense d") == name(tuning, "placement=none, lr=0.004, init=0.005")
+    assert len({lpa, dense, name(rank, "r = d/8"), name(sublayers, "q")}) == 4
+
+
+def test_a_warm_up_takes_a_tenth_of_the_steps_at_most():
+    for scale in ("pico", "130m"):
+        study = expand_grid("scale", scale)
+        for variant in study.variants:
+            config = study.config(variant, 0, Path("data"))
+            assert config.optim.warmup_steps <= -(-config.train.steps // 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing", "nano"), "study: got 'nothing'"),
+        (("rank", "giant"), "--scale: got 'giant'"),
+    ],
+)
+def test_what_there_is_not(arguments, message):
+    with pytest.raises(UserError, match=message):
+        expand_grid(*arguments)
+
+
+def test_an_unknown_tuned_field_is_named():
+    with pytest.raises(UserError, match=r"optim\.speed"):
+        expand_grid("rank", "tiny", tuned={"none": {"optim.speed": 1}})

@@ -1,0 +1,192 @@
+"""Studies that run to the end, are stopped and go on, or fail: real processes."""
+
+import json
+import os
+import signal
+
+import pytest
+import yaml
+from study_runs import fork_workers, freeze_when, start_study, study_to_stop, terminate_frozen
+
+from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
+from lpa.study.design.grid import expand_grid
+from lpa.study.execution.job_runner import Slot, create_jobs, make_slots, run_jobs, visible_gpus
+from lpa.study.execution.run_worker import train_and_score
+from lpa.study.results.study_results import find_studies
+from lpa.train.checkpoint import store
+from lpa.train.config import RunConfig
+from lpa.train.logging.metrics_file import read_metrics
+from lpa.train.run import train
+
+# In one worker: they share a study.
+pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _quick_workers(lpa, monkeypatch):
+    fork_workers(lpa, monkeypatch)
+
+
+def table(out):
+    """All that the study found, without what measures the machine."""
+    (study,) = find_studies([out])
+    found = study.table()
+    for row in found["rows"]:
+        assert row.pop("tokens_per_second")["mean"] > 0
+        assert min(row.pop("durations").values()) > 0
+        assert row.pop("seconds") > 0
+        assert row.pop("memory_bytes") > 0
+        del row["time"]  # which a baseline has not
+    return found
+
+
+def jobs_of(out, data, *, variants=1, steps=4):
+    study = expand_grid("placement", "tiny", vocab_size=300, steps=steps)
+    del study.variants[variants:]
+    return create_jobs(study, 1, out, data)
+
+
+def started(out):
+    """Runs that have a checkpoint and no result, and its step."""
+    return {
+        run: store.step_of(kept[0])
+        for run in out.glob("runs/*")
+        if not (run / RESULT_FILE).exists() and (kept := store.resumable_checkpoints(run))
+    }
+
+
+def scores(out):
+    """Of the runs that are finished."""
+    return list(out.glob(f"runs/*/{TEST_FILE}"))
+
+
+def measured(run, step):
+    """The records up to a step: with what they measure, no two processes write the same."""
+    return [record for record in read_metrics(run) if record["step"] <= step]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_study_that_was_stopped_goes_on_where_it_was(number, tiny_study, prepared, tmp_path, lpa):
+    with study_to_stop(lpa, tmp_path, prepared) as process:
+        freeze_when(lambda: started(tmp_path) and scores(tmp_path), process)
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            terminate_frozen(process)
+        assert process.wait(timeout=60) != 0
+    finished = {path: path.stat().st_mtime_ns for path in scores(tmp_path)}
+    # A run that the signal met before its first step has a checkpoint and nothing measured.
+    before = {run: measured(run, step) for run, step in started(tmp_path).items() if step}
+    assert finished
+    assert before
+    assert all(before.values())
+    assert start_study(lpa, tmp_path, prepared).wait(timeout=300) == 0
+    assert table(tmp_path) == table(tiny_study)
+    assert finished == {path: path.stat().st_mtime_ns for path in finished}, "a run was repeated"
+    for run, records in before.items():
+        assert read_metrics(run)[: len(records)] == records, "a run began anew"
+
+
+def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path, lpa):
+    told, ticks = [], []
+    with study_to_stop(lpa, tmp_path, prepared) as process:
+
+        def tick():
+            ticks.append(list(told))
+            if len(ticks) == 5:  # a second
+                os.killpg(process.pid, signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGTERM)
+
+        freeze_when(lambda: started(tmp_path), process)
+        process.kill()
+        process.wait()
+        run, step = next(iter(started(tmp_path).items()))
+        records = measured(run, step)
+        [job] = [
+            job for job in jobs_of(tmp_path, prepared, variants=2, steps=None) if job.run == run
+        ]
+        assert run_jobs([job], 1, lambda _, state: told.append(state), tick) == []
+    assert ticks[4] == [], "two processes would write to the run"
+    assert told == ["running", "finished"]
+    assert read_metrics(run)[: len(records)] == records, "the run began anew"
+
+
+def test_the_table_pairs_seeds_and_is_complete(tiny_study):
+    dense, attention = table(tiny_study)["rows"]
+    assert dense["difference"] is None
+    assert attention["difference"]["count"] == 2
+    assert dense["missing"] == attention["missing"] == []
+    assert attention["parameters"] < dense["parameters"]
+    run = json.loads((tiny_study / "placement-tiny.json").read_text())["runs"][0]["run"]
+    test = json.loads((tiny_study / "runs" / run / "test.json").read_text())
+    assert dense["perplexities"][0] == test["perplexity"]
+
+
+def test_a_failure_is_kept_and_told_and_the_rest_goes_on(prepared, tmp_path):
+    bad, good = jobs_of(tmp_path, prepared, variants=2)
+    bad.recipe.write_text(bad.recipe.read_text().replace("steps: 4", "steps: 0"))
+    told = []
+    failed = run_jobs([bad, good], 1, lambda job, state: told.append((job.variant, state)))
+    assert failed == [bad]
+    assert ("dense", "failed") in told
+    assert ("attention", "finished") in told
+    assert "train.steps" in bad.log.read_text()
+    assert f"exit code 2: lpa: error: {bad.recipe}: train.steps: got 0" in bad.failure.read_text()
+    bad.recipe.write_text(bad.recipe.read_text().replace("steps: 0", "steps: 4"))
+    assert run_jobs([bad], 1) == []
+    assert not bad.failure.exists()
+
+
+def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_path):
+    study = expand_grid("placement", "tiny", vocab_size=300, steps=4)
+    [job] = jobs_of(tmp_path, prepared)
+    job.run.mkdir(parents=True)
+    (job.run / f".{CONFIG_FILE}.123.tmp").write_text(
+        "data:\n"
+    )  # what `write_text_atomic` leaves then
+    train_and_score(study.config(study.variants[0], 0, prepared), job.run)
+    assert job.finished
+    assert not list(job.run.glob(".*.tmp"))
+
+
+def test_another_study_goes_on_with_a_run_in_its_own_words(prepared, tmp_path):
+    [job] = jobs_of(tmp_path, prepared)
+    config = RunConfig.from_dict(yaml.safe_load(job.recipe.read_text()))
+    config.train.stop_at, config.checkpoint.every = 2, 2
+    train(config, job.run)
+    assert started(tmp_path) == {job.run: 2}
+    records = read_metrics(job.run)
+    tuning = expand_grid("tuning", "tiny", vocab_size=300, steps=4)
+    same = next(j for j in create_jobs(tuning, 1, tmp_path, prepared) if j.run == job.run)
+    assert run_jobs([same], 1) == [], same.log.read_text()
+    assert read_metrics(job.run)[: len(records)] == records, "the run began anew"
+
+
+def test_seeds_come_one_after_the_other_in_turns(prepared, tmp_path):
+    study = expand_grid("placement", "tiny", vocab_size=300)
+    del study.variants[2:]
+    order = [(job.variant, job.seed) for job in create_jobs(study, 3, tmp_path, prepared)]
+    there, back = ["dense", "attention"], ["attention", "dense"]
+    assert order == [
+        (name, seed) for seed, names in enumerate((there, back, there)) for name in names
+    ]
+
+
+def test_slots_have_cores_and_gpus_of_their_own_as_far_as_they_go():
+    slots = make_slots(3, [0, 1, 2, 4, 5, 6, 7], ["3", "5"])
+    assert slots == [Slot([0, 1], "3"), Slot([2, 4], "5"), Slot([5, 6], "3")]
+    assert slots[1].environment == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "5"}
+    assert make_slots(3, [0, 1], []) == [Slot([], None)] * 3
+    assert Slot([], None).environment == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "names"),
+    [(None, 2, ["0", "1"]), ("2,GPU-7f", 2, ["2", "GPU-7f"]), ("", 0, []), ("0,none", 1, ["0"])],
+)
+def test_gpus_are_those_that_are_visible(monkeypatch, given, count, names):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus() == names

@@ -1,0 +1,120 @@
+"""Jobs through submitit: its local executor stands in for a cluster."""
+
+import os
+import signal
+import threading
+import time
+
+import filelock
+import pytest
+from runs import wait_until
+from study_runs import is_worked_on, study_to_stop
+
+from lpa.errors import UserError
+from lpa.study.design.grid import expand_grid
+from lpa.study.execution.job_runner import create_jobs
+from lpa.study.execution.slurm_executor import run_job, submit_jobs
+from lpa.train.checkpoint import store
+
+
+def job_of(out, data, *, steps=4):
+    study = expand_grid("placement", "tiny", vocab_size=300, steps=steps)
+    return create_jobs(study, 1, out, data)[0]
+
+
+@pytest.mark.slow
+def test_submitit_runs_jobs_and_keeps_what_is_finished(prepared, tmp_path):
+    job, told = job_of(tmp_path, prepared), []
+    for _ in range(2):
+        failed = submit_jobs(
+            [job],
+            tmp_path / "submitit",
+            {"timeout_min": 10},
+            cluster="local",
+            on_state=lambda _, state: told.append(state),
+        )
+        assert failed == []
+    assert told == ["running", "finished", "kept"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_study_ends_what_was_submitted(prepared, tmp_path, lpa):
+    job = job_of(tmp_path, prepared, steps=1_000_000)
+    with study_to_stop(lpa, tmp_path, prepared, "submit.py") as process:
+        wait_until(lambda: store.resumable_checkpoints(job.run), process, timeout=300)
+        assert is_worked_on(job)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) != 0
+        deadline = time.monotonic() + 60
+        while is_worked_on(job):
+            assert time.monotonic() < deadline, "the job continues"
+            time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_job_waits_for_another_process_at_its_run(prepared, tmp_path):
+    job = job_of(tmp_path, prepared)
+    done = []
+    second = threading.Thread(target=lambda: done.append(run_job(job)))
+    with filelock.FileLock(job.lock):
+        second.start()
+        second.join(timeout=1)  # it would start its process at once
+        assert second.is_alive()
+        assert not job.log.exists()
+    second.join(timeout=120)
+    assert done == [None]
+
+
+def fake_cluster(folder, monkeypatch):
+    """A machine on which sbatch refuses every job."""
+    for name in ("srun", "sbatch"):
+        command = folder / name
+        command.write_text(
+            "#!/bin/sh\necho sbatch: error: >&2\necho invalid partition >&2\nexit 1\n"
+        )
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        (
+            {"timeout_min": 5},
+            "--executor slurm: the submission failed: sbatch: error: invalid partition",
+        ),
+        ({"timeout_min": "1h"}, '--slurm: Parameter "timeout_min" expected type .*1h'),
+        (
+            {"timeout_min": 5, "slurm_partitoin": "gpu"},
+            "--slurm: .*partitoin.*Valid arguments: .*partition",
+        ),
+    ],
+)
+def test_what_the_cluster_refuses_is_one_line(
+    parameters, said, prepared, tmp_path, monkeypatch, capfd
+):
+    fake_cluster(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=said) as refused:
+        submit_jobs([job_of(tmp_path, prepared)], tmp_path / "submitit", parameters)
+    assert "\n" not in str(refused.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--slurm", "timeout_min=5"], "--slurm: got timeout_min=5 without --executor slurm"),
+        (["--executor", "slurm"], "--executor slurm: got no time limit of a run; expected --slurm"),
+        (["--executor", "slurm", "--slurm", "gpu"], "--slurm: got gpu; expected KEY=VALUE"),
+        (
+            ["--executor", "slurm", "--slurm", "timeout_min=5", "--slurm", "gpus_per_node=1"],
+            "--executor slurm: found no srun here",
+        ),
+    ],
+)
+def test_mistakes_on_the_command_line(lpa, prepared, tmp_path, arguments, said):
+    study = ["study", "placement", "--scale", "tiny", "--data", prepared, "--out", tmp_path]
+    finished = lpa(*study, *arguments)
+    assert finished.code == 2
+    assert finished.stderr.startswith(f"lpa: error: {said}")
+    assert finished.stderr.count("\n") == 1

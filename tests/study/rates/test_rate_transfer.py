@@ -1,0 +1,73 @@
+import math
+
+import pytest
+
+from lpa.study.design.grid import expand_grid
+from lpa.study.design.study_index import StudyIndex
+from lpa.study.rates.rate_transfer import rate_exponent, transfer_rates, vertex
+from lpa.study.rates.rate_tuning import tune_learning_rates
+from lpa.study.results.statistics import Summary
+from lpa.study.results.study_results import StudyResult, VariantRow
+
+RATES = [0.001, 0.002, 0.004, 0.008]
+
+
+def parabola(best: float) -> dict[float, float]:
+    return {rate: 4 + 0.1 * math.log(rate / best) ** 2 for rate in RATES}
+
+
+def tuning(best: dict[str, float]) -> StudyResult:
+    """One whose losses are least at the rates given."""
+    study = tune_learning_rates(expand_grid("rivals", "tiny", only=list(best)), RATES)
+    index = StudyIndex(**vars(study), seeds=1, split="test", data="", data_hashes={}, runs=[])
+    rows = []
+    for trial in study.variants:
+        loss = parabola(best[trial.tunes])[trial.overrides["optim.lr"]]
+        perplexity = math.exp(loss)
+        rows.append(
+            VariantRow(
+                trial.name,
+                trial.baseline,
+                trial.parameters,
+                trial.train_flops_per_token,
+                trial.tokens,
+                None,
+                missing=[],
+                perplexities={100: perplexity},
+                validation=perplexity,
+                perplexity=Summary(perplexity, math.nan, 1),
+            )
+        )
+    return StudyResult(index, rows, {})
+
+
+@pytest.mark.parametrize("best", [0.0015, 0.003, 0.004, 0.0051])
+def test_the_vertex_is_the_lowest_point_of_a_parabola(best):
+    assert vertex(parabola(best)) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("best", [0.0001, 0.1])
+def test_an_extreme_rate_is_kept(best):
+    assert vertex(parabola(best)) in (RATES[0], RATES[-1])
+
+
+@pytest.mark.parametrize(
+    ("at_2", "at_6", "exponent"),
+    [
+        ({"dense": 0.004, "LPA": 0.004}, {"dense": 0.004, "LPA": 0.004}, 0.0),
+        ({"dense": 0.004, "LPA": 0.005}, {"dense": 0.004 * 3**-0.2, "LPA": 0.005 * 3**-0.4}, 0.3),
+        ({"dense": 0.002, "LPA": 0.002}, {"dense": 0.004, "LPA": 0.004}, 0.0),
+        ({"dense": 0.006, "LPA": 0.006}, {"dense": 0.0015, "LPA": 0.0015}, 0.5),
+    ],
+)
+def test_the_exponent_is_the_mean_of_both_variants_within_bounds(at_2, at_6, exponent):
+    found = rate_exponent(tuning(at_2), tuning(at_6), (2, 6), ["dense", "LPA"])
+    assert found == pytest.approx(exponent, abs=1e-6)
+
+
+def test_rates_fall_with_the_length_by_the_exponent():
+    tuned = {"dense": {"optim.lr": 0.004}, "FFN": {"optim.lr": 0.002}}
+    assert transfer_rates(tuned, 0.5, 4.0) == {
+        "dense": {"optim.lr": 0.002},
+        "FFN": {"optim.lr": 0.001},
+    }

@@ -1,0 +1,352 @@
+"""What tuning picks, from the files of runs."""
+
+import html
+import json
+import math
+import shutil
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from markupsafe import escape
+
+from lpa.display.html import draw_svg
+from lpa.display.printable import printable
+from lpa.errors import UserError
+from lpa.storage.run_directory import TEST_FILE
+from lpa.study.design.grid import expand_grid
+from lpa.study.execution.job_runner import FAILURE_SUFFIX, create_jobs
+from lpa.study.report.figures import scaling_fits, study_figures
+from lpa.study.report.study_report import (
+    HEADINGS,
+    claim_rows,
+    row_cells,
+    summarize,
+    write_study_report,
+)
+from lpa.study.results.study_results import find_studies, read_study, short_axes, write_tuned
+
+pytestmark = pytest.mark.xdist_group("study")
+
+
+@pytest.fixture
+def runs_of(tiny_study, prepared, tmp_path):
+    """The index of a study and its run directories by variant and seed, all with a finished run's files."""
+
+    def make(name, seeds=1):
+        study = expand_grid(name, "tiny", vocab_size=300)
+        jobs = create_jobs(study, seeds, tmp_path, prepared)
+        finished = next(path.parent for path in tiny_study.glob("runs/*/test.json"))
+        for job in jobs:
+            job.run.mkdir(parents=True)
+            for file in ("result.json", "test.json"):
+                shutil.copy(finished / file, job.run)
+        return tmp_path / f"{name}-tiny.json", {(job.variant, job.seed): job.run for job in jobs}
+
+    return make
+
+
+@pytest.fixture
+def tuning(runs_of):
+    index, runs = runs_of("tuning")
+    return index, {name: run for (name, _), run in runs.items()}
+
+
+@pytest.fixture
+def tuning_of_three(runs_of):
+    return runs_of("tuning", seeds=3)
+
+
+def set_perplexity(run, *, validation, test):
+    result = json.loads((run / "result.json").read_text())
+    result["validation"]["perplexity"] = validation
+    (run / "result.json").write_text(json.dumps(result))
+    measured = json.loads((run / "test.json").read_text())
+    (run / "test.json").write_text(json.dumps({**measured, "perplexity": test}))
+
+
+def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_told(tuning, tmp_path):
+    index, runs = tuning
+    for number, run in enumerate(runs.values()):
+        set_perplexity(run, validation=100 + number, test=200 - number)
+    rate = expand_grid("tuning", "tiny").base["optim.lr"]
+    best = {
+        "none": f"placement=none, lr={rate:g}, init=0.005",
+        "attention": f"placement=attention, lr={2 * rate:g}, init=0.02",
+    }
+    for name in best.values():
+        set_perplexity(runs[name], validation=50, test=300)
+    result = read_study(index)
+    tuned = write_tuned(result, tmp_path / "tuned.yaml")
+    assert tuned == yaml.safe_load((tmp_path / "tuned.yaml").read_text())
+    assert tuned["none"] == {"optim.lr": rate, "model.initializer_range": 0.005}
+    assert tuned["attention"] == {"optim.lr": 2 * rate, "model.initializer_range": 0.02}
+    told = {(placement, name): value for placement, name, value in short_axes(result)}
+    assert told[("attention", "optim.lr")] == 2 * rate
+    assert told[("ffn", "optim.lr")] == rate / 2  # 100 plus its number, so the first
+    assert told[("attention", "model.initializer_range")] == 0.02
+    assert not any(placement == "none" for placement, _ in told)
+    words = " ".join(summarize(result))
+    assert f"Best for placement none on the validation split: {best['none']}." in words
+    assert f"With placement attention, optim.lr {2 * rate:g} lies at the end" in words
+
+
+def test_a_placement_that_never_finished_leaves_nothing_tuned(tuning, tmp_path):
+    index, runs = tuning
+    for name, run in runs.items():
+        if "placement=none" in name:
+            (run / "test.json").unlink()
+    with pytest.raises(UserError, match="no setting of placement none has finished"):
+        write_tuned(read_study(index), tmp_path / "tuned.yaml")
+    assert not (tmp_path / "tuned.yaml").exists()
+    assert "Best so far for placement attention" in " ".join(summarize(read_study(index)))
+
+
+def test_fits_take_sizes_at_the_same_tokens_and_tokens_at_the_same_size(runs_of):
+    index, runs = runs_of("scale", seeds=2)
+    study = json.loads(index.read_text())
+    variants = {v["name"]: v for v in study["variants"]}
+    for (name, seed), run in runs.items():
+        parameters, tokens = variants[name]["parameters"], variants[name]["tokens"]
+        loss = 4 * (parameters / 1e4) ** -0.1 * (tokens / 1e3) ** -0.2 * (1 + 0.01 * seed)
+        set_perplexity(run, validation=1, test=math.exp(loss))
+    result = read_study(index)
+    for kind, fit in scaling_fits(result, "parameters").items():
+        assert (kind, fit.count) in (("dense", 4), ("LPA", 4))  # seeds of a size are one point
+        assert fit.exponent == pytest.approx(-0.1)
+    for fit in scaling_fits(result, "tokens").values():
+        assert fit.count == 3
+        assert fit.exponent == pytest.approx(-0.2)
+    words = " ".join(summarize(result))
+    assert (
+        "Loss of LPA falls with training tokens of the largest model: to the power -0.2000" in words
+    )
+
+
+def test_a_loss_that_is_not_shown_to_fall_is_not_said_to(runs_of):
+    index, runs = runs_of("scale")
+    for number, run in enumerate(runs.values()):
+        set_perplexity(run, validation=1, test=20 + number % 2)
+    assert "Loss of LPA is not shown to fall with parameters" in " ".join(
+        summarize(read_study(index))
+    )
+
+
+def texts(result):
+    """The table as it is read: variant -> heading -> text."""
+    rows = [
+        dict(zip(HEADINGS, (text for text, _ in row_cells(row)), strict=True))
+        for row in result.rows
+    ]
+    return {row["variant"]: row for row in rows}
+
+
+@pytest.fixture
+def placement(runs_of):
+    """Three seeds, in which attention is a tenth better than dense and a tenth faster, give or take."""
+    index, runs = runs_of("placement", seeds=3)
+    for (name, seed), run in runs.items():
+        share = 0.9 + 0.001 * seed if name == "attention" else 1.0
+        set_perplexity(run, validation=100, test=(100 + seed) * share)
+        result = json.loads((run / "result.json").read_text())
+        result |= {"wall_seconds": (10 + seed) * share, "tokens_per_second": (10 + seed) / share}
+        (run / "result.json").write_text(json.dumps(result))
+    return index, runs
+
+
+def test_a_variant_says_what_it_is_compared_with_and_any_can_be_that(placement):
+    index, _ = placement
+    rows = texts(read_study(index))
+    assert rows["dense"]["change"] == "baseline"
+    assert rows["attention"]["against"] == "dense"
+    assert rows["attention"]["verdict"] == "better"
+    assert rows["attention"]["tokens/s"] == "12 ± 1"
+    [other] = find_studies([index.parent], "attention")
+    rows = texts(other)
+    assert claim_rows(other) == []  # they are about dense
+    assert rows["attention"]["change"] == "baseline"
+    assert rows["dense"]["against"] == "attention"
+    assert rows["dense"]["verdict"] == "worse"
+    assert "Worse than attention, by an interval that excludes zero: dense" in " ".join(
+        summarize(other)
+    )
+    with pytest.raises(
+        UserError, match="--baseline: got 'denser'; expected a variant, such as dense"
+    ):
+        find_studies([index.parent], "denser")
+
+
+def test_without_a_baseline_of_the_same_seed_nothing_is_called_one(placement):
+    index, runs = placement
+    for (name, _), run in runs.items():
+        if name == "dense":
+            (run / TEST_FILE).unlink()
+    result = read_study(index)
+    row = texts(result)["attention"]
+    assert (row["against"], row["change"], row["verdict"]) == ("dense", "–", "–")
+    assert "Not compared yet, without a baseline of the same seed: attention;" in " ".join(
+        summarize(result)
+    )
+
+
+def test_a_run_that_failed_is_told_from_one_that_is_to_come(placement):
+    index, runs = placement
+    failed, waiting = runs["attention", 2], runs["ffn", 2]
+    for run in (failed, waiting):
+        (run / TEST_FILE).unlink()
+    log = index.parent / "logs" / (failed.name + FAILURE_SUFFIX)
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("exit code 2: the loss is nan at step 3\n")
+    result = read_study(index)
+    rows = texts(result)
+    assert rows["attention"]["runs"] == "2 of 3, 1 failed"
+    assert rows["attention"]["verdict"] == "better (2 of 3 seeds)"
+    assert rows["ffn"]["runs"] == "2 of 3"
+    words = " ".join(summarize(result))
+    assert "Failed: attention with seed 2, exit code 2: the loss is nan at step 3." in words
+    assert "Failed: ffn" not in words
+    claim = next(claim for claim in claim_rows(result) if claim[0] == "attention")
+    assert claim[2].endswith("(2 of 3 seeds)")
+    assert claim[3].startswith("direction confirmed")
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, 1.0, 1e60])
+@pytest.mark.parametrize("variant", ["attention", "dense"])
+def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
+    """Whichever side of the comparison it is on; perplexities of 0 and 1 have no logarithm of their loss."""
+    index, runs = placement
+    set_perplexity(runs[variant, 1], validation=value, test=value)
+    set_perplexity(runs[variant, 2], validation=100, test=value)
+    result = read_study(index)
+    words = " ".join(summarize(result))
+    write_study_report([result], index.parent / "report.html")
+    for draw in study_figures(result).values():
+        assert "<svg" in draw_svg(draw)
+    if variant == "dense":
+        change = texts(result)["attention"]["change"]
+        undecided = value == 0.0 or not math.isfinite(value)
+        assert (change == "–") == undecided
+        assert (
+            "as a perplexity is not finite: attention by no finite amount" in words
+        ) == undecided
+        return
+    if value in (0.0, 1.0):
+        return
+    assert texts(result)["attention"]["verdict"] != "better"
+    if math.isfinite(value):
+        assert "Not distinguishable from dense: attention" in words
+    else:
+        assert "Undecided against dense, as a perplexity is not finite: attention" in words
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("wall_seconds", value) for value in (0, 0.0, 1e308)),
+        *(("tokens_per_second", value) for value in (0, 0.0, 1e308)),
+        *(("peak_memory_bytes", value) for value in (0, 2**62)),
+    ],
+)
+def test_a_cost_of_nought_or_beyond_sums_is_reported(placement, field, value):
+    index, runs = placement
+    for run in runs.values():
+        result = json.loads((run / "result.json").read_text())
+        # A whole number of more bits is refused as the file is read.
+        number = value if isinstance(result[field], float) else min(int(value), 2**63 - 1)
+        (run / "result.json").write_text(json.dumps(result | {field: number}))
+    result = read_study(index)
+    write_study_report([result], index.parent / "report.html")
+    assert texts(result)["attention"]["verdict"] == "better"
+
+
+NAMES = {
+    "formula": r"$\frac$ and \$5, $a_b$",
+    "markup of rich": "[bold]x[/nope] :smile:",
+    "markup of pages": "<script>alert(1)</script> & 'x' \"y\"",
+    "terminal": "red \x1b[31m \x07 \x9b2J",
+    "direction": "a\u202eb",
+    "hidden from legends": "_nolegend_",
+    "two lines": "one\ntwo",
+}
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_report_shows_names_as_they_are(placement, kind):
+    """No name is a formula, markup or an instruction to the terminal or the page."""
+    index, _ = placement
+    fields = json.loads(index.read_text())
+    name, shown = NAMES[kind], printable(NAMES[kind])
+    for variant in fields["variants"]:
+        variant["name"] = name if variant["name"] == "attention" else variant["name"]
+    for run in fields["runs"]:
+        run["variant"] = name if run["variant"] == "attention" else run["variant"]
+    fields["question"] = name
+    index.write_text(json.dumps(fields))
+    result = read_study(index)
+    out = index.parent / "report.html"
+    write_study_report([result], out)
+    page = out.read_text(encoding="utf-8")
+    assert page.count(html.escape(shown, quote=False)) or page.count(str(escape(shown)))
+    assert "<script>alert" not in page
+    assert not set(page) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    [drawing, *_] = sorted(out.with_name("report-figures").glob("*.svg"))
+    labels = [
+        node.text.strip()
+        for node in ElementTree.parse(drawing).iter()
+        if node.tag.endswith("}text") and node.text
+    ]
+    for line in shown.split("\n"):
+        assert line in labels
+
+
+def test_the_last_evaluation_is_of_more_text_and_not_part_of_the_curve(placement):
+    index, runs = placement
+    losses = [5.0, 4.0, 9.0]
+    run = runs["dense", 0]
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i, "validation_loss": x}) + "\n" for i, x in enumerate(losses))
+    )
+    [curve, *_] = read_study(index).curves["dense"]
+    assert [record["validation_loss"] for record in curve] == losses[:2]
+    (run / TEST_FILE).unlink()  # one that is still to be scored may still be at work
+    [curve, *_] = read_study(index).curves["dense"]
+    assert [record["validation_loss"] for record in curve] == losses
+
+
+def test_the_time_of_training_stands_beside_what_the_paper_says_of_it(placement):
+    index, _ = placement
+    claims = {text: (ours, verdict) for _, text, ours, verdict in claim_rows(read_study(index))}
+    ours, verdict = claims["up to 12.4% less training time"]
+    assert ours.startswith("-9.9% [-10.")
+    assert verdict.startswith("not judged: runs shared the machine")
+
+
+def test_a_report_replaces_an_earlier_one_and_nothing_else(placement):
+    index, _ = placement
+    before = index.read_bytes()
+    with pytest.raises(UserError, match="is not a report"):
+        write_study_report([read_study(index)], index)
+    assert index.read_bytes() == before
+    page = index.parent / "report.html"
+    write_study_report([read_study(index)], page)
+    figures = page.with_name("report-figures")
+    (figures / "1-rank-tiny-9.png").write_text("of an earlier report")
+    (figures / "mine.png").write_text("not of a report")
+    write_study_report([read_study(index)], page)
+    assert not (figures / "1-rank-tiny-9.png").exists()
+    assert (figures / "mine.png").exists()
+
+
+def test_a_tuning_of_fewer_seeds_than_before_chooses_by_those(tuning_of_three, lpa, prepared):
+    index, runs = tuning_of_three
+    for (name, seed), run in runs.items():
+        set_perplexity(run, validation=50 if "init=0.005" in name else 60, test=1)
+        if seed > 0:
+            (run / TEST_FILE).unlink()
+    command = ("study", "tuning", "--scale", "tiny", "--data", prepared, "--out", index.parent)
+    finished = lpa(*command, "--seeds", 1)
+    assert finished.code == 0, finished.stderr
+    tuned = yaml.safe_load((index.parent / "tuned-tiny.yaml").read_text())
+    assert {settings["model.initializer_range"] for settings in tuned.values()} == {0.005}
+    assert json.loads(index.read_text())["seeds"] == 3
