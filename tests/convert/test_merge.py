@@ -4,9 +4,11 @@ import sys
 
 import pytest
 import torch
+from architectures import tiny
 from small_models import small_model
-from transformers import LlamaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
+import lpa
 from lpa.convert.merge import merge_directory, merge_to_llama
 from lpa.errors import UserError
 from lpa.model.configuration_lpa import PLACEMENTS
@@ -54,6 +56,29 @@ def test_what_llama_cannot_express_is_refused_with_the_way_out(tmp_path, fields,
         merge_directory(tmp_path / "lpa", tmp_path / "out")
     assert reason in str(error.value)
     assert "after `import lpa`" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_kept_its_class_merges_to_it(tmp_path):
+    model = tiny("gpt2")
+    lpa.factorize(model, "all", rank=5)
+    tokens = torch.randint(97, (2, 24))
+    expected = model(tokens).logits
+    merged = lpa.merge(model)
+    assert torch.equal(model(tokens).logits, expected)
+    torch.testing.assert_close(merged(tokens).logits, expected, atol=1e-4, rtol=0)
+    model.save_pretrained(tmp_path / "low-rank")
+    result = lpa.merge(tmp_path / "low-rank", tmp_path / "dense")
+    assert result.model_class == "GPT2LMHeadModel"
+    assert result.parameters_merged == tiny("gpt2").num_parameters() > result.parameters_low_rank
+    again = GPT2LMHeadModel.from_pretrained(tmp_path / "dense")
+    torch.testing.assert_close(again(tokens).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_a_dense_model_has_nothing_to_merge(tmp_path):
+    tiny("gpt2").save_pretrained(tmp_path / "dense")
+    with pytest.raises(UserError, match="is a GPT2LMHeadModel of dense projections; expected one"):
+        merge_directory(tmp_path / "dense", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

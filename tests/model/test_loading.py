@@ -156,7 +156,7 @@ def cut(tmp_path) -> Path:
 
 def test_pairs_are_never_drawn(cut):
     """As where nothing puts pairs in the place of the projections before weights are loaded."""
-    edit_json(cut / "config.json", {"quantization_config": ...})
+    edit_json(cut / "config.json", {"quantization_config": ..., "fusion_config": ...})
     with pytest.raises(UserError, match=r"model\.safetensors has no transformer\.h\.0\.attn\.c_"):
         lpa.load(cut)
 

@@ -26,7 +26,7 @@ COMMANDS = {
     "analyze": ("lpa.cli.eval.analyze", "show where a model bears low rank"),
     "generate": ("lpa.cli.eval.generate", "continue a prompt"),
     "convert factorize": ("lpa.cli.convert.factorize", "truncate a dense checkpoint to low rank"),
-    "convert merge": ("lpa.cli.convert.merge", "merge low-rank pairs into a stock Llama"),
+    "convert merge": ("lpa.cli.convert.merge", "merge low-rank pairs into a stock model"),
     "convert gguf": ("lpa.cli.convert.gguf", "write a merged model as a GGUF file"),
     "convert import-published": (
         "lpa.cli.convert.import_published",

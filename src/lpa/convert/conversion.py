@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from torch import nn
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lpa.convert.factorize import (
     FactorizeConfig,
@@ -17,11 +17,10 @@ from lpa.convert.factorize import (
     factorize_layers,
     windows_for,
 )
-from lpa.convert.merge import MergeResult, merge_directory, merge_to_llama
+from lpa.convert.merge import MergeResult, merge_directory, merge_model
 from lpa.convert.rank_budget import RankBudget
 from lpa.device import resolve_device
 from lpa.errors import UserError
-from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.surgery.factorize import factorize as factorize_live
 from lpa.model.surgery.factorize import record_low_rank_modules
 from lpa.model.surgery.projections import check_not_quantized, find_projections
@@ -165,7 +164,7 @@ def _read_ranks(path: str | Path) -> dict[str, int | None]:
 
 
 @overload
-def merge(model: LPAForCausalLM, out: None = ..., *, overwrite: bool = ...) -> LlamaForCausalLM: ...
+def merge(model: PreTrainedModel, out: None = ..., *, overwrite: bool = ...) -> PreTrainedModel: ...
 
 
 @overload
@@ -173,12 +172,15 @@ def merge(model: str | Path, out: str | Path, *, overwrite: bool = ...) -> Merge
 
 
 def merge(
-    model: LPAForCausalLM | str | Path,
+    model: PreTrainedModel | str | Path,
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
-) -> LlamaForCausalLM | MergeResult:
-    """Folds each low-rank pair into one dense matrix, W = B A, which makes a stock Llama.
+) -> PreTrainedModel | MergeResult:
+    """Folds each low-rank pair into one dense matrix, W = B A, which makes a stock model.
+
+    An `LPAForCausalLM` becomes a Llama. A model that kept its class when it was factorized, such as a GPT-2,
+    keeps it here too.
 
     Args:
         model: a live model, which stays as it is; or a run directory or a Hugging Face directory.
@@ -186,10 +188,11 @@ def merge(
         overwrite: replace what `out` holds.
 
     Returns:
-        Of a live model, the Llama. Of a directory, the numbers of parameters before and after.
+        Of a live model, the stock one. Of a directory, its class and the numbers of parameters before and
+        after.
 
     Raises:
-        UserError: the model has what a stock Llama cannot express, or `out` holds something.
+        UserError: the model has no pairs, or what a stock model cannot express, or `out` holds something.
 
     Example:
         llama = lpa.merge(lpa.load("runs/lpa"))
@@ -198,9 +201,11 @@ def merge(
     if isinstance(model, nn.Module):
         if out is not None:
             raise UserError(f"out: got {out}; a live model is saved by its save_pretrained")
-        if not isinstance(model, LPAForCausalLM):
-            raise UserError(f"model: got a {type(model).__name__}; expected an LPAForCausalLM")
-        return merge_to_llama(model)
+        if not isinstance(model, PreTrainedModel):
+            raise UserError(
+                f"model: got a {type(model).__name__}; expected a PreTrainedModel of transformers"
+            )
+        return merge_model(model)
     if out is None:
         raise UserError(f"out: got nothing; expected the directory to make of {model}")
     return merge_directory(Path(model), Path(out), overwrite=overwrite)

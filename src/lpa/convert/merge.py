@@ -1,12 +1,13 @@
-"""An LPA model as a stock Llama: each low-rank pair folded into one dense matrix."""
+"""A low-rank model as a stock one: each pair folded into one dense matrix."""
 
+import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
@@ -25,8 +26,13 @@ TOKENIZER_FILES = (
 
 @dataclass
 class MergeResult:
-    """What merging cost: parameters before and after."""
+    """What merging made, and what it cost: parameters before and after.
 
+    Attributes:
+        model_class: of the result.
+    """
+
+    model_class: str
     parameters_low_rank: int
     parameters_merged: int
 
@@ -97,8 +103,26 @@ def _merged_weights(model: LPAForCausalLM) -> dict[str, Tensor]:
     return weights
 
 
+def merge_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A stock model that is the same function; the model itself stays as it is.
+
+    An `LPAForCausalLM` becomes a Llama; a model of another class, of which `factorize` replaced projections,
+    gets dense ones back.
+
+    Raises:
+        UserError: it has no pairs, or what a stock model cannot express.
+    """
+    if isinstance(model, LPAForCausalLM):
+        return merge_to_llama(model)
+    if not any(isinstance(module, LowRankLinear) for module in model.modules()):
+        raise UserError(
+            f"model: is a {type(model).__name__} of dense projections; expected one with low-rank pairs"
+        )
+    return copy.deepcopy(model).dequantize()
+
+
 def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> MergeResult:
-    """Merge an LPA model into a new directory, with its tokenizer.
+    """Merge a low-rank model into a new directory, with its tokenizer.
 
     Args:
         directory: a Hugging Face directory or a run directory.
@@ -111,15 +135,10 @@ def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> M
     check_output_directory(out, MODEL, overwrite=overwrite)
     directory = model_directory(directory)
     model = load_model(directory)
-    if not isinstance(model, LPAForCausalLM):
-        raise UserError(
-            f"model {directory}: is a {type(model).__name__}; expected an LPAForCausalLM, which has pairs to "
-            "merge"
-        )
-    merged = merge_to_llama(model)
+    merged = merge_model(model)
     with atomic_directory(out, MODEL, overwrite=overwrite) as temporary:
         merged.save_pretrained(temporary)
         for name in TOKENIZER_FILES:
             if (directory / name).is_file():
                 shutil.copy(directory / name, temporary)
-    return MergeResult(model.num_parameters(), merged.num_parameters())
+    return MergeResult(type(merged).__name__, model.num_parameters(), merged.num_parameters())

@@ -9,9 +9,9 @@ from lpa.cli.parsing import Parser, add_output_arguments, to_json
 def build_parser() -> Parser:
     parser = Parser(
         "convert merge",
-        description="Merge each low-rank pair into one dense matrix and write a stock Llama, which any "
-        "inference engine loads without this package. The parameters that low rank saved are "
-        "back afterwards.",
+        description="Merge each low-rank pair into one dense matrix and write a stock model, which any "
+        "inference engine loads without this package: a Llama, or the class that the model kept when it "
+        "was factorized. The parameters that low rank saved are back afterwards.",
         examples="""\
   lpa convert merge runs/lpa --out merged
   lpa convert merge path/to/lpa-model --out merged --json""",
@@ -37,6 +37,6 @@ def main(argv: list[str]) -> None:
         return
     more = merged.parameters_merged - merged.parameters_low_rank
     print(
-        f"{arguments.out}: a stock Llama of {merged.parameters_merged:,} parameters, "
-        f"{more:,} more than the low-rank model's {merged.parameters_low_rank:,}"
+        f"{arguments.out}: a stock {merged.model_class} of {merged.parameters_merged:,} "
+        f"parameters, {more:,} more than the low-rank model's {merged.parameters_low_rank:,}"
     )

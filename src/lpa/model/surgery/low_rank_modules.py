@@ -1,11 +1,13 @@
 """One low-rank pair in the place of one dense projection."""
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lpa.errors import LPAWarning, UserError
@@ -22,7 +24,7 @@ def low_rank_like(module: nn.Module, rank: int) -> LowRankLinear:
     """An empty pair of a projection's shape, bias, device and dtype."""
     out_features, in_features = dense_weight(module).shape
     weight: Any = module.weight
-    return LowRankLinear(
+    pair = LowRankLinear(
         in_features,
         out_features,
         rank,
@@ -30,6 +32,13 @@ def low_rank_like(module: nn.Module, rank: int) -> LowRankLinear:
         device=weight.device,
         dtype=weight.dtype,
     )
+    pair.register_load_state_dict_pre_hook(_drop_placeholder)
+    return pair
+
+
+def _drop_placeholder(_: nn.Module, state_dict: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Files have one in the place of the dense weight (see `quantizer`)."""
+    state_dict.pop(f"{prefix}weight", None)
 
 
 @torch.no_grad()
@@ -42,10 +51,13 @@ def set_factors(pair: LowRankLinear, module: nn.Module, down: Tensor, up: Tensor
     return pair
 
 
-def insert_low_rank_modules(model: nn.Module, ranks: Mapping[str, int]) -> None:
+def insert_low_rank_modules(model: nn.Module, ranks: Mapping[str, int]) -> list[str]:
     """Put empty pairs of the given ranks in the place of modules, before weights are loaded.
 
     Names are those of the whole model; a model without its head has them without the first part.
+
+    Returns:
+        The names in this model.
 
     Raises:
         UserError: the model has no such projection, or it cannot have the rank.
@@ -55,6 +67,7 @@ def insert_low_rank_modules(model: nn.Module, ranks: Mapping[str, int]) -> None:
             f"quantization_config.ranks: got {ranks!r}; expected the rank of each projection by its name"
         )
     modules = dict(model.named_modules())
+    names = []
     for name, rank in ranks.items():
         own = name if name in modules else name.partition(".")[2]
         module = modules.get(own)
@@ -70,3 +83,22 @@ def insert_low_rank_modules(model: nn.Module, ranks: Mapping[str, int]) -> None:
         # GPT-2 starts c_proj.weight by way of the block around it, which finds none now; the pair's own
         # weights come from the file.
         modules[own.rpartition(".")[0]]._is_hf_initialized = True
+        names.append(own)
+    return names
+
+
+@torch.no_grad()
+def insert_dense_modules(model: PreTrainedModel) -> None:
+    """Put the product of each pair in its place, in a module of the kind that the model's class builds."""
+    pairs = {n: m for n, m in model.named_modules() if isinstance(m, LowRankLinear)}
+    with torch.device("meta"):
+        built = type(model)(copy.deepcopy(model.config))
+    for name, pair in pairs.items():
+        linear = pair.to_dense()
+        dense: Any = built.get_submodule(name).to(linear.weight.dtype)
+        dense.to_empty(device=linear.weight.device)
+        dense_weight(dense).copy_(linear.weight)
+        if dense.bias is not None:
+            dense.bias.copy_(linear.bias)
+        dense.requires_grad_(pair.up.weight.requires_grad)
+        model.set_submodule(name, dense.train(pair.training))

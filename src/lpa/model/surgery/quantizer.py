@@ -2,19 +2,31 @@
 
 Their config.json has a `quantization_config` of `quant_method: low_rank` with the rank of each pair. It is
 the one point where transformers lets a package replace modules of any class before weights are loaded;
-nothing is quantized, and the models train and save like any other.
+nothing is quantized, and the models train, cast and save like any other.
+
+Where this package is missing, transformers skips an unknown quantization and would draw new weights for
+the projections. Two things that it does not skip make it refuse: a fusion of modules that it does not
+know, whose name, which the error quotes, says what to do; and, for releases that fuse nothing, a tensor
+of another shape under the name of each dense weight.
 """
 
+import re
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lpa.model.auto import QUANT_METHOD
-from lpa.model.surgery.low_rank_modules import insert_low_rank_modules
+from lpa.model.surgery.low_rank_modules import insert_dense_modules, insert_low_rank_modules
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_REQUEST = (
+    "low-rank pairs, which need `pip install lpa` and `import lpa`, or a dense copy of the model: "
+    "`lpa convert merge MODEL --out DENSE`"
+)
 
 
 class LowRankConfig(QuantizationConfigMixin):
@@ -32,20 +44,45 @@ class LowRankConfig(QuantizationConfigMixin):
 
 
 class LowRankQuantizer(HfQuantizer):
-    """Puts empty pairs where the checkpoint has pairs."""
+    """Puts empty pairs where the checkpoint has pairs, and dense modules back on request."""
+
+    def update_attn_implementation(self, config: "PreTrainedConfig") -> "PreTrainedConfig":
+        """Before the model is built: what the request asks for is here."""
+        _remove_request(config)
+        return config
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **_: Any) -> None:
-        insert_low_rank_modules(model, self.quantization_config.ranks)
+        names = insert_low_rank_modules(model, self.quantization_config.ranks)
+        placeholders = {rf"(^|\.){re.escape(name)}\.weight$" for name in names}
+        ignored = set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = ignored | placeholders
+        # Quantized models refuse `half` and `float`.
+        model.is_quantized = False
+        del model.quantization_method
+
+    def _process_model_after_weight_loading(
+        self, model: "PreTrainedModel", **_: Any
+    ) -> "PreTrainedModel":
+        _add_request(model.config)
+        return model
+
+    def get_state_dict_and_metadata(
+        self, model: "PreTrainedModel"
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """What `save_pretrained` writes: the weights, and a placeholder for each dense one."""
+        ranks = self.quantization_config.ranks
+        return model.state_dict() | {f"{name}.weight": torch.zeros(1) for name in ranks}, {}
+
+    def _dequantize(self, model: "PreTrainedModel", dtype: Any = None) -> "PreTrainedModel":
+        insert_dense_modules(model)
+        _remove_request(model.config)
+        return model
 
     def is_serializable(self) -> bool:
         return True
 
     @property
     def is_trainable(self) -> bool:
-        return True
-
-    @property
-    def is_qat_trainable(self) -> bool:
         return True
 
     @property
@@ -58,5 +95,17 @@ def attach_quantization_config(model: "PreTrainedModel", ranks: dict[str, int]) 
     config = LowRankConfig(dict(ranks))
     model.config.quantization_config = config
     model.hf_quantizer = LowRankQuantizer(config)
-    model.is_quantized = True
-    model.quantization_method = QUANT_METHOD
+    _add_request(model.config)
+
+
+def _add_request(config: "PreTrainedConfig") -> None:
+    config.fusion_config = (getattr(config, "fusion_config", None) or {}) | {_REQUEST: True}
+
+
+def _remove_request(config: "PreTrainedConfig") -> None:
+    fusions = dict(getattr(config, "fusion_config", None) or {})
+    fusions.pop(_REQUEST, None)
+    if fusions:
+        config.fusion_config = fusions
+    elif hasattr(config, "fusion_config"):
+        del config.fusion_config
