@@ -1,4 +1,4 @@
-"""Spectron, GaLore and APOLLO in runs: which parameters they have, their states, resuming, refusals."""
+"""The rivals' optimizers in runs: which parameters they have, their states, resuming, refusals."""
 
 import pytest
 import torch
@@ -11,14 +11,18 @@ from lpa.train.config import OptimConfig
 from lpa.train.dry_run import plan_run
 from lpa.train.optim.optimizers import build_optimizers, optimizer_kinds, optimizer_state_count
 
-NAMES = ("spectron", "galore", "apollo")
+NAMES = ("spectron", "galore", "apollo", "relora")
 every_optimizer = pytest.mark.parametrize("name", NAMES)
+
+
+def settings(name):
+    return {"name": name} | ({"restart_every": 2} if name == "relora" else {})
 
 
 @every_optimizer
 def test_every_parameter_is_stepped_once_and_its_states_are_counted(name):
     model = LPAForCausalLM(small_config())
-    config = OptimConfig(name=name)
+    config = OptimConfig(**settings(name))
     optimizers = build_optimizers(model, config)
     kinds = optimizer_kinds(model, config)
     inside = {p for p in model.model.layers.parameters() if p.ndim == 2}
@@ -44,9 +48,9 @@ def test_every_parameter_is_stepped_once_and_its_states_are_counted(name):
 @every_optimizer
 def test_a_resumed_run_is_the_run(name, prepared, tmp_path):
     torch.set_num_threads(1)
-    fields = {"optim": {"name": name}}
+    fields = {"optim": settings(name)}
     trainer = small_trainer(prepared, out=tmp_path, **fields)
-    for _ in range(2):
+    for _ in range(3):  # beyond the first merge of relora
         trainer.train_step()
     trainer.save()
     resumed = small_trainer(prepared, out=tmp_path, **fields)
@@ -61,9 +65,10 @@ def test_a_resumed_run_is_the_run(name, prepared, tmp_path):
 def test_the_plan_has_its_bytes_and_refuses_several_processes(name, prepared):
     from small_runs import small_config as run_config
 
-    config = run_config(prepared, optim={"name": name})
+    config = run_config(prepared, optim=settings(name))
     adamw = plan_run(run_config(prepared)).memory_bytes_per_device["optimizer"]
-    assert 0 < plan_run(config).memory_bytes_per_device["optimizer"] < adamw
+    planned = plan_run(config).memory_bytes_per_device["optimizer"]
+    assert planned > adamw if name == "relora" else 0 < planned < adamw
     with pytest.raises(UserError, match=rf"optim\.name: got {name} with several processes"):
         plan_run(config, 2)
 
@@ -74,6 +79,8 @@ def test_the_plan_has_its_bytes_and_refuses_several_processes(name, prepared):
         ({"projection_rank": 4}, "optim.projection_rank: got 4; expected null unless"),
         ({"name": "galore", "projection_rank": 0}, "optim.projection_rank: got 0"),
         ({"spectron_bound": "exact"}, "optim.spectron_bound: got exact; expected null unless"),
+        ({"name": "relora"}, "optim.restart_every: got None; expected steps from one merge"),
+        ({"restart_every": 9}, "optim.restart_every: got 9; expected null unless"),
         ({"name": "spectron", "up_lr_scale": 2.0}, "optim.up_lr_scale: got 2.0; expected 1"),
         ({"name": "spectron", "up_weight_decay": 0.0}, "optim.down_weight_decay: got None"),
     ],

@@ -356,24 +356,25 @@ def _grid_points(grid: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 @dataclass
 class _Sizes:
-    """What `d/4` and the like refer to: the scale's width, FFN width, heads, tokens and learning rate."""
+    """What `d/4` and the like refer to: the scale's widths, heads, tokens, steps and learning rate."""
 
     d: int
     f: int
     h: int
     t: int
+    s: int
     lr: float
 
     @classmethod
     def from_settings(cls, base: dict[str, Any]) -> "_Sizes":
         config = preset_config(base["model.preset"])
+        length = _run_config({k: v for k, v in base.items() if k.startswith(_LENGTH_SECTIONS)})
         return cls(
             d=base.get("model.hidden_size", config.hidden_size),
             f=base.get("model.intermediate_size", config.intermediate_size),
             h=base.get("model.num_attention_heads", config.num_attention_heads),
-            t=_total_tokens(
-                _run_config({k: v for k, v in base.items() if k.startswith(_LENGTH_SECTIONS)})
-            ),
+            t=_total_tokens(length),
+            s=length.train.steps,
             lr=base["optim.lr"],
         )
 
@@ -385,7 +386,7 @@ def _resolve_expressions(value: Any, sizes: _Sizes) -> Any:
             key: item if key in (_BASELINE, _MATCH) else _resolve_expressions(item, sizes)
             for key, item in value.items()
         }
-    if isinstance(value, str) and (found := re.fullmatch(r"(\d*)([dfht]|lr)(?:/(\d+))?", value)):
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d*)([dfhts]|lr)(?:/(\d+))?", value)):
         factor, name, divisor = found.groups()
         product = int(factor or 1) * getattr(sizes, name)
         return product / int(divisor or 1) if name == "lr" else max(1, product // int(divisor or 1))

@@ -158,6 +158,7 @@ class Checkpointer:
         _init_optimizer_states(self._optimizers)
         reader = HuggingFaceStorageReader(str(path))
         saved = reader.read_metadata().state_dict_metadata
+        self._drop_optimizer_states(set(saved))
         tensors = self._tensors()
         random = [name for name in tensors if name.startswith("random/")]
         missing = [name for name in random if name not in saved]
@@ -173,6 +174,14 @@ class Checkpointer:
         if not missing:
             _restore_rng_states({name.rsplit("/", 1)[1]: tensors[name] for name in random})
         return manifest.state, manifest.fingerprints
+
+    def _drop_optimizer_states(self, saved: set[str]) -> None:
+        """Drop what an optimizer has at its start alone and had dropped when it was saved."""
+        for name, parameter in self._model.named_parameters():
+            for member in self._optimizers.members:
+                for key in getattr(member, "droppable_states", ()):
+                    if f"optimizer/{key}/{name}" not in saved:
+                        member.state.get(parameter, {}).pop(key, None)
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that is saved, by name; a tied weight under its first."""

@@ -129,7 +129,11 @@ class ModelConfig:
 
 
 # Settings of single optimizers.
-_OPTIMIZERS_WITH = {"projection_rank": ("galore", "apollo"), "spectron_bound": ("spectron",)}
+_OPTIMIZERS_WITH = {
+    "projection_rank": ("galore", "apollo", "relora"),
+    "restart_every": ("relora",),
+    "spectron_bound": ("spectron",),
+}
 
 
 @dataclass
@@ -138,9 +142,12 @@ class OptimConfig:
 
     Attributes:
         name: `adamw`, or for the matrices of the decoder layers, with AdamW for the rest: `muon`; `galore`
-            or `apollo`, whose states are of a low rank; or `spectron` for the factors of low-rank
-            projections, with `muon` for the other matrices. The last three take one process.
-        projection_rank: of the states of galore and apollo; by default a quarter of a matrix's shorter side.
+            or `apollo`, whose states are of a low rank; `relora`, whose updates are; or `spectron` for the
+            factors of low-rank projections, with `muon` for the other matrices. All but `adamw` and `muon`
+            take one process.
+        projection_rank: of the states of galore and apollo and of the updates of relora; by default a quarter
+            of a matrix's shorter side.
+        restart_every: steps from one merge of relora to the next; the first that many train whole matrices.
         spectron_bound: how spectron bounds a step of the product: by default as the paper does, or exact.
         trainable: `all` weights, or only the `factors` of low-rank projections, their biases included; the
             others stay as they are, without gradients or optimizer states.
@@ -163,8 +170,9 @@ class OptimConfig:
         decay_fraction: the share of all steps that `wsd` decays over.
     """
 
-    name: Literal["adamw", "muon", "spectron", "galore", "apollo"] = "adamw"
+    name: Literal["adamw", "muon", "spectron", "galore", "apollo", "relora"] = "adamw"
     projection_rank: int | None = None
+    restart_every: int | None = None
     spectron_bound: Literal["paper", "exact"] | None = None
     trainable: Literal["all", "factors"] = "all"
     lr: float = 1e-3
@@ -211,6 +219,13 @@ class OptimConfig:
             )
         check_whole("optim", self, "warmup_steps", least=0)
         check_whole("optim", self, "projection_rank")
+        check_whole("optim", self, "restart_every")
+        require(
+            self.name != "relora" or self.restart_every is not None,
+            "optim.restart_every",
+            self.restart_every,
+            "steps from one merge to the next with optim.name relora",
+        )
         for name, optimizers in _OPTIMIZERS_WITH.items():
             value = getattr(self, name)
             require(

@@ -15,6 +15,7 @@ from lpa.train.config import OptimConfig
 from lpa.train.optim.gradient_projection import APOLLO, GaLore, projected_state_count
 from lpa.train.optim.muon import Muon
 from lpa.train.optim.product_decay import ProductDecay
+from lpa.train.optim.relora import ReLoRA, relora_state_count
 from lpa.train.optim.spectron import Spectron
 
 
@@ -56,8 +57,8 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
 
     Matrices decay, embeddings among them; vectors (norm weights and biases) do not. The factors of a
     low-rank pair have their own multipliers of the learning rate and their own decay. Muon, where asked
-    for, has the matrices inside decoder layers; fused AdamW has everything else. GaLore and APOLLO
-    have what Muon would have; Spectron has the factors of pairs, and Muon the other matrices there.
+    for, has the matrices inside decoder layers; fused AdamW has everything else. GaLore, APOLLO and
+    ReLoRA have what Muon would have; Spectron has the factors of pairs, and Muon the other matrices.
 
     Raises:
         UserError: an optimizer or a decay that the model or its layout does not go with.
@@ -105,6 +106,9 @@ def _optimizer_makers(
         "spectron": lambda groups: Spectron(groups, config.lr, bound=bound),
         "galore": lambda groups: GaLore(groups, config.lr, **projected),
         "apollo": lambda groups: APOLLO(groups, config.lr, **projected),
+        "relora": lambda groups: ReLoRA(
+            groups, config.lr, restart_every=config.restart_every or 1, **projected
+        ),
         "adamw": lambda groups: torch.optim.AdamW(groups, config.lr, **adam, fused=True),
     }
 
@@ -130,6 +134,7 @@ def optimizer_state_count(model: nn.Module, config: OptimConfig) -> int:
         "spectron": lambda p: p.numel() + p.shape[1],
         "galore": lambda p: projected_state_count(p.shape, config.projection_rank, kept=True),
         "apollo": lambda p: projected_state_count(p.shape, config.projection_rank, kept=False),
+        "relora": lambda p: relora_state_count(p.shape, config.projection_rank),
     }
     trained = [p for p in model.parameters() if p.requires_grad]
     return sum(per_parameter[kinds.get(p, "adamw")](p) for p in trained)
@@ -142,7 +147,7 @@ def check_single_process(model: nn.Module, config: OptimConfig) -> None:
         UserError: it is one.
     """
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    if config.name in ("spectron", "galore", "apollo") and sharded:
+    if config.name not in ("adamw", "muon") and sharded:
         raise UserError(
             f"optim.name: got {config.name} with several processes; expected adamw or muon, as "
             f"{config.name} works on whole matrices"
