@@ -22,7 +22,7 @@ import torch
 import lpa
 from lpa.convert.calibration import calibration_windows
 from lpa.convert.factorize import METHODS, factorize, load_dense
-from lpa.eval.scoring import score
+from lpa.eval.text_scores import score
 from lpa.eval.tokenized_text import TokenizedText, load_text
 from lpa.model.plan import kv_cache_bytes
 from lpa.model.surgery.projections import find_projections, resolve_ranks

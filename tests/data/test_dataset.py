@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lpa.data import Manifest, TokenDataset, eval_batches, load_split_tokens
+from lpa.data import Manifest, TokenDataset, load_split_tokens
 from lpa.data.dataset import permuted_index
 from lpa.errors import UserError
 
@@ -79,19 +79,6 @@ def test_windows_reach_across_shards(prepared, tmp_path):
     for index in range(len(whole)):
         assert torch.equal(whole[index]["input_ids"], parts[index]["input_ids"])
         assert torch.equal(whole[index]["shift_labels"], parts[index]["shift_labels"])
-
-
-@pytest.mark.parametrize("length", [2, 9, 16, 17, 18, 40])
-def test_evaluation_scores_every_token_but_the_first_once(length):
-    tokens = np.arange(100, 100 + length)
-    scored = []
-    for input_ids, labels in eval_batches(tokens, seq_len=8, batch_size=2):
-        assert input_ids.shape == labels.shape
-        assert input_ids.shape[0] <= 2
-        mask = labels != -100
-        assert torch.equal(labels[mask], input_ids[mask] + 1)  # each predicted from the one before
-        scored += labels[mask].tolist()
-    assert scored == tokens[1:].tolist()
 
 
 def copy_with_shard(prepared, tmp_path, content: bytes):

@@ -10,7 +10,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "dataset": ["TokenDataset", "eval_batches", "load_split_tokens"],
+        "dataset": ["TokenDataset", "load_split_tokens"],
         "manifest": ["Manifest"],
         "preparation.prepare": ["prepare"],
         "sources.documents": ["read_documents"],
@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 )
 
 if TYPE_CHECKING:
-    from lpa.data.dataset import TokenDataset, eval_batches, load_split_tokens
+    from lpa.data.dataset import TokenDataset, load_split_tokens
     from lpa.data.manifest import Manifest
     from lpa.data.preparation.prepare import prepare
     from lpa.data.sources.documents import read_documents

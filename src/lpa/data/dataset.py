@@ -2,7 +2,6 @@
 
 import hashlib
 import mmap
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -213,29 +212,3 @@ def permuted_index(index: int, size: int, *, seed: int, epoch: int) -> int:
         index = (left << half) | right
         if index < size:
             return index
-
-
-def eval_batches(
-    tokens: np.ndarray | TokenSplit, *, seq_len: int, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches that score every token but the first exactly once.
-
-    The windows do not overlap, so the first token of each but the very first is predicted from one
-    token only; the last window is padded. Tokens are read batch by batch.
-
-    Yields:
-        input_ids and shift_labels, each (up to batch_size, context); -100 where there is no target.
-    """
-    targets = len(tokens) - 1
-    for start in range(0, targets, batch_size * seq_len):
-        part = tokens[start : start + batch_size * seq_len + 1]
-        count = len(part) - 1
-        windows = -(-count // seq_len)
-        padded = np.zeros(windows * seq_len, dtype=np.int64)
-        padded[:count] = part[:-1]
-        labels = np.full(windows * seq_len, IGNORE_INDEX, dtype=np.int64)
-        labels[:count] = part[1:]
-        yield (
-            torch.from_numpy(padded.reshape(windows, seq_len)),
-            torch.from_numpy(labels.reshape(windows, seq_len)),
-        )

@@ -14,7 +14,7 @@ from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
 from lpa.eval.perplexity import Evaluation, check_scorable, open_for_scoring, summarize
-from lpa.eval.scoring import score
+from lpa.eval.text_scores import score
 from lpa.eval.tokenized_text import load_text
 from lpa.eval.windows import WindowConfig, max_positions
 
@@ -142,7 +142,7 @@ def _compare(
             f"--data {data}: got {parts} {scores[0].resampling_unit}; expected at least {_MIN_PARTS} to tell "
             "two models apart: more text, more documents or a smaller --seq-len"
         )
-    sizes = [each.tokens if same else each.bytes for each in scores]
+    sizes: list[Any] = [each.tokens if same else each.bytes for each in scores]
     totals = np.stack([scores[0].loss, sizes[0], scores[1].loss, sizes[1]]).astype(np.float64)
     measure = "perplexity" if same else "bits_per_byte"
     change = float(_change(*totals.sum(axis=1), measure=measure))

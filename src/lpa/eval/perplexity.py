@@ -15,7 +15,7 @@ from lpa.callbacks import StepCallback
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
 from lpa.eval.loading import load_with_tokenizer
-from lpa.eval.scoring import Scores, score
+from lpa.eval.text_scores import Scores, score
 from lpa.eval.tokenized_text import TokenizedText, load_text
 from lpa.eval.windows import WindowConfig, max_positions
 from lpa.scoring.perplexity import Perplexity
@@ -27,7 +27,7 @@ class Evaluation(Perplexity):
     """A perplexity, how it was taken, and how sure it is.
 
     Attributes:
-        mode: `blocks`, `sliding` or `documents` (see `lpa.eval.scoring.iter_windows`).
+        mode: `blocks`, `sliding` or `documents` (see `lpa.eval.text_scores.iter_windows`).
         seq_len: most tokens that a prediction was made from.
         stride: how far one window began after the other.
         documents: documents of the text.

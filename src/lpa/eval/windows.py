@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.eval.scoring import MODES
+from lpa.eval.text_scores import MODES
 
 
 @dataclass
 class WindowConfig:
-    """How text is cut for a model; see `lpa.eval.scoring.iter_windows`.
+    """How text is cut for a model; see `lpa.eval.text_scores.iter_windows`.
 
     Attributes:
         mode: None: `sliding` where there is a stride, else `blocks`.

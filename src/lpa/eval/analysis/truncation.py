@@ -6,7 +6,7 @@ from typing import Any
 
 from lpa.callbacks import StepCallback
 from lpa.eval.analysis.projections import Projection, input_directions, truncated
-from lpa.eval.scoring import score
+from lpa.eval.text_scores import score
 from lpa.eval.tokenized_text import TokenizedText
 
 

@@ -15,9 +15,10 @@ from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
 from lpa.eval.minimal_pairs.pairs import MinimalPair, pairs_of_data, read_pairs
 from lpa.eval.perplexity import open_for_scoring
-from lpa.eval.scoring import Window, window_losses
 from lpa.eval.tokenized_text import default_bos_token
 from lpa.eval.windows import max_positions
+from lpa.scoring.losses import token_losses
+from lpa.scoring.windows import Window
 from lpa.storage.records import Count
 
 
@@ -134,7 +135,6 @@ def _score(
     )
 
 
-@torch.no_grad()
 def _negative_log_likelihoods(
     model: Any, windows: list[Window], batch_size: int, on_progress: StepCallback
 ) -> np.ndarray:
@@ -144,7 +144,7 @@ def _negative_log_likelihoods(
     order = np.argsort([len(window.ids) for window in windows], kind="stable")
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        losses = window_losses(model, [windows[index] for index in batch])
+        losses = token_losses(model, [windows[index] for index in batch])
         totals[batch] = [loss.sum() for loss in losses]
         on_progress(start + len(batch), len(windows))
     return totals

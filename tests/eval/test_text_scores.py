@@ -17,7 +17,7 @@ from lpa.data import bundled_corpus, load_split_tokens, read_documents
 from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.perplexity import evaluate_perplexity, summarize
-from lpa.eval.scoring import iter_windows, score
+from lpa.eval.text_scores import iter_windows, score
 from lpa.eval.tokenized_text import TokenizedText
 from lpa.eval.windows import WindowConfig, max_positions
 
