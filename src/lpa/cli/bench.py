@@ -4,7 +4,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpa.cli.parsing import Count, Parser, Threads, add_json_flag, add_overwrite_flag, to_json
+from lpa.cli.parsing import (
+    Count,
+    Parser,
+    Threads,
+    add_device_argument,
+    add_dtype_argument,
+    add_json_flag,
+    add_overwrite_flag,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from lpa.study.bench.benchmark import BenchResult
@@ -39,12 +48,8 @@ def build_parser() -> Parser:
         help="how many times the models take turns, after the warmup",
     )
     parser.add_argument("--compile", action="store_true", help="compile each decoder layer")
-    parser.add_argument(
-        "--device",
-        type=str,
-        default="auto",
-        help="the device that computes, such as cpu or cuda; auto prefers a GPU",
-    )
+    add_device_argument(parser)
+    add_dtype_argument(parser)
     parser.add_argument(
         "--threads", type=Threads, default=0, help="CPU threads; 0 leaves the choice to torch"
     )
@@ -59,7 +64,7 @@ def main(argv: list[str]) -> None:
 
     import torch
 
-    from lpa.device import resolve_device
+    from lpa.device import resolve_device, resolve_dtype
     from lpa.display import console
     from lpa.display.html import is_figure
     from lpa.errors import UserError
@@ -83,13 +88,15 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(arguments.threads)
     changes = {} if arguments.rank is None else {"rank": arguments.rank}
     with console.progress_display(transient=True) as display:
+        device = resolve_device(arguments.device)
         result = run_bench(
             preset_config(arguments.preset, **changes),
             arguments.placement,
             seq_len=arguments.seq_len,
             batch_size=arguments.batch_size,
             rounds=arguments.rounds,
-            device=resolve_device(arguments.device),
+            device=device,
+            dtype=resolve_dtype(arguments.dtype, device.type),
             compiled=arguments.compile,
             on_progress=console.bar_per_task(display),
         )

@@ -257,11 +257,28 @@ def add_model_arguments(parser: Any) -> None:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a run directory or a Hugging Face directory"
     )
+    add_device_argument(parser)
+    add_dtype_argument(parser)
+
+
+def add_device_argument(parser: Any) -> None:
+    """What computes; see `lpa.device.resolve_device`."""
     parser.add_argument(
         "--device",
         type=str,
         default="auto",
         help="the device that computes, such as cpu or cuda; auto prefers a GPU",
+    )
+
+
+def add_dtype_argument(parser: Any) -> None:
+    """In which precision; see `lpa.device.resolve_dtype`."""
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="float32",
+        help="the precision of the arithmetic; auto is bfloat16 on a GPU or CPU with units for it, else "
+        "float32",
     )
 
 

@@ -63,6 +63,7 @@ def compare(
     stride: int | None = None,
     batch_size: int = 8,
     device: str = "auto",
+    dtype: str = "float32",
     tokenizer_a: Any = None,
     tokenizer_b: Any = None,
     on_progress: StepCallback = lambda done, total: None,
@@ -81,6 +82,7 @@ def compare(
         stride: as there.
         batch_size: as there.
         device: as there.
+        dtype: as there.
         seq_len: tokens per window; by default the smaller one of what the models were made for.
         tokenizer_a: that of `a`, where it is a live model.
         tokenizer_b: that of `b`, where it is a live model.
@@ -97,8 +99,8 @@ def compare(
         print(comparison.to_sentence("LPA", "dense"))
     """
     with (
-        open_for_scoring(a, tokenizer_a, device, name="tokenizer_a") as opened_a,
-        open_for_scoring(b, tokenizer_b, device, name="tokenizer_b") as opened_b,
+        open_for_scoring(a, tokenizer_a, device, dtype, name="tokenizer_a") as opened_a,
+        open_for_scoring(b, tokenizer_b, device, dtype, name="tokenizer_b") as opened_b,
     ):
         windows = WindowConfig(mode, seq_len, stride, batch_size)
         return _compare(opened_a, opened_b, data, split, windows, on_progress)

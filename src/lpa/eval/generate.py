@@ -18,6 +18,7 @@ def generate_text(
     num_samples: int = 1,
     seed: int = 0,
     device: str = "auto",
+    dtype: str = "float32",
 ) -> list[str]:
     """Continue a prompt with a trained model; returns the prompt with each continuation.
 
@@ -30,6 +31,7 @@ def generate_text(
         top_p: sample from the likeliest tokens that hold this much probability together.
         num_samples: how many continuations.
         seed: of the sampling.
+        device, dtype: as in `load_with_tokenizer`.
 
     Raises:
         UserError: a bad value, no model, or a prompt beyond the model's positions.
@@ -44,7 +46,7 @@ def generate_text(
     ):
         if not good:
             raise UserError(f"{name}: got {value}; expected {accepted}")
-    model, tokenizer = load_with_tokenizer(model_path, device)
+    model, tokenizer = load_with_tokenizer(model_path, device, dtype=dtype)
     ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
     lead = default_bos_token(tokenizer)
     if lead is not None and ids[:1] != [lead]:

@@ -24,6 +24,7 @@ def run_harness(
     limit: float | None = None,
     batch_size: int = 8,
     device: str = "auto",
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Evaluate a model on tasks of lm-eval.
 
@@ -33,6 +34,7 @@ def run_harness(
         num_fewshot: examples before each question; None: what the task says.
         limit: at most so many examples of each task, or a share below 1.
         batch_size: requests per forward pass.
+        device, dtype: as in `load_with_tokenizer`.
 
     Returns:
         What `lm_eval.simple_evaluate` returns: `results` by task, and `samples`.
@@ -58,7 +60,7 @@ def run_harness(
             raise UserError(
                 f"--tasks: got {name!r}; expected a task that `lm-eval ls tasks` lists, or a task file"
             )
-    model, tokenizer = load_with_tokenizer(model_path, device)
+    model, tokenizer = load_with_tokenizer(model_path, device, dtype=dtype)
     harness = HFLM(
         pretrained=model,
         backend="causal",

@@ -4,23 +4,27 @@ from pathlib import Path
 from typing import Any
 
 from lpa.data.tokenizer import load_model_tokenizer
-from lpa.device import resolve_device
+from lpa.device import resolve_device, resolve_dtype
 from lpa.model.loading import load_model, model_directory
 
 
 def load_with_tokenizer(
-    path: Path, device: str = "auto", *, attention: str | None = None
+    path: Path, device: str = "auto", *, dtype: str = "float32", attention: str | None = None
 ) -> tuple[Any, Any]:
-    """A causal language model in float32, in evaluation mode, and its tokenizer.
+    """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
         path: a run directory or a Hugging Face directory.
         device: `auto`, `cpu`, `cuda`, …
+        dtype: of weights and arithmetic: `float32`, `bfloat16` or `auto` (see `resolve_dtype`).
         attention: an attention implementation of transformers; None: its choice.
 
     Raises:
         UserError: there is none at `path`, it is damaged, or there is no such device.
     """
     directory = model_directory(path)
-    model: Any = load_model(directory, dtype="float32", attn_implementation=attention)
-    return model.to(resolve_device(device)), load_model_tokenizer(directory, model.config)
+    place = resolve_device(device)
+    model: Any = load_model(
+        directory, dtype=resolve_dtype(dtype, place.type), attn_implementation=attention
+    )
+    return model.to(place), load_model_tokenizer(directory, model.config)

@@ -56,6 +56,7 @@ def evaluate_perplexity(
     stride: int | None = None,
     batch_size: int = 8,
     device: str = "auto",
+    dtype: str = "float32",
     threads: int = 0,
     tokenizer: Any = None,
     on_progress: StepCallback = lambda done, total: None,
@@ -72,6 +73,8 @@ def evaluate_perplexity(
         stride: how far one window begins after the other; by default half of `seq_len`.
         batch_size: windows per forward pass.
         device: where a model that is loaded runs: `auto`, `cpu`, `cuda`, …
+        dtype: of its weights and arithmetic: `float32`, `bfloat16`, or `auto`, which is bfloat16 on a GPU or
+            CPU with units for it.
         threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
         tokenizer: that of a live model; of a path it is the one that lies there.
         on_progress: called with tokens scored and tokens in all.
@@ -88,7 +91,7 @@ def evaluate_perplexity(
     """
     if threads:
         torch.set_num_threads(threads)
-    with open_for_scoring(model, tokenizer, device) as (scored, its_tokenizer):
+    with open_for_scoring(model, tokenizer, device, dtype) as (scored, its_tokenizer):
         window_args = WindowConfig(mode, seq_len, stride, batch_size).resolve(max_positions(scored))
         text = load_text(data, split, its_tokenizer)
         check_scorable(data, text)
@@ -98,7 +101,12 @@ def evaluate_perplexity(
 
 @contextmanager
 def open_for_scoring(
-    model: PreTrainedModel | str | Path, tokenizer: Any, device: str, *, name: str = "tokenizer"
+    model: PreTrainedModel | str | Path,
+    tokenizer: Any,
+    device: str,
+    dtype: str,
+    *,
+    name: str = "tokenizer",
 ) -> Iterator[tuple[Any, Any]]:
     """A model in evaluation mode and its tokenizer, loaded where `model` is a path.
 
@@ -113,7 +121,7 @@ def open_for_scoring(
     if not isinstance(model, PreTrainedModel):
         if tokenizer is not None:
             raise UserError(f"{name}: goes with a live model; got the path {model}")
-        yield load_with_tokenizer(Path(model), device)
+        yield load_with_tokenizer(Path(model), device, dtype=dtype)
         return
     if tokenizer is None:
         raise UserError(f"{name}: got none; expected that of the live {type(model).__name__}")

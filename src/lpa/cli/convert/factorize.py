@@ -4,7 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.parsing import Count, Parser, PositiveNumber, add_output_arguments, to_json
+from lpa.cli.parsing import (
+    Count,
+    Parser,
+    PositiveNumber,
+    add_device_argument,
+    add_output_arguments,
+    to_json,
+)
 
 
 def build_parser() -> Parser:
@@ -79,12 +86,7 @@ def build_parser() -> Parser:
         type=Count,
         help="tokens per window of the calibration data; by default up to 512",
     )
-    parser.add_argument(
-        "--device",
-        type=str,
-        default="auto",
-        help="the device that computes, such as cpu or cuda; auto prefers a GPU",
-    )
+    add_device_argument(parser)
     add_output_arguments(parser)
     return parser
 

@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
             ranks=arguments.ranks,
             batch_size=arguments.batch_size,
             device=arguments.device,
+            dtype=arguments.dtype,
             overwrite=arguments.overwrite,
             on_progress=console.bar_per_task(display),
         )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lpa.cli.eval.eval_common import add_text_arguments, print_json, score_each_text, window_options
-from lpa.cli.parsing import Parser, add_json_flag
+from lpa.cli.parsing import Parser, add_device_argument, add_dtype_argument, add_json_flag
 
 
 def build_parser() -> Parser:
@@ -22,12 +22,8 @@ def build_parser() -> Parser:
             metavar=name.upper(),
             help="a run directory or a Hugging Face directory",
         )
-    parser.add_argument(
-        "--device",
-        type=str,
-        default="auto",
-        help="the device that computes, such as cpu or cuda; auto prefers a GPU",
-    )
+    add_device_argument(parser)
+    add_dtype_argument(parser)
     add_text_arguments(parser)
     add_json_flag(parser)
     return parser
@@ -47,6 +43,7 @@ def main(argv: list[str]) -> None:
             split=arguments.split,
             **window_options(arguments),
             device=arguments.device,
+            dtype=arguments.dtype,
             on_progress=on_progress,
         ),
     )

@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
             num_samples=arguments.num_samples,
             seed=arguments.seed,
             device=arguments.device,
+            dtype=arguments.dtype,
         )
     if arguments.json:
         print(to_json({"texts": texts}))

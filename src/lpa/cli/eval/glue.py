@@ -10,6 +10,8 @@ from lpa.cli.parsing import (
     Parser,
     PositiveNumber,
     Seeds,
+    add_device_argument,
+    add_dtype_argument,
     add_json_flag,
     to_json,
 )
@@ -73,9 +75,8 @@ def build_parser() -> Parser:
         type=Path,
         help="the directory of the scores; by default glue/ in the directory of each model",
     )
-    parser.add_argument(
-        "--device", type=str, default="auto", help="the device that computes: auto or cpu"
-    )
+    add_device_argument(parser)
+    add_dtype_argument(parser)
     add_json_flag(parser)
     return parser
 
@@ -101,6 +102,7 @@ def main(argv: list[str]) -> None:
                 learning_rate=arguments.learning_rate,
                 weight_decay=arguments.weight_decay,
                 max_length=arguments.max_length,
+                dtype=arguments.dtype,
             ),
             out=arguments.out,
             device=arguments.device,

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         device=arguments.device,
+        dtype=arguments.dtype,
     )["results"]
     if arguments.json:
         print(to_json(results))

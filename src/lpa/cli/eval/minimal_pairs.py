@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
             pairs_per_phenomenon=arguments.pairs_per_phenomenon,
             batch_size=arguments.batch_size,
             device=arguments.device,
+            dtype=arguments.dtype,
             on_progress=on_progress,
         ),
     )

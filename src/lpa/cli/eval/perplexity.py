@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
             split=arguments.split,
             **window_options(arguments),
             device=arguments.device,
+            dtype=arguments.dtype,
             on_progress=on_progress,
         ),
     )

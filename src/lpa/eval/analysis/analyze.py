@@ -93,6 +93,7 @@ def analyze(
     ranks: Sequence[int] | None = None,
     batch_size: int = 8,
     device: str = "auto",
+    dtype: str = "float32",
     overwrite: bool = False,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> Analysis:
@@ -105,13 +106,14 @@ def analyze(
         tokens: of the beginning of the text, to use.
         seq_len: tokens per window; by default the model's, and at most 512.
         ranks: what to cut projections to; by default 1/16, 1/8, 1/4 and 1/2 of the width.
+        device, dtype: as in `load_with_tokenizer`; singular values are float64 in any case.
         overwrite: replace what `out` holds.
         on_progress: called as the work progresses.
 
     Raises:
         UserError: bad input, named, before anything is written.
     """
-    model, tokenizer = load_with_tokenizer(model_path, device, attention="eager")
+    model, tokenizer = load_with_tokenizer(model_path, device, dtype=dtype, attention="eager")
     positions = max_positions(model)
     window_args = WindowConfig(
         seq_len=min(512, positions) if seq_len is None else seq_len, batch_size=batch_size

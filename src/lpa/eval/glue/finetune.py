@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lpa.callbacks import StepCallback
+from lpa.device import resolve_device, resolve_dtype
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.metrics import score_predictions
@@ -30,6 +32,7 @@ class FineTuningConfig:
             and Liu et al. 2019 fine-tune).
         weight_decay: of AdamW.
         max_length: most tokens of an example; at most what the model was made for.
+        dtype: of the arithmetic: float32, bfloat16 or auto (see `resolve_dtype`); weights stay float32.
     """
 
     epochs: float = 3.0
@@ -37,6 +40,7 @@ class FineTuningConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     max_length: int = 128
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate"):
@@ -86,6 +90,7 @@ def fine_tune(
 
     from lpa.data.tokenizer import load_model_tokenizer
 
+    place = resolve_device(device)  # the current GPU, which the Trainer takes
     config = _config(directory, task)
     tokenizer = load_model_tokenizer(directory, config)
     ensure_pad_token(tokenizer)
@@ -122,7 +127,8 @@ def fine_tune(
                 train_sampling_strategy="group_by_length",
                 seed=seed,
                 data_seed=seed,
-                use_cpu=device == "cpu",
+                use_cpu=place.type == "cpu",
+                bf16=resolve_dtype(settings.dtype, place.type) == torch.bfloat16,
                 save_strategy="no",
                 logging_strategy="no",
                 eval_strategy="no",

@@ -4,10 +4,11 @@ import importlib.util
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lpa.callbacks import ProgressCallback
+from lpa.device import dtype_name, resolve_device, resolve_dtype
 from lpa.errors import UserError
 from lpa.eval.glue.examples import Examples, load_examples
 from lpa.eval.glue.finetune import FineTuningConfig, fine_tune
@@ -86,6 +87,8 @@ def run_glue(
     """
     _check(tasks, seeds)
     settings = settings or FineTuningConfig()
+    chosen = resolve_dtype(settings.dtype, resolve_device(device).type)
+    settings = replace(settings, dtype=dtype_name(chosen))
     candidates = [
         _Candidate.from_path(path, _name(path, models), out, scratch)
         for path in models

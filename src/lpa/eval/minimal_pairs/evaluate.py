@@ -50,6 +50,7 @@ def evaluate_minimal_pairs(
     pairs_per_phenomenon: int = 1000,
     batch_size: int = 32,
     device: str = "auto",
+    dtype: str = "float32",
     threads: int = 0,
     tokenizer: Any = None,
     on_progress: StepCallback = lambda done, total: None,
@@ -69,6 +70,7 @@ def evaluate_minimal_pairs(
         pairs_per_phenomenon: at most; where there are more, evenly many from everywhere in the text.
         batch_size: sentences per forward pass.
         device: where a model that is loaded runs: `auto`, `cpu`, `cuda`, …
+        dtype: as in `evaluate_perplexity`.
         threads: CPU threads; 0 leaves it to torch.
         tokenizer: that of a live model; of a path it is the one that lies there.
         on_progress: called with sentences scored and sentences in all.
@@ -90,7 +92,7 @@ def evaluate_minimal_pairs(
     chosen = _choose(found, pairs_per_phenomenon)
     if not chosen:
         raise UserError(f"{data or pairs}: got no minimal pair; expected English text in sentences")
-    with open_for_scoring(model, tokenizer, device) as (scored, its_tokenizer):
+    with open_for_scoring(model, tokenizer, device, dtype) as (scored, its_tokenizer):
         return _score(scored, its_tokenizer, chosen, batch_size, on_progress)
 
 

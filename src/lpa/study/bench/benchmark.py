@@ -86,6 +86,7 @@ def run_bench(
     batch_size: int,
     rounds: int,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     compiled: bool = False,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> BenchResult:
@@ -94,6 +95,8 @@ def run_bench(
     Args:
         config: of the low-rank model; the placements are put in.
         seq_len, batch_size: tokens per sequence and sequences per step.
+        dtype: of the arithmetic. Weights and optimizer states are float32 in training and of this dtype in
+            inference.
         on_progress: called with `(what, done, total)`.
 
     Raises:
@@ -126,7 +129,7 @@ def run_bench(
             models[name] = _build_model(one, device)
             if compiled:
                 compile_layers(models[name])
-            steps[name] = _training_step(models[name], tokens)
+            steps[name] = _training_step(models[name], tokens, dtype)
             for _ in range(2):
                 steps[name]()
             _synchronize(device)
@@ -145,9 +148,9 @@ def run_bench(
         of_model.step_ratio, of_model.step_ratio_half_iqr = median_ratio(seconds, name, "none")
     steps.clear()  # and with them the optimizers
     for model in models.values():
-        model.eval()
+        model.eval().to(dtype)
     _measure_inference(models, measurements, tokens, rounds, device, on_progress)
-    ratios = _projection_ratios(config, batch_size * seq_len, rounds, device, on_progress)
+    ratios = _projection_ratios(config, batch_size * seq_len, rounds, device, dtype, on_progress)
     return BenchResult(measurements, ratios, _measured_break_even(config, ratios))
 
 
@@ -156,16 +159,24 @@ def _build_model(config: LPAConfig, device: torch.device) -> LPAForCausalLM:
     return LPAForCausalLM(config).to(device).train()
 
 
-def _training_step(model: LPAForCausalLM, tokens: torch.Tensor) -> Callable[[], None]:
+def _training_step(
+    model: LPAForCausalLM, tokens: torch.Tensor, dtype: torch.dtype
+) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        with _autocast(tokens.device, dtype):
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def _measure_interleaved(
@@ -247,7 +258,12 @@ def decoder(model: LPAForCausalLM, cache: Any, token: torch.Tensor) -> Callable[
 
 
 def _projection_ratios(
-    config: LPAConfig, tokens: int, rounds: int, device: torch.device, on_progress: ProgressCallback
+    config: LPAConfig,
+    tokens: int,
+    rounds: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_progress: ProgressCallback,
 ) -> dict[int, float]:
     """Time of a low-rank q_proj over the dense one's, by rank from 1/16 to 5/8 of the width."""
     in_features, out_features = config.projection_shape("q_proj")
@@ -257,13 +273,15 @@ def _projection_ratios(
 
     def both_ways(module: nn.Module) -> Callable[[], None]:
         def call() -> None:
-            module(x).backward(gradient)
+            with _autocast(device, dtype):
+                output = module(x)
+            output.backward(gradient)
             module.zero_grad(set_to_none=True)
             x.grad = None
 
         return call
 
-    gradient = torch.randn(tokens, out_features, device=device)
+    gradient = torch.randn(tokens, out_features, device=device, dtype=dtype)
     runs = {"dense": both_ways(nn.Linear(in_features, out_features, bias=False, device=device))}
     for rank in ranks:
         runs[str(rank)] = both_ways(LowRankLinear(in_features, out_features, rank, device=device))
