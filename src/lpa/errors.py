@@ -1,4 +1,6 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and what its messages have in common."""
+
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -7,6 +9,25 @@ class UserError(ValueError):
     The message is one line that names the culprit, its value and what is accepted. The command line
     prints it without a traceback and exits with code 2.
     """
+
+
+def expected_one_of(given: object, known: Iterable[object]) -> str:
+    """The end of an error about a choice: all that is accepted, and what was probably meant."""
+    names = [str(name) for name in known]
+    return f"expected one of {', '.join(names)}{did_you_mean(given, names)}"
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """The end of an error: the nearest of the known words, or nothing where none is near."""
+    near = nearest(str(given), known)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def nearest(given: str, known: Iterable[str]) -> list[str]:
+    """The known words that are spelled almost like what was given, the nearest first."""
+    from difflib import get_close_matches
+
+    return get_close_matches(given, list(known))
 
 
 class LPAWarning(UserWarning):

@@ -1,6 +1,8 @@
 """What no option accepts, whichever command it belongs to: walked over the parsers themselves."""
 
 import importlib
+import json
+import re
 from functools import cache
 from typing import Any
 
@@ -8,7 +10,8 @@ import pytest
 
 from lpa.cli import COMMANDS
 from lpa.cli import train as train_command
-from lpa.cli.parsing import Parser
+from lpa.cli.parsing import PLACEMENTS, Parser
+from lpa.model.configuration_lpa import PLACEMENTS as MODEL_PLACEMENTS
 
 
 @cache
@@ -130,6 +133,103 @@ def test_an_error_names_what_was_meant(arguments, words, lpa):
     assert finished.code == 2
     assert finished.stderr.count("\n") == 1
     assert words in finished.stderr
+
+
+# A wrong choice of each kind: an option, a field of a recipe, a name that only the library knows.
+WRONG_CHOICES = [
+    ("plan nano --placement atention", "--placement: got atention", "attention"),
+    ("presets --placement fnn", "--placement: got fnn", "ffn"),
+    ("bench nano --placement atention", "--placement: got atention", "attention"),
+    ("bench nanoo", "preset: got 'nanoo'", "nano"),
+    ("plan nanoo", "model: got 'nanoo'", "nano"),
+    ("convert gguf x --out y --dtype float61", "--dtype: got float61", "float16"),
+    ("convert factorize x --rank 4 --budget-criterion lost --out y", "got lost", "loss"),
+    ("convert factorize x --budget parameter=0.5 --out y", "got 'parameter'", "parameters"),
+    ("study plcement --dry-run", "NAME: got plcement", "placement"),
+    ("study placement --scale nanoo --dry-run", "--scale: got 'nanoo'", "nano"),
+    ("study placement --variants denze --dry-run", "--variants: got 'denze'", "dense"),
+    ("train --data.path {data} --out x --optim.name muonn", "optim.name: got muonn", "muon"),
+    ("train --data.path {data} --out x --train.dtype float23", "train.dtype: got", "float32"),
+    ("train --data.path {data} --out x --model.preset nanoo", "preset: got 'nanoo'", "nano"),
+    ("train --data.path {data} --out x --model.placement fnn", "placement: got 'fnn'", "ffn"),
+    ("train --data.path {data} --out x --train.loggers [wnadb]", "got 'wnadb'", "wandb"),
+    ("runs x --sort perplexty", "--sort: got perplexty", "perplexity"),
+    ("data show {data} --split tets", "has no 'tets'", "test"),
+    ("prepare x --vocab-size 300 --boundary lime --out y", "--boundary: got lime", "line"),
+    ("prepare x#boundary=lime --vocab-size 300 --out y", "boundary: got 'lime'", "line"),
+    ("eval glue {data} --tasks sst22", "--tasks: got 'sst22'", "sst2"),
+    ("eval perplexity x --data y --mode slidin", "--mode: got slidin", "sliding"),
+    ("train --log-level inof", "--log-level: got inof", "info"),
+]
+
+
+@pytest.mark.parametrize(("line", "wrong", "meant"), WRONG_CHOICES)
+def test_a_wrong_choice_names_the_one_meant(line, wrong, meant, lpa, prepared, tmp_path):
+    finished = lpa(*line.format(data=prepared).split(), cwd=tmp_path)
+    assert finished.code == 2
+    assert finished.stderr.count("\n") == 1
+    assert wrong in finished.stderr
+    assert "one of" in finished.stderr
+    assert finished.stderr.endswith(f"did you mean {meant}?\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train recipe.yaml --data.path {data} --out x",
+        "train --data.path {data} --out x --model.hidden_size 250",
+        "train --data.path {data} --out x --model.num_attention_heads 3 --dry-run",
+        "plan config.json",
+    ],
+)
+def test_a_width_that_does_not_divide_by_the_heads_is_refused(line, lpa, prepared, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: {hidden_size: 254}\n")
+    fields = {"model_type": "lpa", "hidden_size": 250, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    finished = lpa(*line.format(data=prepared).split(), cwd=tmp_path)
+    assert finished.code == 2
+    assert "which does not divide by num_attention_heads" in finished.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def options_by_name() -> dict[str, dict[str, Any]]:
+    """Option -> command -> its action; what a recipe holds apart."""
+    options: dict[str, dict[str, Any]] = {}
+    for command in COMMANDS:
+        for action in parser_of(command)._actions:
+            for option in action.option_strings:
+                if "." not in action.dest and action.dest not in ("help", *train_command.SECTIONS):
+                    options.setdefault(option, {})[command] = action
+    return options
+
+
+def kind_of(action: Any) -> object:
+    return action.nargs == 0 or getattr(action, "_typehint", None) or action.type or "choice"
+
+
+def test_an_option_means_the_same_in_every_command():
+    """And no two differ by a plural alone, but for one of something and many of it."""
+    options = options_by_name()
+    assert len(options) > 60
+    unlike = {"--ranks": "numbers, or a file of them", "--data": "text, or a folder of GLUE"}
+    for option, actions in options.items():
+        kinds = {str(kind_of(action)) for action in actions.values()}
+        assert len(kinds) == 1 or option in unlike, (option, kinds)
+    plurals = {name for name in options if f"{name}s" in options}
+    assert plurals == {"--seed", "--rank", "--device"}
+
+
+def test_the_placements_of_the_command_line_are_those_of_the_model():
+    assert PLACEMENTS == MODEL_PLACEMENTS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_overwrite_says_what_it_replaces(command):
+    options = parser_of(command)._option_string_actions
+    if "--overwrite" in options:
+        [target] = re.findall(r"--\w+", options["--overwrite"].help)
+        assert target in options
 
 
 @pytest.mark.parametrize(("key", "meant"), [("rnak", "rank"), ("hidden", "hidden_size")])

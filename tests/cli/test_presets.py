@@ -16,4 +16,4 @@ def test_presets_are_listed_with_their_counts(lpa):
 def test_an_unknown_placement_is_refused(lpa):
     finished = lpa("presets", "--placement", "some")
     assert finished.code == 2
-    assert "--placement: got 'some'; expected one of none, attention, ffn, all" in finished.stderr
+    assert "--placement: got some; expected one of none, attention, ffn, all" in finished.stderr

@@ -95,7 +95,7 @@ def test_an_output_that_cannot_be(lpa, run, tmp_path, line):
         "data stats loop",
         "train --data.path loop --out out",
         "runs loop",
-        "eval glue loop --task sst2",
+        "eval glue loop --tasks sst2",
         "eval perplexity loop --data loop",
         "study placement --scale tiny --data loop --out out",
         "report loop",

@@ -107,7 +107,7 @@ def test_the_command_line(lpa, data, tmp_path):
     statistics = lpa("data", "stats", data, "--json").json
     assert statistics["splits"]["train"]["documents"] == 100
     assert "duplicates" in lpa("data", "stats", data).stdout
-    shown = lpa("data", "show", data, "--sample", 2).stdout
+    shown = lpa("data", "show", data, "--num-samples", 2).stdout
     assert shown.count("<|endoftext|>") == 2
     assert "---" in shown
     assert lpa("data", "verify", data).stdout.strip().endswith("intact")

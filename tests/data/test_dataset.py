@@ -109,5 +109,5 @@ def test_text_shorter_than_a_context_is_refused(prepared):
 
 
 def test_a_missing_split_is_refused_and_the_present_named(prepared):
-    with pytest.raises(UserError, match="no 'dev'; it has train, validation, test"):
+    with pytest.raises(UserError, match="no 'dev'; expected one of train, validation, test"):
         load_split_tokens(prepared, "dev")

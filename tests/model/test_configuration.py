@@ -62,6 +62,11 @@ def test_the_rank_defaults_to_a_quarter_of_the_width():
         ({"placement": "all", "ffn_rank": 33}, "ffn_rank: got 33"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: got 3; expected a divisor"),
         ({"hidden_size": 0}, "hidden_size: got 0"),
+        (
+            {"hidden_size": 30},
+            "hidden_size: got 30, which does not divide by num_attention_heads (4); "
+            "expected a multiple of it, or a head_dim",
+        ),
         ({"dense_layers": [2]}, "dense_layers: got 2; expected from 0 to 1"),
         ({"decoder_type": "gpt"}, "decoder_type: got 'gpt'; expected one of llama, paper"),
         ({"decoder_type": "paper", "ranks": {"up_proj": 4}}, "ranks: got 'up_proj'"),

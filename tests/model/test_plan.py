@@ -127,7 +127,7 @@ def test_the_command_line_plans_presets_files_and_runs(lpa, run):
             "model: got 'giant'; expected a config.json, a directory, or one of the presets",
         ),
         (["nano", "--rank", "0"], "--rank: got 0; expected a whole number from 1 to 2,147,483,647"),
-        (["nano", "--placement", "some"], "placement: got 'some'"),
+        (["nano", "--placement", "some"], "placement: got some"),
     ],
 )
 def test_bad_input_on_the_command_line(lpa, arguments, message):

@@ -112,13 +112,13 @@ def _print_overview(arguments: list[str]) -> None:
 
 
 def _refuse_command(given: str, known: list[str]) -> None:
-    import difflib
+    from lpa.errors import nearest
 
     # Before the names are compared, those whose last word is the one given: `perplexity`, `merge`.
-    last = [name for name in known if name.split()[-1] == given.split()[-1]]
-    near = last or difflib.get_close_matches(given, known, n=1)
+    near = [name for name in known if name.split()[-1] == given.split()[-1]]
+    near = near or nearest(given, known)
     meant = f"; did you mean lpa {near[0]}?" if near else ""
-    exit_with_error(f"unknown command '{given}'; expected one of: {', '.join(known)}{meant}")
+    exit_with_error(f"unknown command '{given}'; expected one of {', '.join(known)}{meant}")
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:

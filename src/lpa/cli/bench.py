@@ -12,6 +12,7 @@ from lpa.cli.parsing import (
     add_dtype_argument,
     add_json_flag,
     add_overwrite_flag,
+    add_placement_argument,
     to_json,
 )
 
@@ -31,12 +32,11 @@ def build_parser() -> Parser:
   lpa bench paper-130m-s2 --rank 64 --compile --figure bench.svg --json""",
     )
     parser.add_argument("preset", type=str, metavar="PRESET", help="a named architecture")
-    parser.add_argument(
-        "--placement",
-        type=str,
+    add_placement_argument(
+        parser,
+        "the low-rank models to measure beside the dense one: attention, ffn, all",
         nargs="+",
         default=["attention"],
-        help="the low-rank models to measure beside the dense one: attention, ffn, all",
     )
     parser.add_argument("--rank", type=Count, help="the rank of the low-rank projections")
     parser.add_argument("--seq-len", type=Count, default=256, help="tokens per sequence")
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
         "--threads", type=Threads, default=0, help="CPU threads; 0 leaves the choice to torch"
     )
     parser.add_argument("--figure", type=Path, help="an SVG file to write")
-    add_overwrite_flag(parser)
+    add_overwrite_flag(parser, "the file that --figure names")
     add_json_flag(parser)
     return parser
 
@@ -67,17 +67,10 @@ def main(argv: list[str]) -> None:
     from lpa.device import resolve_device, resolve_dtype
     from lpa.display import console
     from lpa.display.html import is_figure
-    from lpa.errors import UserError
-    from lpa.model.configuration_lpa import PLACEMENTS
     from lpa.model.presets import preset_config
     from lpa.storage.outputs import check_output_file
     from lpa.study.bench.benchmark import run_bench, write_figure
 
-    for placement in arguments.placement:
-        if placement not in PLACEMENTS:
-            raise UserError(
-                f"--placement: got {placement!r}; expected one of {', '.join(PLACEMENTS)}"
-            )
     figure = arguments.figure
     if figure is not None:
         overwrite = arguments.overwrite

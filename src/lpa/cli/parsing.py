@@ -1,11 +1,10 @@
 """The argument parser that every command shares: one-line errors, and help in full sentences."""
 
-import difflib
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path, PosixPath
 from typing import Any, NoReturn
 
@@ -15,8 +14,8 @@ from jsonargparse.typing import extend_base_type, register_type
 from lpa.cli.help_format import HelpFormatter, continue_line
 from lpa.cli.process import exit_with_error, one_line
 from lpa.display.logs import LEVELS, log_to_stderr
-from lpa.errors import UserError
-from lpa.storage.records import in_words
+from lpa.errors import UserError, did_you_mean, expected_one_of
+from lpa.storage.records import in_words, meant_choice
 
 # What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
 _MOST = 2**31 - 1
@@ -134,23 +133,21 @@ class Parser(jsonargparse.ArgumentParser):
             r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message
         ):
             choices = found[3].replace("'", "").split(", ")
-            return (
-                f"{found[1]}: got {found[2]}; expected one of {', '.join(choices)}"
-                + did_you_mean(found[2], choices)
-            )
+            return f"{found[1]}: got {found[2]}; {expected_one_of(found[2], choices)}"
         for mistyped in _MISTYPED:
             if found := mistyped.search(message):
                 key = found["key"]  # one of a recipe, with a dot, may stand in the file
                 name = key if "." in key else self._shown(key)
-                return f"{name}: got {found['value'] or 'nothing'}; expected {self._accepted(key)}"
+                value = found["value"]
+                return f"{name}: got {value or 'nothing'}; expected {self._accepted(key, value)}"
         return message
 
-    def _accepted(self, key: str) -> str:
+    def _accepted(self, key: str, given: str) -> str:
         """What an argument accepts, by its declared type."""
         [action] = [action for action in self._actions if action.dest == key]
         kind = getattr(action, "_typehint", None) or action.type
         named = _ACCEPTED.get(getattr(kind, "__name__", ""))
-        return named or in_words(kind)
+        return named or in_words(kind) + meant_choice(given, kind)
 
     def _unknown_option(self, given: str) -> str:
         option = given.split("=")[0].split()[0]
@@ -166,11 +163,7 @@ class Parser(jsonargparse.ArgumentParser):
             keys = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         else:
             keys = [name.split(".")[0] for name in names]
-        accepted = dict.fromkeys(keys)
-        return (
-            f"unknown key {prefix}{key}; expected one of {', '.join(accepted)}"
-            f"{did_you_mean(key, accepted)}"
-        )
+        return f"unknown key {prefix}{key}; {expected_one_of(key, dict.fromkeys(keys))}"
 
     def _missing(self, destinations: list[str]) -> str:
         actions = {action.dest: action for action in self._actions}
@@ -189,12 +182,6 @@ class Parser(jsonargparse.ArgumentParser):
                 positional = str(action.metavar or key)
                 return action.option_strings[-1] if action.option_strings else positional
         return key
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error: the nearest of the known words, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _refuse_what_is_no_text(value: Any, key: str | None = None) -> None:
@@ -240,9 +227,18 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def add_overwrite_flag(parser: Any) -> None:
+def add_overwrite_flag(parser: Any, replaced: str = "what --out holds") -> None:
     """The flag without which no command replaces what is there."""
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {replaced}")
+
+
+# Here too, so that --help needs none of the library; a test compares them with the model's.
+PLACEMENTS = ("none", "attention", "ffn", "all")
+
+
+def add_placement_argument(parser: Any, help: str, **options: Any) -> None:
+    """Which projections are low-rank."""
+    parser.add_argument("--placement", choices=PLACEMENTS, help=help, **options)
 
 
 def add_output_arguments(parser: Any, what: str = "directory") -> None:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from lpa.cli.parsing import Count, Parser, add_json_flag, to_json
+from lpa.cli.parsing import Count, Parser, add_json_flag, add_placement_argument, to_json
 
 
 def build_parser() -> Parser:
@@ -22,9 +22,7 @@ def build_parser() -> Parser:
         metavar="PRESET|CONFIG|DIR",
         help="a preset, a config.json, a run directory or a Hugging Face directory",
     )
-    parser.add_argument(
-        "--placement", type=str, help="which projections are low-rank: none, attention, ffn or all"
-    )
+    add_placement_argument(parser, "which projections are low-rank: none, attention, ffn or all")
     parser.add_argument("--rank", type=Count, help="the rank of the low-rank projections")
     parser.add_argument(
         "--seq-len", type=Count, help="tokens per sequence; by default all positions of the model"

@@ -1,6 +1,6 @@
 """`lpa presets`."""
 
-from lpa.cli.parsing import Parser, add_json_flag, to_json
+from lpa.cli.parsing import Parser, add_json_flag, add_placement_argument, to_json
 
 
 def build_parser() -> Parser:
@@ -11,9 +11,7 @@ def build_parser() -> Parser:
   lpa presets
   lpa presets --json""",
     )
-    parser.add_argument(
-        "--placement", type=str, help="count only one placement: none, attention, ffn or all"
-    )
+    add_placement_argument(parser, "count only one placement: none, attention, ffn or all")
     add_json_flag(parser)
     return parser
 
@@ -21,15 +19,10 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa.errors import UserError
     from lpa.model.configuration_lpa import PLACEMENTS
     from lpa.model.cost import parameter_count
     from lpa.model.presets import PRESETS, preset_config
 
-    if arguments.placement is not None and arguments.placement not in PLACEMENTS:
-        raise UserError(
-            f"--placement: got {arguments.placement!r}; expected one of {', '.join(PLACEMENTS)}"
-        )
     placements = [arguments.placement] if arguments.placement else list(PLACEMENTS)
     counts = {
         name: {

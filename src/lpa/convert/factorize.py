@@ -24,7 +24,7 @@ from lpa.convert.calibration import (
 )
 from lpa.convert.merge import TOKENIZER_FILES
 from lpa.convert.rank_budget import RankBudget, ranks_for_budget
-from lpa.errors import LPAWarning, UserError
+from lpa.errors import LPAWarning, UserError, expected_one_of
 from lpa.lowrank import refit_up, squared_error, svd_factors, whitened_factors
 from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS, LPAConfig
 from lpa.model.loading import load_model, model_directory, open_config
@@ -176,7 +176,7 @@ def _factorize_group(
 
 def check_method(method: str, has_text: bool) -> None:
     if method not in METHODS:
-        raise UserError(f"--method: got {method!r}; expected one of {', '.join(METHODS)}")
+        raise UserError(f"--method: got {method!r}; {expected_one_of(method, METHODS)}")
     if method != "svd" and not has_text:
         raise UserError(
             f"--method {method}: needs --calibration-data TEXT; without text there is --method svd"

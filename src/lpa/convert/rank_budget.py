@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lpa.callbacks import ProgressCallback
 from lpa.convert.calibration import capture_layer_inputs, find_decoder_layers, input_moments
 from lpa.convert.rank_allocation import allocate_ranks
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 from lpa.lowrank import break_even_rank, svd_factors, tail_energies, whitened_factors
 from lpa.model.surgery.low_rank_modules import dense_weight, low_rank_like, set_factors
 
@@ -39,7 +39,7 @@ class RankBudget:
     def __post_init__(self) -> None:
         if self.quantity not in QUANTITIES:
             raise UserError(
-                f"--budget: got {self.quantity!r}; expected one of {', '.join(QUANTITIES)}"
+                f"--budget: got {self.quantity!r}; {expected_one_of(self.quantity, QUANTITIES)}"
             )
         if not 0 < self.fraction <= 1:
             raise UserError(
@@ -47,7 +47,8 @@ class RankBudget:
             )
         if self.criterion not in CRITERIA:
             raise UserError(
-                f"--budget-criterion: got {self.criterion!r}; expected one of {', '.join(CRITERIA)}"
+                f"--budget-criterion: got {self.criterion!r}; "
+                f"{expected_one_of(self.criterion, CRITERIA)}"
             )
 
     @classmethod

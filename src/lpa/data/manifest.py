@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import Count, read_json, typed
 
@@ -134,6 +134,6 @@ class Manifest:
             UserError: the data has no such split, or an empty one.
         """
         if name not in self.splits or not self.splits[name].tokens:
-            present = ", ".join(key for key, split in self.splits.items() if split.tokens)
-            raise UserError(f"split: the data has no {name!r}; it has {present}")
+            present = [key for key, split in self.splits.items() if split.tokens]
+            raise UserError(f"split: the data has no {name!r}; {expected_one_of(name, present)}")
         return self.splits[name]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 from lpa.eval.text_scores import MODES
 
 
@@ -33,7 +33,7 @@ class WindowConfig:
             raise UserError(f"--batch-size: got {self.batch_size}; expected at least 1")
         mode = self.mode or ("blocks" if self.stride is None else "sliding")
         if mode not in MODES:
-            raise UserError(f"--mode: got {mode!r}; expected one of {', '.join(MODES)}")
+            raise UserError(f"--mode: got {mode!r}; {expected_one_of(mode, MODES)}")
         seq_len = positions if self.seq_len is None else self.seq_len
         if not 1 <= seq_len <= positions:
             raise UserError(

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 from lpa.lowrank import LowRankLinear
 
 ACTIVATION_CHECKPOINTING_MODES = ("none", "latent", "full")
@@ -37,7 +37,7 @@ def apply_activation_checkpointing(model: nn.Module, mode: str) -> None:
     if mode not in ACTIVATION_CHECKPOINTING_MODES:
         raise UserError(
             f"activation_checkpointing: got {mode!r}; "
-            f"expected one of {', '.join(ACTIVATION_CHECKPOINTING_MODES)}"
+            f"{expected_one_of(mode, ACTIVATION_CHECKPOINTING_MODES)}"
         )
     for layer in model.model.layers:
         layer.gradient_checkpointing = mode != "none"

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 from lpa.lowrank import INITIALIZATIONS, check_rank
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -112,12 +112,18 @@ class LPAConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise UserError(
+                    f"hidden_size: got {self.hidden_size}, which does not divide by num_attention_heads "
+                    f"({self.num_attention_heads}); expected a multiple of it, or a head_dim"
+                )
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.rank is None:
             self.rank = max(1, self.hidden_size // 4)
         if self.decoder_type not in FFN_PROJECTIONS:
             raise UserError(
-                f"decoder_type: got {self.decoder_type!r}; expected one of {', '.join(FFN_PROJECTIONS)}"
+                f"decoder_type: got {self.decoder_type!r}; "
+                f"{expected_one_of(self.decoder_type, FFN_PROJECTIONS)}"
             )
         if self.hidden_act is None:
             self.hidden_act = _DEFAULT_ACTIVATION[self.decoder_type]
@@ -214,7 +220,7 @@ class LPAConfig(PreTrainedConfig):
         if self.initialization not in INITIALIZATIONS:
             raise UserError(
                 f"initialization: got {self.initialization!r}; "
-                f"expected one of {', '.join(INITIALIZATIONS)}"
+                f"{expected_one_of(self.initialization, INITIALIZATIONS)}"
             )
 
     def _check_low_rank_method(self) -> None:
@@ -239,13 +245,11 @@ class LPAConfig(PreTrainedConfig):
     def _check_ranks(self) -> None:
         if self.placement not in PLACEMENTS:
             raise UserError(
-                f"placement: got {self.placement!r}; expected one of {', '.join(PLACEMENTS)}"
+                f"placement: got {self.placement!r}; {expected_one_of(self.placement, PLACEMENTS)}"
             )
         for name, rank in (self.ranks or {}).items():
             if name not in self.projections:
-                raise UserError(
-                    f"ranks: got {name!r}; expected one of {', '.join(self.projections)}"
-                )
+                raise UserError(f"ranks: got {name!r}; {expected_one_of(name, self.projections)}")
             if isinstance(rank, list) and len(rank) != self.num_hidden_layers:
                 raise UserError(
                     f"ranks.{name}: got {len(rank)} ranks; expected one for each of "

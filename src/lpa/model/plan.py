@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lpa.errors import LPAWarning, UserError
+from lpa.errors import LPAWarning, UserError, did_you_mean
 from lpa.lowrank import break_even_rank
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import (
@@ -132,7 +132,7 @@ def open_planned_config(
     if not path.exists():
         raise UserError(
             f"model: got {str(model)!r}; expected a config.json, a directory, or one of the presets "
-            f"{', '.join(PRESETS)}"
+            f"{', '.join(PRESETS)}{did_you_mean(model, PRESETS)}"
         )
     file = path if path.is_file() else model_directory(path) / "config.json"
     return lpa_config(config_fields(file) | changes, f"model {file}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 from lpa.model.configuration_lpa import LPAConfig
 
 
@@ -74,5 +74,5 @@ def preset_config(name: str, **overrides: Any) -> LPAConfig:
         UserError: no preset has this name, or a value is not accepted (see `LPAConfig`).
     """
     if name not in PRESETS:
-        raise UserError(f"preset: got {name!r}; expected one of {', '.join(PRESETS)}")
+        raise UserError(f"preset: got {name!r}; {expected_one_of(name, PRESETS)}")
     return LPAConfig(**(PRESETS[name].fields | overrides))

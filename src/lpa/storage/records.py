@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import annotated_types
 import yaml
 
-from lpa.errors import UserError
+from lpa.errors import UserError, did_you_mean, expected_one_of
 
 T = TypeVar("T")
 
@@ -144,6 +144,13 @@ def in_words(declared: Any) -> str:
     if is_dataclass(declared):
         return "a mapping"
     return _TYPE_NAMES[get_origin(declared) or declared]
+
+
+def meant_choice(given: Any, declared: Any) -> str:
+    """The end of an error: what was probably meant, where the declared type has choices."""
+    choices = [declared, *get_args(declared)]
+    names = [name for kind in choices if get_origin(kind) is Literal for name in get_args(kind)]
+    return did_you_mean(given, map(str, names))
 
 
 @cache
@@ -306,8 +313,8 @@ def _in_one_line(error: Any, value: Any, kind: Any, field: str) -> str:
     for step in first["loc"][1:]:
         declared_below = _below(declared, step)
         if first["type"] == "unexpected_keyword_argument" and declared_below is None:
-            accepted = ", ".join(sorted(known.name for known in fields(_single(declared))))
-            return f"{_joined(name, step)}: unknown field; expected one of {accepted}"
+            accepted = sorted(known.name for known in fields(_single(declared)))
+            return f"{_joined(name, step)}: unknown field; {expected_one_of(step, accepted)}"
         if first["type"] == "missing" and isinstance(found, Mapping) and step not in found:
             return f"{_joined(name, step)}: is missing; expected {in_words(declared_below)}"
         # Within a choice of types, which is named as a whole, or a list of another length.
@@ -315,7 +322,9 @@ def _in_one_line(error: Any, value: Any, kind: Any, field: str) -> str:
             break
         name, found, declared = _joined(name, step), found[step], declared_below
     said = f"{name}: " if name else ""
-    return f"{said}got {_shown(found)}; expected {in_words(declared)}"
+    return (
+        f"{said}got {_shown(found)}; expected {in_words(declared)}{meant_choice(found, declared)}"
+    )
 
 
 def _below(declared: Any, step: str | int) -> Any:

@@ -81,7 +81,7 @@ def test_json_lines_alone(tmp_path):
 def test_an_unknown_logger_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(
         UserError,
-        match=r"^train.loggers: got 'mlflow'; expected some of tensorboard, wandb, trackio$",
+        match=r"^train.loggers: got 'mlflow'; expected one of tensorboard, wandb, trackio$",
     ):
         MetricsLog(tmp_path / "run", loggers=["tensorboard", "mlflow"])
     assert not (tmp_path / "run").exists()

@@ -9,12 +9,12 @@ def build_parser() -> Parser:
         description="Print decoded documents of a prepared data directory, with their boundaries "
         "visible.",
         examples="""\
-  lpa data show data --sample 3
-  lpa data show data --split validation --sample 1 --max-tokens 1000""",
+  lpa data show data --num-samples 3
+  lpa data show data --split validation --num-samples 1 --max-tokens 1000""",
     )
     add_data_argument(parser)
     parser.add_argument("--split", type=str, default="train", help="the split to read")
-    parser.add_argument("--sample", type=Count, default=5, help="how many documents to print")
+    parser.add_argument("--num-samples", type=Count, default=5, help="how many documents to print")
     parser.add_argument(
         "--max-tokens", type=Count, default=200, help="the most tokens of a document to print"
     )
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     texts = sample_documents(
         arguments.data,
         arguments.split,
-        sample=arguments.sample,
+        sample=arguments.num_samples,
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
     )

@@ -24,9 +24,9 @@ def build_parser() -> Parser:
         "metrics, over several seeds, beside the score of the most frequent label. Finished "
         "scores are kept, so the same command resumes where it stopped.",
         examples="""\
-  lpa eval glue runs/lpa --task rte --data glue
-  lpa eval glue runs/dense runs/lpa --task cola mrpc rte --data glue --from-scratch
-  lpa eval glue path/to/hf-model --task sst2 --seeds 1 --learning-rate 2e-5 --out results""",
+  lpa eval glue runs/lpa --tasks rte --data glue
+  lpa eval glue runs/dense runs/lpa --tasks cola mrpc rte --data glue --from-scratch
+  lpa eval glue path/to/hf-model --tasks sst2 --seeds 1 --learning-rate 2e-5 --out results""",
     )
     parser.add_argument(
         "models",
@@ -36,7 +36,7 @@ def build_parser() -> Parser:
         help="run directories or Hugging Face directories",
     )
     parser.add_argument(
-        "--task",
+        "--tasks",
         nargs="+",
         type=str,
         required=True,
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     with console.progress_display() as display:
         results = run_glue(
             arguments.models,
-            arguments.task,
+            arguments.tasks,
             data=arguments.data,
             seeds=arguments.seeds,
             from_scratch=arguments.from_scratch,
@@ -122,7 +122,9 @@ def _print_table(results: dict[str, Any]) -> None:
     from lpa.eval.glue.tasks import TASKS
 
     models = list(next(iter(results.values())).models)
-    table = Table(title="GLUE dev scores × 100: mean ± deviation over seeds")
+    seeds = len(next(iter(next(iter(results.values())).models[models[0]].values())).values)
+    over_seeds = ": mean ± deviation over seeds" if seeds > 1 else ", one seed"
+    table = Table(title=f"GLUE dev scores × 100{over_seeds}")
     for heading in ("task", "metric"):
         table.add_column(heading, no_wrap=True)
     for heading in ("majority", *models):
@@ -134,7 +136,10 @@ def _print_table(results: dict[str, Any]) -> None:
                 TASKS[task].title,
                 metric.replace("_", " "),
                 _hundredfold(majority),
-                *(f"{_hundredfold(score.mean)} ± {100 * score.std:.1f}" for score in scores),
+                *(
+                    _hundredfold(score.mean) + (f" ± {100 * score.std:.1f}" if seeds > 1 else "")
+                    for score in scores
+                ),
             )
     stdout().print(table)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 
 BOUNDARIES = ("file", "blank", "line")
 ENCODING_ERRORS = ("strict", "replace")
@@ -41,10 +41,9 @@ class Source:
 
     def __post_init__(self) -> None:
         for field, accepted in (("boundary", BOUNDARIES), ("errors", ENCODING_ERRORS)):
-            if getattr(self, field) not in accepted:
-                raise UserError(
-                    f"{field}: got {getattr(self, field)!r}; expected one of {', '.join(accepted)}"
-                )
+            given = getattr(self, field)
+            if given not in accepted:
+                raise UserError(f"{field}: got {given!r}; {expected_one_of(given, accepted)}")
         for field in ("column", "name", "split"):
             value = getattr(self, field)
             if value is not None and printable(value) != value:

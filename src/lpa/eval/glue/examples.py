@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lpa.errors import UserError, first_line
+from lpa.errors import UserError, expected_one_of, first_line
 from lpa.eval.glue.tasks import Task
 
 _HUB = "nyu-mll/glue"
@@ -87,9 +87,7 @@ def read_tsv(path: Path, task: Task) -> Examples:
 def _label(value: str, task: Task, where: str) -> int | float:
     if task.labels:
         if value not in task.labels:
-            raise UserError(
-                f"{where}: got label {value!r}; expected one of {', '.join(task.labels)}"
-            )
+            raise UserError(f"{where}: got label {value!r}; {expected_one_of(value, task.labels)}")
         return task.labels.index(value)
     try:
         return float(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lpa.callbacks import ProgressCallback
 from lpa.device import dtype_name, resolve_device, resolve_dtype
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 from lpa.eval.glue.examples import Examples, load_examples
 from lpa.eval.glue.finetune import FineTuningConfig, fine_tune
 from lpa.eval.glue.metrics import majority_predictions, score_predictions
@@ -182,7 +182,7 @@ class _Candidate:
 def _check(tasks: Sequence[str], seeds: int) -> None:
     for name in tasks:
         if name not in TASKS:
-            raise UserError(f"--task: got {name!r}; expected one of {', '.join(TASKS)}")
+            raise UserError(f"--tasks: got {name!r}; {expected_one_of(name, TASKS)}")
     if seeds < 1:
         raise UserError(f"--seeds: got {seeds}; expected at least 1")
     for module in ("accelerate", "scipy", "sklearn"):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lpa.data.manifest import Manifest
-from lpa.errors import LPAWarning, UserError
+from lpa.errors import LPAWarning, UserError, expected_one_of
 from lpa.model.configuration_lpa import PLACEMENTS, LPAConfig
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.model.presets import preset_config
@@ -107,7 +107,7 @@ def read_grid(name: str) -> dict[str, Any]:
         UserError: there is none of this name.
     """
     if name not in STUDIES:
-        raise UserError(f"study: got {name!r}; expected one of {', '.join(STUDIES)}")
+        raise UserError(f"study: got {name!r}; {expected_one_of(name, STUDIES)}")
     return _read_grid_file(name)
 
 
@@ -137,7 +137,7 @@ def expand_grid(
     """
     grid = read_grid(name)
     if scale not in SCALES:
-        raise UserError(f"--scale: got {scale!r}; expected one of {', '.join(SCALES)}")
+        raise UserError(f"--scale: got {scale!r}; {expected_one_of(scale, SCALES)}")
     declared = _read_grid_file("scales")[scale]
     base = declared["config"] | grid.get("scales", {}).get(scale, {})
     if steps is not None:
@@ -209,7 +209,7 @@ def _select(study: Study, only: Sequence[str]) -> list[Variant]:
     names = [variant.name for variant in study.variants]
     for name in only:
         if name not in names:
-            raise UserError(f"--variants: got {name!r}; expected some of {', '.join(names)}")
+            raise UserError(f"--variants: got {name!r}; {expected_one_of(name, names)}")
     kept = [v for v in study.variants if v.name in only]
     for variant in kept:
         if variant.baseline not in only:

@@ -3,13 +3,12 @@
 import math
 import warnings
 from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lpa.errors import LPAWarning, UserError
+from lpa.errors import LPAWarning, UserError, nearest
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
 from lpa.study.design.grid import Variant
@@ -117,7 +116,7 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     matching = [study for study in found if any(row.variant == baseline for row in study.rows)]
     if not matching:
         names = list(dict.fromkeys(row.variant for study in found for row in study.rows))
-        near = get_close_matches(baseline, names, cutoff=0.5) or names[:3]
+        near = nearest(baseline, names) or names[:3]
         raise UserError(
             f"--baseline: got {baseline!r}; expected a variant, such as {'; '.join(near)}"
         )

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from lpa.errors import LPAWarning, UserError
+from lpa.errors import LPAWarning, UserError, expected_one_of
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json
 from lpa.storage.run_directory import LOGGER_IDS_FILE
@@ -42,7 +42,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in LOGGERS:
-            raise UserError(f"train.loggers: got {name!r}; expected some of {', '.join(LOGGERS)}")
+            raise UserError(f"train.loggers: got {name!r}; {expected_one_of(name, LOGGERS)}")
         spec = find_spec(name)
         # A folder of that name in the working directory, as W&B leaves one, has no origin.
         if spec is None or spec.origin is None:
