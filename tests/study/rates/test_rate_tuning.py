@@ -84,7 +84,7 @@ def test_rivals_cost_what_they_are_matched_to():
 def test_only_some_variants_keep_what_they_are_compared_with():
     study = expand_grid("rivals", "tiny", only=["LPA", "dense"])
     assert [v.name for v in study.variants] == ["dense", "LPA"]
-    with pytest.raises(UserError, match="--variants: got 'LoRA'; expected some of dense, LPA"):
+    with pytest.raises(UserError, match="--variants: got 'LoRA'; expected one of dense, LPA"):
         expand_grid("rivals", "tiny", only=["LoRA"])
     with pytest.raises(UserError, match="--variants: got LPA; expected dense too"):
         expand_grid("rivals", "tiny", only=["LPA"])
