@@ -32,8 +32,11 @@ FUNCTIONS = {
     "plan": "plan",
 }
 
-# Options that say how a command speaks; a recipe; and a plan of a run in place of the run.
-OF_THE_SHELL = {"help", "json", "log_level", "config", "print_config", "dry_run", "processes"}
+# Options that say how a command speaks; a recipe; and those that do something else in its place: a plan of
+# a run, the costs of the study's rivals.
+OF_THE_SHELL = {
+    *("help", "json", "log_level", "config", "print_config", "dry_run", "processes", "rivals"),
+}
 
 # Arguments that only a Python caller can have a use for.
 OF_PYTHON = {

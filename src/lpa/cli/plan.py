@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lpa.cli.parsing import Count, Parser, add_json_flag, add_placement_argument, to_json
+from lpa.cli.process import exit_with_error
 
 
 def build_parser() -> Parser:
@@ -14,7 +15,8 @@ def build_parser() -> Parser:
         examples="""\
   lpa plan 3b --seq-len 2048 --batch-size 4 --devices 8
   lpa plan runs/lpa --placement all --json
-  lpa plan 130m --match params""",
+  lpa plan 130m --match params
+  lpa plan 130m --rivals""",
     )
     parser.add_argument(
         "model",
@@ -47,12 +49,20 @@ def build_parser() -> Parser:
         help="find the wider FFN, the number of layers or the higher rank that costs as much as the "
         "dense model",
     )
+    parser.add_argument(
+        "--rivals",
+        action="store_true",
+        help="tabulate instead what each variant of `lpa study rivals` costs at this scale",
+    )
     add_json_flag(parser)
     return parser
 
 
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
+    if arguments.rivals:
+        _print_rivals(arguments)
+        return
 
     from lpa.model.plan import plan
 
@@ -82,6 +92,42 @@ def main(argv: list[str]) -> None:
         print(
             f"{match.field} {match.value}: {match.ratio:.4f} of the dense {arguments.match}{note}"
         )
+
+
+def _print_rivals(arguments: Any) -> None:
+    given = {"placement", "rank", "seq_len", "batch_size", "devices", "match"}
+    for name in sorted(given):
+        if arguments[name] != build_parser().get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            exit_with_error(
+                f"{option}: got it with --rivals, whose variants are those of the study"
+            )
+
+    import torch
+    from rich.table import Table
+
+    from lpa.display.console import stdout
+    from lpa.study.design.rival_costs import rival_costs
+
+    costs = rival_costs(arguments.model, dtype=getattr(torch, arguments.dtype))
+    if arguments.json:
+        print(to_json({"variants": [asdict(cost) for cost in costs]}))
+        return
+    table = Table(title=f"the rivals of low-rank attention at {arguments.model}")
+    table.add_column("variant")
+    for heading in ("parameters", "MFLOPs per token", "optimizer MB", "cache B per token"):
+        table.add_column(heading, justify="right")
+    table.add_column("source")
+    for cost in costs:
+        table.add_row(
+            cost.variant,
+            f"{cost.parameters / 1e6:.2f}M",
+            f"{cost.training_flops_per_token / 1e6:,.1f}",
+            f"{cost.optimizer_bytes / 1e6:,.1f}",
+            f"{cost.kv_cache_bytes_per_token:,}",
+            cost.source.rpartition(", ")[2],
+        )
+    stdout().print(table)
 
 
 def _print_table(plan: dict[str, Any], dense: dict[str, Any]) -> None:
