@@ -27,6 +27,7 @@ from lpa.convert.rank_budget import RankBudget, ranks_for_budget
 from lpa.errors import LPAWarning, UserError, expected_one_of
 from lpa.lowrank import refit_up, squared_error, svd_factors, whitened_factors
 from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS, LPAConfig
+from lpa.model.hub.remote_code import save_model
 from lpa.model.loading import load_model, model_directory, open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.surgery.factorize import record_low_rank_modules
@@ -344,7 +345,7 @@ def factorize_directory(
     ranks = choose_ranks(model, found, config, windows, method, on_progress=on_progress)
     factorized_model, summary = factorize(model, ranks, method, windows, on_progress=on_progress)
     with atomic_directory(out, MODEL, overwrite=overwrite) as directory:
-        factorized_model.save_pretrained(directory)
+        save_model(factorized_model, directory)
         tokenizer.save_pretrained(directory)
         if source.is_dir():
             for file in _COPIED_FILES:

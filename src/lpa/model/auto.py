@@ -12,7 +12,8 @@ import wrapt
 # The `quant_method` of models of other classes that have low-rank pairs inside.
 QUANT_METHOD = "low_rank"
 
-_MODELS = {
+# Auto class -> what it makes of an `LPAConfig`.
+MODELS = {
     "AutoModel": "LPAModel",
     "AutoModelForCausalLM": "LPAForCausalLM",
     "AutoModelForSequenceClassification": "LPAForSequenceClassification",
@@ -34,7 +35,7 @@ def register_models() -> None:
 
     from lpa.model.configuration_lpa import LPAConfig
 
-    for auto_class, name in _MODELS.items():
+    for auto_class, name in MODELS.items():
         # `AutoModel.register` would look into the class at once; the mapping below it does not.
         mapping = getattr(modeling_auto, auto_class)._model_mapping
         mapping.register(LPAConfig, _on_first_use("lpa.model.modeling_lpa", name), exist_ok=True)

@@ -6,6 +6,7 @@ everything but their positions, their FFN and the order of norm and branch in a 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -74,6 +75,15 @@ class LPAPreTrainedModel(PreTrainedModel):
         # all lie in children, as a pair's do. It is for code that writes weights without asking whether
         # they are loaded already.
         super()._initialize_weights(module, is_custom_code=False)
+
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """As PreTrainedModel.save_pretrained, with the code that opens the model without this package."""
+        from lpa.model.hub.remote_code import with_remote_code
+
+        with with_remote_code(self, save_directory) if is_main_process else nullcontext():
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
 
 def _init_low_rank_linear(module: LowRankLinear) -> None:

@@ -1,0 +1,114 @@
+"""Code in a model directory, which opens the model where this package is not installed.
+
+transformers runs it where the caller passes `trust_remote_code=True`. It is made from the sources of this
+package when a model is saved, and imports torch and transformers alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpa.model.auto import MODELS, QUANT_METHOD
+from lpa.model.hub.code_flattening import FlatFile, flatten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIGURATION = "configuration_lpa"
+MODELING = "modeling_lpa"
+# Of models of other classes with low-rank pairs inside.
+LOW_RANK = "modeling_low_rank"
+
+_HEADER = '''"""{title}, as one file.
+
+Made by lpa {version} from its sources (Apache-2.0). `pip install lpa` brings the package, which opens this
+directory without this file.
+"""
+
+import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(
+        f"this model needs transformers 5 or later; found {{transformers.__version__}}. Two other ways: "
+        "`pip install lpa` and `import lpa`, or a stock model by `lpa convert merge MODEL --out DENSE`"
+    )
+
+'''
+
+
+def save_model(model: "PreTrainedModel", directory: str | Path) -> None:
+    """Write a model with the code that opens it without this package; a stock model needs none.
+
+    An `LPAForCausalLM` writes that code in `save_pretrained` too. A class of transformers with low-rank
+    pairs inside does not.
+    """
+    with with_remote_code(model, directory):
+        model.save_pretrained(directory)
+
+
+@contextmanager
+def with_remote_code(model: "PreTrainedModel", directory: str | Path) -> Iterator[None]:
+    """Write the code that a model needs into a directory, and let its config.json name it.
+
+    Within the context `model.save_pretrained` writes the rest. A stock model needs no code and gets none.
+    """
+    auto_map, files = _remote_code(model)
+    if not files:
+        yield
+        return
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (Path(directory) / name).write_text(text, encoding="utf-8")
+    before = model.config.__dict__.get("auto_map")
+    model.config.auto_map = dict(auto_map)
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.config.auto_map
+        else:
+            model.config.auto_map = before
+
+
+def _remote_code(model: "PreTrainedModel") -> tuple[dict[str, str], dict[str, str]]:
+    """`auto_map` for config.json, and name -> text of the files that it names."""
+    if model.config.model_type == "lpa":
+        return lpa_code()
+    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", None)
+    return low_rank_code() if method == QUANT_METHOD else ({}, {})
+
+
+@cache
+def lpa_code() -> tuple[dict[str, str], dict[str, str]]:
+    """`auto_map` and files of models whose configuration is an `LPAConfig`."""
+    configuration = flatten(CONFIGURATION, [("lpa.model.configuration_lpa", "LPAConfig")])
+    roots = [("lpa.model.modeling_lpa", name) for name in MODELS.values()]
+    modeling = flatten(MODELING, roots, beside=configuration)
+    auto_map = {"AutoConfig": f"{CONFIGURATION}.LPAConfig"}
+    auto_map |= {auto: f"{MODELING}.{name}" for auto, name in MODELS.items()}
+    return auto_map, {
+        f"{CONFIGURATION}.py": _file(configuration, "The configuration of LPA models"),
+        f"{MODELING}.py": _file(modeling, "LPA models"),
+    }
+
+
+@cache
+def low_rank_code() -> tuple[dict[str, str], dict[str, str]]:
+    """`auto_map` and files of models of other classes with low-rank pairs inside.
+
+    There is no `AutoConfig`: the configuration is that of transformers.
+    """
+    from lpa.model.surgery.remote_loading import REMOTE_CLASSES
+
+    module = "lpa.model.surgery.remote_loading"
+    flat = flatten(LOW_RANK, [(module, name) for name in REMOTE_CLASSES.values()])
+    auto_map = {auto: f"{LOW_RANK}.{name}" for auto, name in REMOTE_CLASSES.items()}
+    return auto_map, {f"{LOW_RANK}.py": _file(flat, "Models with low-rank pairs inside")}
+
+
+def _file(flat: FlatFile, title: str) -> str:
+    from lpa import __version__
+
+    return _HEADER.format(title=title, version=__version__) + flat.body

@@ -1,0 +1,206 @@
+"""Saved models opened where this package is missing, by the code in their directories."""
+
+import ast
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from architectures import tiny
+from safetensors.torch import load_file, save_file
+from small_models import small_model
+
+import lpa
+from lpa.model import LPAForSequenceClassification
+from lpa.model.hub.remote_code import low_rank_code, lpa_code, save_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")
+
+
+def factorized(name):
+    model = tiny(name)
+    lpa.factorize(model, "all", rank=5)
+    return model
+
+
+def classifier():
+    torch.manual_seed(0)
+    return LPAForSequenceClassification(small_model(num_labels=3, pad_token_id=0).config).eval()
+
+
+MODELS = {
+    "attention": lambda: small_model(placement="attention"),
+    "all": lambda: small_model(placement="all", residual_scaling=True),
+    "paper": lambda: small_model(decoder_type="paper", placement="all", lm_head_bias=True),
+    "cola": lambda: small_model(placement="all", low_rank_method="cola"),
+    "sltrain": lambda: small_model(placement="all", low_rank_method="sltrain"),
+    "per_layer": lambda: small_model(ranks={"q_proj": [4, None], "v_proj": 6, "k_proj": None}),
+    "tied": lambda: small_model(tie_word_embeddings=True),
+    "classifier": classifier,
+    "gpt2": lambda: factorized("gpt2"),
+    "qwen2": lambda: factorized("qwen2"),
+}
+
+
+def tokens():
+    # Enough of them for the first factors of several projections to be multiplied together.
+    return torch.randint(1, 97, (9, 60), generator=torch.Generator().manual_seed(2))
+
+
+def answers(model, ids):
+    """Logits, gradients and generated tokens."""
+    is_classifier = "Classification" in type(model).__name__
+    labels = torch.arange(len(ids)) % 3 if is_classifier else ids
+    found = {"logits": model(ids).logits.detach()}
+    model(ids, labels=labels).loss.backward()
+    found |= {f"grad.{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    if not is_classifier:
+        torch.manual_seed(1)
+        settings = {"do_sample": True, "max_new_tokens": 8, "pad_token_id": 0}
+        found["sampled"] = model.generate(ids[:, :9], **settings)
+        if model.config.model_type == "lpa":
+            settings |= {"do_sample": False, "cache_implementation": "latent"}
+            found["latent"] = model.generate(ids[:, :9], **settings)
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+# First none is trusted. Then each answers as the package does, is saved and opened once more, with the code
+# that came along.
+WITHOUT_THIS_PACKAGE = f"""
+import json, pathlib, sys
+import torch, transformers
+from safetensors.torch import load_file, save_file
+try:
+    import lpa
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("the package is here")
+{inspect.getsource(answers)}
+root = pathlib.Path(sys.argv[1])
+ids = load_file(root / "tokens")["ids"]
+directories = sorted(path for path in root.iterdir() if path.is_dir())
+refused = {{}}
+for directory in directories:
+    try:
+        transformers.AutoModelForCausalLM.from_pretrained(directory)
+    except ValueError as error:
+        refused[directory.name] = str(error)
+(root / "refused.json").write_text(json.dumps(refused))
+for directory in directories:
+    auto = getattr(transformers, (directory / "auto_class").read_text())
+    model = auto.from_pretrained(directory, trust_remote_code=True).eval()
+    save_file(answers(model, ids), root / f"{{directory.name}}.answers")
+    if model.config.model_type == "lpa":
+        model.save_pretrained(root / "again" / directory.name)
+        again = auto.from_pretrained(root / "again" / directory.name, trust_remote_code=True).eval()
+        assert torch.equal(again(ids).logits, model(ids).logits)
+"""
+
+
+@pytest.fixture(scope="module")
+def without_package(tmp_path_factory):
+    """Environment variables of processes in which this package cannot be imported."""
+    directory = tmp_path_factory.mktemp("without")
+    (directory / "sitecustomize.py").write_text("import sys\nsys.modules['lpa'] = None\n")
+    return os.environ | {"PYTHONPATH": str(directory), "HF_HOME": str(directory / "hf")}
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    """One directory per model."""
+    root = tmp_path_factory.mktemp("models")
+    for name, make in MODELS.items():
+        model = make()
+        save_model(model, root / name)
+        auto = "SequenceClassification" if name == "classifier" else "CausalLM"
+        (root / name / "auto_class").write_text(f"AutoModelFor{auto}")
+    return root
+
+
+def run(script, *arguments, env):
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def opened_elsewhere(directories, without_package):
+    """The directories, with what a process without this package made of them."""
+    save_file({"ids": tokens()}, directories / "tokens")
+    done = run(WITHOUT_THIS_PACKAGE, directories, env=without_package)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directories
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_this_package_a_model_answers_as_with_it(opened_elsewhere, name):
+    found = load_file(opened_elsewhere / f"{name}.answers")
+    expected = answers(MODELS[name](), tokens())
+    assert found.keys() == expected.keys()
+    for answer, tensor in expected.items():
+        assert torch.equal(found[answer], tensor), answer
+
+
+def test_without_trust_the_error_says_what_to_do(opened_elsewhere):
+    refused = json.loads((opened_elsewhere / "refused.json").read_text())
+    assert refused.keys() == MODELS.keys()
+    for name, error in refused.items():
+        if name in ("gpt2", "qwen2"):
+            assert "pip install lpa" in error
+            assert "lpa convert merge" in error
+        else:  # transformers words it alone, and sends the reader to the directory
+            assert "trust_remote_code=True" in error
+            assert str(opened_elsewhere / name) in error
+
+
+def test_with_this_package_the_code_is_not_run(directories):
+    for name in ("attention", "gpt2"):
+        (directories / name / "modeling_lpa.py").write_text("raise SystemExit('it ran')")
+        (directories / name / "modeling_low_rank.py").write_text("raise SystemExit('it ran')")
+        assert type(lpa.load(directories / name)).__module__.split(".")[0] in (
+            "lpa",
+            "transformers",
+        )
+
+
+@pytest.mark.parametrize("code", [lpa_code, low_rank_code])
+def test_only_torch_transformers_and_what_they_need_are_imported(code):
+    for text in code()[1].values():
+        imported = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.partition(".")[0])
+        assert imported - sys.stdlib_module_names <= {
+            *("torch", "transformers"),
+            *("numpy", "huggingface_hub"),  # which transformers requires
+        }
+
+
+def test_an_old_transformers_is_told_what_to_do(tmp_path, without_package):
+    (tmp_path / "old.py").write_text(lpa_code()[1]["modeling_lpa.py"])
+    script = "import sys, transformers; transformers.__version__ = '4.57.1'; sys.path.append(sys.argv[1])"
+    script += "; import old"
+    done = run(script, tmp_path, env=without_package)
+    assert "needs transformers 5 or later; found 4.57.1" in done.stderr
+    assert "pip install lpa" in done.stderr
+
+
+def test_directories_without_code_still_load(directories, tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["auto_map"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for path in tmp_path.glob("*.py"):
+        path.unlink()
+    assert torch.equal(lpa.load(tmp_path)(tokens()).logits, model(tokens()).logits)
