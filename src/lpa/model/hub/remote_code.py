@@ -7,6 +7,7 @@ package when a model is saved, and imports torch and transformers alone.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,6 +110,4 @@ def low_rank_code() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _file(flat: FlatFile, title: str) -> str:
-    from lpa import __version__
-
-    return _HEADER.format(title=title, version=__version__) + flat.body
+    return _HEADER.format(title=title, version=version("lpa")) + flat.body
