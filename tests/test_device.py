@@ -117,6 +117,18 @@ def test_dense_peak_of_bfloat16(name, tera):
     assert peak_flops_by_name(name, torch.bfloat16) == pytest.approx(tera * 1e12)
 
 
+def test_the_peak_of_float32_is_unknown_where_torch_may_round_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    device = torch.device("cuda")
+    assert peak_flops(device, torch.float32) == 67e12
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert peak_flops(device, torch.float32) is None
+        assert peak_flops(device, torch.bfloat16) == 989.4e12
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_other_types():
     assert peak_flops_by_name("NVIDIA H100 80GB HBM3", torch.float32) == 67e12
     assert peak_flops_by_name("Tesla V100-SXM2-16GB", torch.float32) == 15.7e12

@@ -141,9 +141,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """The FLOP/s that a device's data sheet promises for dense matrix products, for MFU.
 
     Returns:
-        None for a CPU, a GPU that is not known, or a type that it has no units for.
+        None for a CPU, a GPU that is not known, a type that it has no units for, or float32 while torch may
+        multiply it in fewer bits (`torch.set_float32_matmul_precision`).
     """
-    if device.type != "cuda":
+    rounds_float32 = torch.get_float32_matmul_precision() != "highest"
+    if device.type != "cuda" or (dtype == torch.float32 and rounds_float32):
         return None
     return peak_flops_by_name(torch.cuda.get_device_name(device), dtype)
 

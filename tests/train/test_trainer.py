@@ -14,9 +14,12 @@ from runs import untimed_metrics
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lpa.device import fast_dtype
+from lpa.errors import UserError
 from lpa.train.checkpoint.store import list_checkpoints
 from lpa.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from lpa.train.logging.metrics_file import read_metrics
+from lpa.train.run import train
 from lpa.train.trainer import Trainer
 
 STEPS = 60
@@ -208,3 +211,40 @@ def test_all_products_of_a_bfloat16_step_are_bfloat16(prepared, tmp_path, micro_
         trainer.train_step()
     assert found
     assert all(kinds == {torch.bfloat16} for kinds in found)
+
+
+def test_attention_by_another_implementation_trains_alike(prepared, tmp_path):
+    losses = {}
+    for name in (None, "sdpa", "eager"):
+        config = small_config(prepared, 8)
+        config.model.attn_implementation = name
+        config.data.intra_document_mask = True
+        trainer = Trainer(config, tmp_path)
+        assert trainer.model.config._attn_implementation == (name or "sdpa")
+        losses[name] = [trainer.train_step().loss for _ in range(3)]
+    assert losses["sdpa"] == losses[None]
+    assert losses["eager"] == pytest.approx(losses[None], rel=1e-5)
+
+
+def test_attention_that_cannot_train_here_is_refused_before_anything_is_written(prepared, tmp_path):
+    config = small_config(prepared, 8)
+    config.model.attn_implementation = "flex_attention"
+    with pytest.raises(UserError, match="flex_attention, which torch trains on GPUs alone"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(
+    fast_dtype("cpu") != torch.bfloat16, reason="only units for bfloat16 make a difference"
+)
+def test_products_in_float32_are_as_precise_as_asked(prepared, tmp_path):
+    losses = {}
+    for precision in ("highest", "medium", None):
+        config = small_config(prepared, 8)
+        config.train.matmul_precision = precision
+        trainer = Trainer(config, tmp_path)
+        losses[precision] = [trainer.train_step().loss for _ in range(3)]
+    assert losses[None] == losses["highest"]
+    assert losses["medium"] != losses["highest"]
+    # Factors of products have 8 bits.
+    assert losses["medium"] == pytest.approx(losses["highest"], rel=1e-2)

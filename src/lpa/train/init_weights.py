@@ -9,11 +9,13 @@ import torch
 
 from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
 from lpa.data.tokenizer import load_vocabulary
+from lpa.device import resolve_dtype
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
 from lpa.model.activation_checkpointing import apply_activation_checkpointing
 from lpa.model.compile import compile_layers
 from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.layers.attention import check_attention
 from lpa.model.loading import open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.weights import Weights, open_weights
@@ -164,9 +166,21 @@ def build_model(
         source: a directory to take the weights from, in place of those that the seed stands for.
 
     Raises:
-        UserError: a layout that does not divide the model, or weights that are not its own.
+        UserError: a layout that does not divide the model, weights that are not its own, or attention that
+            cannot run here.
     """
     settings = config.train
+    attention = config.model.attn_implementation
+    if attention is not None:
+        check_attention(
+            attention,
+            world.device,
+            resolve_dtype(settings.dtype, world.device.type),
+            dropout=architecture.attention_dropout,
+            separates_documents=config.data.intra_document_mask,
+            micro_batch_size=settings.resolve_micro_batch_size(layout.data_parallel_size),
+        )
+        architecture._attn_implementation = attention
     model = build_meta_model(architecture).train()
     if config.optim.trainable == "factors":
         freeze_all_but_factors(model)

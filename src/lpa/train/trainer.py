@@ -83,6 +83,7 @@ class Trainer:
         check_loggers(config.train.loggers)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
+        torch.set_float32_matmul_precision(config.train.matmul_precision or "highest")
 
         self.data = TrainingData(config.data, config.train.seed, self.world)
         self.initial_weights = find_initial_weights(config, out if resumed else None)

@@ -16,6 +16,7 @@ _MAY_CHANGE = {
     "distill.teacher",  # so may a teacher
     "data.num_workers",
     "data.verify",
+    "model.attn_implementation",
     "train.micro_batch_size",
     "train.stop_at",
     "train.max_seconds",

@@ -73,8 +73,10 @@ class ModelConfig:
         low_rank_method: what a low-rank projection is: by default the plain pair; cola, with a SiLU
             between the factors; or sltrain, plus a sparse matrix.
         sparse_density: the share of entries of that sparse matrix; by default 0.03 with sltrain.
+        attn_implementation: what computes attention, by its name in transformers; by default sdpa. It changes
+            rounding and speed, and is not part of the model that is saved.
         from_: `model.from` in recipes: the directory of an LPAForCausalLM, such as `lpa convert factorize`
-            makes, whose weights and architecture the run starts from; nothing else is given beside it.
+            makes, whose weights and architecture the run starts from; only attn_implementation goes with it.
     """
 
     preset: str = "nano"
@@ -99,6 +101,9 @@ class ModelConfig:
     residual_scaling: bool | None = None
     low_rank_method: str | None = None
     sparse_density: float | None = None
+    attn_implementation: (
+        Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None
+    ) = None
     from_: Path | None = None
 
     def __post_init__(self) -> None:
@@ -106,7 +111,9 @@ class ModelConfig:
         for known in fields(self):
             value = getattr(self, known.name)
             require(
-                self.from_ is None or known.name == "from_" or value == known.default,
+                self.from_ is None
+                or known.name in ("from_", "attn_implementation")
+                or value == known.default,
                 f"model.{known.name}",
                 value,
                 f"nothing beside model.from, as {self.from_} decides the architecture",
@@ -120,6 +127,7 @@ class ModelConfig:
         """
         given = {name: value for name, value in asdict(self).items() if value is not None}
         preset = given.pop("preset")
+        given.pop("attn_implementation", None)  # how it is computed, not what it is
         if given.setdefault("vocab_size", vocab_size) < vocab_size:
             raise UserError(
                 f"model.vocab_size: got {self.vocab_size}; the data has tokens up to "
@@ -272,6 +280,8 @@ class TrainConfig:
         dtype: of the arithmetic: float32; bfloat16, while weights and optimizer states stay float32; or
             `auto`, bfloat16 where every process has a GPU or CPU with units for it. A run resumes in
             what it began with.
+        matmul_precision: of products that stay float32, by torch.set_float32_matmul_precision: `highest`,
+            the default; `high`, which is TF32 on GPUs that have it; or `medium`, bfloat16.
         compile: compile each decoder layer with torch.compile.
         activation_checkpointing: what decoder layers compute again in the backward pass: none; latent,
             all but the latents, what dense projections make, and the output of attention; or full, all
@@ -300,6 +310,7 @@ class TrainConfig:
     sample_prompt: str = ""
     sample_tokens: int = 64
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    matmul_precision: Literal["highest", "high", "medium"] | None = None
     compile: bool = False
     activation_checkpointing: Literal["none", "latent", "full"] = "none"
     device: str = "auto"
