@@ -1,6 +1,6 @@
 """The models that the scripts here set side by side, all of setting 2's 130M shape."""
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.model import LPAForCausalLM, preset_config
@@ -47,6 +47,13 @@ def ours(placement: str = "attention", **sizes: int) -> nn.Module:
     """LPA."""
     sizes = SHAPE | {"rank": RANK, "lm_head_bias": False} | sizes
     return LPAForCausalLM(preset_config("paper-130m-s2", placement=placement, **sizes))
+
+
+def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The next-token loss alone, where the model can leave the logits out."""
+    options = {"return_logits": False} if isinstance(model, LPAForCausalLM) else {}
+    loss: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False, **options).loss
+    return loss
 
 
 MODELS = {"a": transformers_dense, "b": transformers_plain, "c": our_dense, "lpa": ours}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import torch
-from models import MODELS, NAMES
+from models import MODELS, NAMES, loss_of
 from side_by_side import machine
 from training_step import stepper
 
@@ -40,7 +40,7 @@ def peak(case: str, batch_size: int, seq_len: int, optimizer: bool) -> int:
             if optimizer:
                 step()
             else:
-                model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+                loss_of(model, tokens).backward()
                 model.zero_grad(set_to_none=True)
     assert memory.bytes is not None
     return memory.bytes

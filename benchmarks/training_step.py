@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from models import MODELS, NAMES
+from models import MODELS, NAMES, loss_of
 from side_by_side import add_clock, clock_of
 from torch import nn
 
@@ -34,7 +34,7 @@ def stepper(model: nn.Module, batch_size: int, seq_len: int) -> Callable[[], Non
     tokens = torch.randint(32000, (batch_size, seq_len), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
-        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        loss_of(model, tokens).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -122,6 +122,7 @@ def train(
                 shift_labels=own[:, 1:],
                 num_items_in_batch=SAMPLES * 16,
                 use_cache=False,
+                return_logits=False,
             ).loss
             loss.backward()
         optimizers.step()

@@ -40,30 +40,34 @@ def ids():
     return torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("return_logits", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     "change", [lambda model: model, with_adapter, with_hook, with_parametrization, offloaded]
 )
-def test_the_loss_is_that_of_the_logits(ids, change, training):
+def test_the_loss_is_that_of_the_logits(ids, change, training, return_logits):
     model = change(small_model()).train(training)
-    loss = model(input_ids=ids, labels=ids).loss
+    loss = model(input_ids=ids, labels=ids, return_logits=return_logits).loss
     logits = model(input_ids=ids).logits
     torch.testing.assert_close(loss, loss_of_logits(logits, ids))
 
 
-def test_an_adapter_on_the_head_is_trained(ids):
+@pytest.mark.parametrize("return_logits", [True, False])
+def test_an_adapter_on_the_head_is_trained(ids, return_logits):
     model = with_adapter(small_model()).train()
-    model(input_ids=ids, labels=ids).loss.backward()
+    model(input_ids=ids, labels=ids, return_logits=return_logits).loss.backward()
     adapter = [p for name, p in model.named_parameters() if "lora_" in name]
     assert adapter
     assert all(p.grad is not None and p.grad.any() for p in adapter)
 
 
-def test_a_model_compiles_whole_with_labels(ids):
+@pytest.mark.parametrize("return_logits", [True, False])
+def test_a_model_compiles_whole_with_labels(ids, return_logits):
     model = small_model().train()
-    expected = model(input_ids=ids, labels=ids, use_cache=False).loss
+    options = {"use_cache": False, "return_logits": return_logits}
+    expected = model(input_ids=ids, labels=ids, **options).loss
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    loss = compiled(input_ids=ids, labels=ids, use_cache=False).loss
+    loss = compiled(input_ids=ids, labels=ids, **options).loss
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())

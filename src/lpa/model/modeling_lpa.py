@@ -225,7 +225,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
-        return_logits: bool | None = None,
+        return_logits: bool = True,
         loss_from_hidden: Callable[..., Tensor] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -237,8 +237,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             logits_to_keep: compute the logits of only so many last positions (0: of all).
             num_items_in_batch: divide the summed loss by this instead of by the number of targets
                 here, so that the parts of one batch add up to its mean.
-            return_logits: whether to compute logits beside a loss. By default only outside training:
-                there the loss alone is asked for, and it never holds them all.
+            return_logits: False for the loss alone, which then never holds the logits of all tokens.
             loss_from_hidden: computes the loss in place of cross entropy, from the last hidden states,
                 the head, shifted targets and num_items_in_batch.
             **kwargs: `shift_labels`, (batch, sequence), targets already shifted; takes the place of
@@ -257,6 +256,12 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state
 
+        logits = None
+        if return_logits:
+            kept = (
+                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            )
+            logits = self.lm_head(hidden_states[:, kept])
         loss = None
         if shift_labels is None and labels is not None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
@@ -266,18 +271,10 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
                     hidden_states, self.lm_head, shift_labels, num_items_in_batch
                 )
             else:
-                loss = self._compute_loss(hidden_states, shift_labels, num_items_in_batch)
-
-        logits = None
-        if return_logits is None:
-            return_logits = loss is None or not self.training
-        if return_logits:
-            kept = (
-                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            )
-            logits = self.lm_head(hidden_states[:, kept])
-            if isinstance(logits, DTensor):  # split by vocabulary
-                logits = logits.full_tensor()
+                of_all = logits if isinstance(logits_to_keep, int) and not logits_to_keep else None
+                loss = self._compute_loss(hidden_states, of_all, shift_labels, num_items_in_batch)
+        if isinstance(logits, DTensor):  # split by vocabulary
+            logits = logits.full_tensor()
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -301,26 +298,35 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         return super().generate(inputs, **kwargs)
 
     def _compute_loss(
-        self, hidden_states: Tensor, targets: Tensor, num_items: Tensor | int | None
+        self,
+        hidden_states: Tensor,
+        logits: Tensor | None,
+        targets: Tensor,
+        num_items: Tensor | int | None,
     ) -> Tensor:
-        """Cross entropy of the targets, summed and divided by `num_items` or by their number."""
+        """Cross entropy of the targets, summed and divided by `num_items` or by their number.
+
+        Args:
+            logits: those of all tokens, where they are there anyway.
+        """
         targets = targets.to(hidden_states.device).reshape(-1)
         if num_items is None:
             num_items = (targets != -100).sum()
-        if not is_plain_linear(self.lm_head):
-            # Tensor parallelism, where each process has the logits of its part of the vocabulary, adapters,
-            # offloaded and quantized weights.
-            logits = self.lm_head(hidden_states).flatten(0, 1).float()
-            total = F.cross_entropy(logits, targets, reduction="sum")
-            total = total.to_local() if isinstance(total, DTensor) else total
-            return total / torch.as_tensor(num_items, device=total.device).clamp(min=1)
-        return lm_head_loss(
-            hidden_states.reshape(-1, hidden_states.shape[-1]),
-            self.lm_head.weight,
-            self.lm_head.bias,
-            targets,
-            num_items,
-        )
+        if logits is None and is_plain_linear(self.lm_head):
+            return lm_head_loss(
+                hidden_states.reshape(-1, hidden_states.shape[-1]),
+                self.lm_head.weight,
+                self.lm_head.bias,
+                targets,
+                num_items,
+            )
+        # Tensor parallelism, where each process has the logits of its part of the vocabulary, adapters,
+        # offloaded and quantized weights.
+        if logits is None:
+            logits = self.lm_head(hidden_states)
+        total = F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
+        total = total.to_local() if isinstance(total, DTensor) else total
+        return total / torch.as_tensor(num_items, device=total.device).clamp(min=1)
 
 
 class LPAForSequenceClassification(LPAPreTrainedModel):

@@ -89,6 +89,7 @@ class Distiller:
             **inputs,
             num_items_in_batch=num_items,
             use_cache=False,
+            return_logits=False,
             loss_from_hidden=partial(self._distillation_loss, teacher_outputs),
         ).loss
 
@@ -161,7 +162,7 @@ class Distiller:
 
 def cross_entropy_loss(model: nn.Module, inputs: dict[str, Tensor], num_items: int) -> Tensor:
     """The cross entropy of a micro-batch alone, as `Distiller.loss`."""
-    return model(**inputs, num_items_in_batch=num_items, use_cache=False).loss
+    return model(**inputs, num_items_in_batch=num_items, use_cache=False, return_logits=False).loss
 
 
 def teacher_bytes(directory: Path, dtype: torch.dtype) -> int:

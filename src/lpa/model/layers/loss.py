@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lpa.model.layers.ops import is_transformed
+
 _IGNORED = -100  # as in torch: no target
 # Rows of logits at a time. Smaller chunks run below a CPU's peak (`benchmarks/loss.py`); on a GPU a chunk
 # takes the memory of all hidden states.
@@ -29,18 +31,22 @@ def lm_head_loss(
     the sum of the weight's gradient over chunks are float32.
 
     torch's `linear_cross_entropy` does the same, but rounds the loss to the dtype of the products, takes a
-    target of -1 for token 0, and cannot be differentiated twice. This can, also by torch.func.grad, at the
-    cost of the logits of all tokens.
+    target of -1 for token 0, and cannot be differentiated twice. This can, and has every transform of
+    torch.func, at the cost of the logits of all tokens.
 
     Raises:
         RuntimeError: a target is neither a token of the vocabulary nor -100; on a GPU with the next read.
     """
+    num_items = torch.as_tensor(num_items, device=targets.device).clamp(min=1)
+    if is_transformed():
+        logits = F.linear(hidden_states, weight, bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, targets, reduction="sum") / num_items
     is_token = (targets >= 0) & (targets < weight.shape[0])
     torch._assert_async(
         (is_token | (targets == _IGNORED)).all(),
         f"labels: expected tokens 0 to {weight.shape[0] - 1}, or -100 for none",
     )
-    num_items = torch.as_tensor(num_items, device=targets.device).clamp(min=1)
     device = hidden_states.device.type
     dtype = hidden_states.dtype
     if torch.is_autocast_enabled(device):
@@ -125,7 +131,6 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Any, ...]:
         inputs = (hidden_states, weight, bias)
-        # Within torch.func nothing shows here that it is wanted; the backward pass computes it then.
         wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
         return _loss_and_gradients(*inputs, targets, num_items, dtype, wanted)
 

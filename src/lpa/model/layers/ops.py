@@ -2,9 +2,9 @@
 
 Written out as tensor operations, each of these makes a temporary per operation and autograd keeps several
 of them. The functions here keep the inputs alone and work out the rest again in the backward pass, which
-costs less than reading it back. A backward pass that is to be differentiated in its turn, as all are within
-torch.func, takes steps that can be. Where a compiler fuses such operations anyway, where tensors are spread
-over processes, and in low precision, the plain formula runs.
+costs less than reading it back. A backward pass that is to be differentiated in its turn takes steps that
+can be. Where a compiler fuses such operations anyway, where tensors are spread over processes, in low
+precision, under the transforms of torch.func and in forward mode, the plain formula runs.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 
@@ -19,9 +20,18 @@ def _use_custom_backward(*tensors: Tensor) -> bool:
     """Whether the functions here may take the place of the plain formula."""
     return (
         not torch.compiler.is_compiling()
+        and not is_transformed()
         and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
         and all(tensor.dtype == tensors[0].dtype for tensor in tensors)
     )
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func, such as vmap, or forward-mode differentiation is at work.
+
+    A custom backward pass would have to say what it does under each of them.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class RMSNorm(LlamaRMSNorm):

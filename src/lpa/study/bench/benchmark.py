@@ -166,7 +166,7 @@ def _training_step(
 
     def step() -> None:
         with _autocast(tokens.device, dtype):
-            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False, return_logits=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
