@@ -22,6 +22,7 @@ from lpa.convert.calibration import (
     find_decoder_layers,
     input_moments,
 )
+from lpa.convert.llama_fields import llama_values
 from lpa.convert.merge import TOKENIZER_FILES
 from lpa.convert.rank_budget import RankBudget, ranks_for_budget
 from lpa.errors import LPAWarning, UserError, expected_one_of
@@ -210,28 +211,7 @@ def to_lpa_config(model: PreTrainedModel, ranks: Mapping[str, int]) -> LPAConfig
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LPAWarning)  # said once already, when ranks were chosen
         return LPAConfig(
-            **{
-                field: getattr(config, field)
-                for field in (
-                    "vocab_size",
-                    "hidden_size",
-                    "intermediate_size",
-                    "num_hidden_layers",
-                    "num_attention_heads",
-                    "num_key_value_heads",
-                    "head_dim",
-                    "hidden_act",
-                    "max_position_embeddings",
-                    "initializer_range",
-                    "rms_norm_eps",
-                    "attention_dropout",
-                    "tie_word_embeddings",
-                    "rope_parameters",
-                    "pad_token_id",
-                    "bos_token_id",
-                    "eos_token_id",
-                )
-            },
+            **llama_values(config),
             placement="all" if attention and ffn else "attention" if attention else "ffn",
             rank=max(ranks.values()),
             # One number where all layers have the same.

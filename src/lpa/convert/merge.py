@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from lpa.convert.llama_fields import llama_values
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
 from lpa.model.loading import load_model, model_directory
@@ -60,26 +61,7 @@ def merge_to_llama(model: LPAForCausalLM) -> LlamaForCausalLM:
             "merge: the LM head has a bias (lm_head_bias), which a stock Llama cannot express; train "
             "with model.lm_head_bias false, or use the directory as it is after `import lpa`"
         )
-    llama = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        hidden_act=config.hidden_act,
-        max_position_embeddings=config.max_position_embeddings,
-        initializer_range=config.initializer_range,
-        rms_norm_eps=config.rms_norm_eps,
-        attention_dropout=config.attention_dropout,
-        tie_word_embeddings=config.tie_word_embeddings,
-        rope_parameters=config.rope_parameters,
-        pad_token_id=config.pad_token_id,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        dtype=model.dtype,
-    )
+    llama = LlamaConfig(**llama_values(config), dtype=model.dtype)
     with torch.device("meta"):
         merged = LlamaForCausalLM(llama)
     merged.load_state_dict(_merged_weights(model), strict=True, assign=True)
