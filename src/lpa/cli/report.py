@@ -39,11 +39,13 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
+    from lpa.study.report.rivals_section import compare_rivals
     from lpa.study.results.study_results import find_studies
 
     studies = find_studies(arguments.directories, arguments.baseline)
     if arguments.json:
-        print(to_json({"studies": [study.table() for study in studies]}))
+        rivals = [comparison.to_dict() for comparison in compare_rivals(studies)]
+        print(to_json({"studies": [study.table() for study in studies], "rivals": rivals}))
         return
 
     from lpa.display.printable import printable

@@ -12,6 +12,7 @@ LAUNCH_FILE = ".launch"
 
 FINAL_DIRECTORY = "final"
 BEST_DIRECTORY = "best"
+SCORES_DIRECTORY = "scores"  # of a study: further evaluations of the run, as JSON
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
 LATEST_CHECKPOINT_FILE = "latest.json"  # in the directory of checkpoints

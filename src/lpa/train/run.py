@@ -30,6 +30,7 @@ from lpa.storage.run_directory import (
     METRICS_FILE,
     RESULT_FILE,
     SAMPLES_FILE,
+    SCORES_DIRECTORY,
     TEST_FILE,
 )
 from lpa.train.checkpoint import store
@@ -68,6 +69,7 @@ _MARKER = Marker(
             DAMAGED_METRICS_FILE,
         ),
         *(SAMPLES_FILE, LOGGER_IDS_FILE, "events.out.tfevents.*", "wandb/*", TEST_FILE, ".*.tmp"),
+        f"{SCORES_DIRECTORY}/*.json",
         CHECKPOINTS_DIRECTORY,
         *(f"{CHECKPOINTS_DIRECTORY}/{name}" for name in ("step-[0-9]*/*", ".step-[0-9]*")),
         f"{CHECKPOINTS_DIRECTORY}/{LATEST_CHECKPOINT_FILE}",

@@ -1,43 +1,13 @@
 """Judgements of studies whose perplexities follow a known law."""
 
-import math
-
 import pytest
+from rival_studies import rival_study
 
-from lpa.study.design.grid import expand_grid
-from lpa.study.design.study_index import StudyIndex
 from lpa.study.results.judgement import judge
-from lpa.study.results.study_results import StudyResult, VariantRow
-
-NOISE = {0: 1.0, 1: 1.01, 2: 0.995}
-
-
-def study(length: float, saved: float) -> StudyResult:
-    """LPA has the loss that dense would have with `saved` times LPA's FLOPs."""
-    grid = expand_grid("rivals", "tiny", tokens_per_parameter=length, only=["dense", "LPA"])
-    index = StudyIndex(**vars(grid), seeds=3, split="test", data="", data_hashes={}, runs=[])
-    rows = []
-    for v in grid.variants:
-        flops = float(v.train_flops_per_token) * v.tokens * (saved if v.name == "LPA" else 1)
-        losses = {seed: 20 * noise * flops**-0.05 for seed, noise in NOISE.items()}
-        perplexities = {seed: math.exp(loss) for seed, loss in losses.items()}
-        rows.append(
-            VariantRow(
-                v.name,
-                v.baseline,
-                v.parameters,
-                v.train_flops_per_token,
-                v.tokens,
-                None,
-                [],
-                perplexities,
-            )
-        )
-    return StudyResult(index, rows, {})
 
 
 def test_a_known_saving_is_found_at_every_length():
-    found = judge([study(20, 1.5), study(2, 1.5), study(6, 1.5)])
+    found = judge([rival_study(20, 1.5), rival_study(2, 1.5), rival_study(6, 1.5)])
     assert [row.variant for row in found] == ["LPA"] * 3
     assert [row.tokens for row in found] == sorted(row.tokens for row in found)
     for row in found:
@@ -48,7 +18,7 @@ def test_a_known_saving_is_found_at_every_length():
 
 
 def test_two_lengths_give_no_curve():
-    for row in judge([study(2, 1.5), study(6, 1.5)]):
+    for row in judge([rival_study(2, 1.5), rival_study(6, 1.5)]):
         assert row.equal_flops is None
         assert row.gains == {}
         assert row.equal_tokens is not None

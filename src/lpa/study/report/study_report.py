@@ -10,6 +10,7 @@ from lpa.storage.files import write_files
 from lpa.storage.outputs import check_output_file
 from lpa.study.design.grid import STUDIES, read_claims
 from lpa.study.report.figures import SCALING_AXES, scaling_fits, study_figures
+from lpa.study.report.rivals_section import compare_rivals, draw_loss_against_flops
 from lpa.study.results.statistics import NOT_FINITE, ONE_SEED, Difference
 from lpa.study.results.study_results import StudyResult, VariantRow, short_axes, tuned_rows
 
@@ -61,9 +62,17 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
                 "figures": figures,
             }
         )
+    comparisons = []
+    for comparison in compare_rivals(studies):
+        draw = draw_loss_against_flops(comparison)
+        name = f"0-rivals-{comparison.scale}-1"
+        files[folder / f"{name}.svg"] = (svg := draw_svg(draw)).encode()
+        files[folder / f"{name}.png"] = draw_png(draw)
+        comparisons.append((comparison, svg))
     page = render_page(
         Path(__file__).parent / "study_report.html.j2",
         studies=sections,
+        comparisons=comparisons,
         headings=HEADINGS,
         source=read_claims()["source"],
     )

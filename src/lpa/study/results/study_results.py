@@ -11,6 +11,8 @@ import yaml
 from lpa.errors import LPAWarning, UserError, nearest
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
+from lpa.storage.records import read_json, typed
+from lpa.storage.run_directory import SCORES_DIRECTORY
 from lpa.study.design.grid import Variant
 from lpa.study.design.study_index import StudyIndex, is_index, read_index
 from lpa.study.execution.job_runner import FAILURE_SUFFIX, is_finished, read_test
@@ -36,6 +38,7 @@ class VariantRow:
         durations: wall time of a run in seconds, by seed.
         time: against that of `baseline`, as `difference`.
         seconds, memory_bytes: of a run, mean over seeds.
+        scores: further ones that were taken of the runs, by name and seed (see `read_scores`).
     """
 
     variant: str
@@ -55,6 +58,7 @@ class VariantRow:
     time: Difference | None = None
     seconds: float | None = None
     memory_bytes: float | None = None
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
 
     @property
     def flops(self) -> float:
@@ -265,6 +269,22 @@ def _tuned_groups(result: StudyResult) -> dict[str, str]:
     }
 
 
+def read_scores(run: Path) -> dict[str, float]:
+    """What `lpa eval perplexity --json` and `lpa eval minimal-pairs --json` printed of a run, by file name.
+
+    Of the files `scores/NAME.json` in its directory: the accuracy where there is one, else the perplexity.
+
+    Raises:
+        UserError: a file that holds neither.
+    """
+    scores = {}
+    for path in sorted((run / SCORES_DIRECTORY).glob("*.json")):
+        fields = read_json(path, dict[str, Any])
+        figure = fields.get("accuracy", fields.get("perplexity"))
+        scores[path.stem] = float(typed(figure, float, where=path))
+    return scores
+
+
 def _variant_row(variant: Variant, run_directories: dict[int, Path]) -> VariantRow:
     tests: dict[int, Evaluation] = {}
     by_seed: dict[int, RunResult] = {}
@@ -289,6 +309,9 @@ def _variant_row(variant: Variant, run_directories: dict[int, Path]) -> VariantR
         perplexities={seed: test.perplexity for seed, test in tests.items()},
         failed=failed,
     )
+    for seed in by_seed:
+        for name, score in read_scores(run_directories[seed]).items():
+            row.scores.setdefault(name, {})[seed] = score
     if by_seed:
         results = list(by_seed.values())
         validation = [r.validation.perplexity for r in results if r.validation]

@@ -1,0 +1,145 @@
+"""The comparison of rivals at several lengths: the table and the figure of docs/protocol.md."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lpa.display.html import COLORS, DrawFunction
+from lpa.study.results.comparison import Comparison
+from lpa.study.results.judgement import Judgement, judge
+from lpa.study.results.statistics import Difference, Summary
+from lpa.study.results.study_results import StudyResult, VariantRow
+
+HEADINGS = (
+    "variant",
+    "tokens",
+    "perplexity",
+    "at equal tokens",
+    "p (Holm)",
+    "at equal FLOPs",
+    "p (Holm)",
+    "compute-equivalent gain",
+)
+
+
+@dataclass
+class RivalsComparison:
+    """The studies of rivals at one scale.
+
+    Attributes:
+        rows: of all lengths, the shortest first; with the baseline's.
+        judgements: of the rows but the baseline's.
+    """
+
+    scale: str
+    rows: list[VariantRow]
+    judgements: list[Judgement]
+
+    @property
+    def score_names(self) -> list[str]:
+        return sorted({name for row in self.rows for name in row.scores})
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        return (*HEADINGS, *self.score_names)
+
+    def cells(self) -> list[list[str]]:
+        """The table under `headings`."""
+        judged = {(found.variant, found.tokens): found for found in self.judgements}
+        return [
+            [
+                *_row_cells(row, judged.get((row.variant, row.tokens))),
+                *(_score_cell(row.scores.get(name, {})) for name in self.score_names),
+            ]
+            for row in self.rows
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `lpa report --json` prints it."""
+        return {"scale": self.scale, "judgements": [asdict(found) for found in self.judgements]}
+
+
+def compare_rivals(studies: Sequence[StudyResult]) -> list[RivalsComparison]:
+    """One for each scale; none of a study that tunes, whose seeds are not those that report."""
+    by_scale = defaultdict(list)
+    for result in studies:
+        tunes = any(variant.tunes for variant in result.index.variants)
+        if result.index.name == "rivals" and not tunes:
+            by_scale[result.index.scale].append(result)
+    return [
+        RivalsComparison(
+            scale,
+            sorted((row for each in found for row in each.rows), key=lambda row: row.tokens),
+            judge(found),
+        )
+        for scale, found in by_scale.items()
+    ]
+
+
+def _row_cells(row: VariantRow, found: Judgement | None) -> list[str]:
+    perplexity = "–" if row.perplexity is None else _with_deviation(row.perplexity, ".2f")
+    gain = "–"
+    if found and (over := Difference.between(found.gains, dict.fromkeys(found.gains, 1.0))):
+        gain = f"{1 + over.mean:.2f}"
+        if not math.isnan(over.low):
+            gain += f" [{1 + over.low:.2f}, {1 + over.high:.2f}]"
+        if found.extrapolated:
+            gain += " (extrapolated)"
+    return [
+        row.variant,
+        f"{row.tokens / 1e6:,.1f}M",
+        perplexity,
+        *_comparison_cells(found.equal_tokens if found else None),
+        *_comparison_cells(found.equal_flops if found else None),
+        gain,
+    ]
+
+
+def _comparison_cells(found: Comparison | None) -> tuple[str, str]:
+    if found is None:
+        return "–", "–"
+    change, low, high = (value - 1 for value in (found.ratio, found.low, found.high))
+    return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]", f"{found.p_adjusted:.3f}"
+
+
+def _score_cell(by_seed: dict[int, float]) -> str:
+    """An accuracy as a percentage, a perplexity as it is."""
+    if not by_seed:
+        return "–"
+    summary = Summary.from_values(list(by_seed.values()))
+    return _with_deviation(summary, ".1%" if summary.mean <= 1 else ".2f")
+
+
+def _with_deviation(summary: Summary, form: str) -> str:
+    text = f"{summary.mean:{form}}"
+    return text if summary.count < 2 else f"{text} ± {summary.std:{form}}"
+
+
+def draw_loss_against_flops(comparison: RivalsComparison) -> DrawFunction:
+    """Test loss at the end of each length against its training FLOPs; the range of the seeds as a band."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        by_variant: dict[str, list[VariantRow]] = defaultdict(list)
+        for row in comparison.rows:
+            if row.is_finite:
+                by_variant[row.variant].append(row)
+        for number, (variant, rows) in enumerate(by_variant.items()):
+            losses = [np.log(list(row.perplexities.values())) for row in rows]
+            flops = [row.flops for row in rows]
+            color = COLORS[number % len(COLORS)]
+            style = "-" if number < len(COLORS) else "--"
+            mean = [of_seeds.mean() for of_seeds in losses]
+            axes.plot(flops, mean, style, marker="o", markersize=4, color=color, label=variant)
+            low, high = ([bound(of_seeds) for of_seeds in losses] for bound in (np.min, np.max))
+            axes.fill_between(flops, low, high, color=color, alpha=0.15)
+        axes.set_xscale("log")
+        axes.set_xlabel("training FLOPs")
+        axes.set_ylabel("test loss (nats per token)")
+        axes.legend(fontsize="small")
+
+    return draw

@@ -1,0 +1,73 @@
+import json
+import re
+
+import pytest
+from rival_studies import rival_study
+
+from lpa.study.report.rivals_section import compare_rivals
+from lpa.study.report.study_report import write_study_report
+from lpa.study.results.statistics import Summary
+from lpa.study.results.study_results import read_scores
+
+
+@pytest.fixture
+def studies():
+    """Three lengths, LPA worth half as many FLOPs again, with a further score of each run."""
+    found = [rival_study(length, 1.5) for length in (20, 2, 6)]
+    for result in found:
+        for row in result.rows:
+            row.perplexity = Summary.from_values(list(row.perplexities.values()))
+            row.seconds = row.memory_bytes = 1.0
+            row.tokens_per_second = Summary.from_values([1.0])
+            row.scores = {"minimal-pairs": {0: 0.6, 1: 0.7, 2: 0.8}}
+    return found
+
+
+def test_the_table_has_every_variant_at_every_length_and_the_known_gain(studies):
+    [comparison] = compare_rivals(studies)
+    cells = comparison.cells()
+    assert [row[0] for row in cells] == ["dense", "LPA"] * 3
+    assert comparison.headings[-1] == "minimal-pairs"
+    for variant, *_, gain, pairs in cells:
+        assert gain == ("–" if variant == "dense" else "1.50 [1.50, 1.50]" + gain[17:])
+        assert pairs == "70.0% ± 10.0%"
+    perplexities = [float(row[2].split()[0]) for row in cells]
+    assert perplexities == sorted(perplexities, reverse=True)
+
+
+def test_a_study_that_tunes_is_left_out(studies):
+    studies[0].index.variants[0].tunes = "dense"
+    [comparison] = compare_rivals(studies)
+    assert len(comparison.rows) == 4
+    for result in studies:
+        result.index.variants[0].tunes = "dense"
+    assert compare_rivals(studies) == []
+
+
+def test_the_page_shows_the_table_and_the_figure(studies, tmp_path):
+    write_study_report(studies, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Rivals of low-rank attention at tiny" in page
+    assert len(re.findall(r"1\.50 \[1\.50, 1\.50\]", page)) == 3
+    assert (tmp_path / "report-figures" / "0-rivals-tiny-1.svg").is_file()
+    before = set((tmp_path / "report-figures").iterdir())
+    write_study_report(studies, tmp_path / "report.html")
+    assert set((tmp_path / "report-figures").iterdir()) == before
+
+
+def test_the_json_holds_the_judgements(studies):
+    [comparison] = compare_rivals(studies)
+    found = json.loads(json.dumps(comparison.to_dict()))
+    assert found["scale"] == "tiny"
+    assert len(found["judgements"]) == 3
+    assert all(judged["equal_tokens"]["ratio"] < 1 for judged in found["judgements"])
+
+
+def test_scores_are_read_by_their_file_names(tmp_path):
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "wikitext-2.json").write_text('{"perplexity": 12.5, "tokens": 3}')
+    (tmp_path / "scores" / "minimal-pairs.json").write_text('{"accuracy": 1}')
+    assert read_scores(tmp_path) == {"minimal-pairs": 1.0, "wikitext-2": 12.5}
+    (tmp_path / "scores" / "other.json").write_text("{}")
+    with pytest.raises(Exception, match=r"other\.json"):
+        read_scores(tmp_path)
