@@ -72,7 +72,13 @@ def test_rows_of_whole_and_broken_runs(runs, lpa):
 def test_the_table(runs, lpa):
     finished = lpa("runs", ".", cwd=runs)  # short names, which no column folds
     assert finished.code == 0, finished.stderr
-    for text in ("stopped at step 5 of 8", "bad-config[red]", "result.json: is not JSON", "1,024"):
+    for text in (
+        "stopped at step 5 of 8",
+        "bad-config[red]",
+        "result.json: is not JSON",
+        "1,024",
+        "ppl",
+    ):
         assert text in " ".join(finished.stdout.split())
 
 

@@ -3,23 +3,8 @@ import io
 import pytest
 from rich.table import Table
 
-from lpa.display.console import bar_per_task, format_duration, progress_display, stderr, stdout
+from lpa.display.console import bar_per_task, progress_display, stderr, stdout
 from lpa.display.printable import printable
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (7.6, "8 s"),
-        (59.7, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (18_240, "5 h 04 min"),
-        (183_600, "2 d 03 h"),
-    ],
-)
-def test_duration(seconds, text):
-    assert format_duration(seconds) == text
-
 
 LITERAL = ["[bold]x[/nope]", "[/]", ":smile:", "$x$", "<b>", "100%", "{name}"]
 

@@ -19,8 +19,8 @@ RESULT = RunResult(
 
 def test_a_run_in_one_line():
     assert format_summary(RESULT, Path("runs/lpa")) == (
-        "runs/lpa: 31,800 steps, 4,168,089,600 tokens, validation perplexity 20.09, "
-        "400,000 tokens/s, 280.00 TFLOP/s, peak memory 1.50 GiB, 3 h 03 min"
+        "runs/lpa: 31,800 steps, 4.17B tokens, validation perplexity 20.09, "
+        "400,000 tokens/s, 280 TFLOP/s, peak memory 1.50 GiB, 3 h 03 min"
     )
 
 

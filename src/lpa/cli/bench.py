@@ -102,35 +102,34 @@ def main(argv: list[str]) -> None:
 
 
 def _print(preset: str, result: "BenchResult") -> None:
-    from rich.table import Table
+    from lpa.display.console import new_table, stdout
+    from lpa.display.units import format_bytes, format_count, format_flops, format_seconds
 
-    from lpa.display.console import stdout
-
-    table = Table(title=f"{preset}, dense and low-rank in turns")
+    table = new_table(f"{preset}, dense and low-rank in turns")
     table.add_column("")
     for name in result.models:
         table.add_column("dense" if name == "none" else name, justify="right")
     models = list(result.models.values())
     rows = [
-        ("step (s)", [f"{m.step_seconds:.3f}" for m in models]),
+        ("step", [format_seconds(m.step_seconds) for m in models]),
         ("step / dense", [f"{m.step_ratio:.3f} ± {m.step_ratio_half_iqr:.3f}" for m in models]),
         ("FLOPs / dense", [f"{m.flops_ratio:.3f}" for m in models]),
-        ("training tokens/s", [f"{m.tokens_per_second:,.0f}" for m in models]),
-        ("training GFLOP/s", [f"{m.flops_per_second / 1e9:,.1f}" for m in models]),
+        ("training tokens/s", [format_count(m.tokens_per_second) for m in models]),
+        ("training FLOP/s", [format_flops(m.flops_per_second, "FLOP/s") for m in models]),
         (
-            "peak memory (MiB)",
-            [f"{m.peak_memory_bytes / 2**20:,.0f}" if m.peak_memory_bytes else "" for m in models],
+            "peak memory",
+            [format_bytes(m.peak_memory_bytes) if m.peak_memory_bytes else "" for m in models],
         ),
-        ("prefill (s)", [f"{m.prefill_seconds:.3f}" for m in models]),
+        ("prefill", [format_seconds(m.prefill_seconds) for m in models]),
     ]
     if any(m.compile_seconds for m in models):
-        rows.append(("compiling (s)", [f"{m.compile_seconds:.1f}" for m in models]))
+        rows.append(("compiling", [format_seconds(m.compile_seconds) for m in models]))
     for cache in ("plain", "latent"):
         rates = [m.decode_tokens_per_second.get(cache) for m in models]
         rows.append(
             (
                 f"decoding tokens/s, {cache} cache",
-                [f"{rate:,.1f}" if rate else "" for rate in rates],
+                [format_count(rate) if rate else "" for rate in rates],
             )
         )
     for label, cells in rows:

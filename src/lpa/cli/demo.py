@@ -48,9 +48,7 @@ def main(argv: list[str]) -> None:
         print(to_json(figures))
         return
 
-    from rich.table import Table
-
-    table = Table(title="dense Transformer and LPA, same data, seed and steps")
+    table = console.new_table(title="dense Transformer and LPA, same data, seed and steps")
     table.add_column("")
     for heading in ("dense", "LPA", "LPA/dense"):
         table.add_column(heading, justify="right")

@@ -1,5 +1,6 @@
 """`lpa plan`."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -131,20 +132,24 @@ def _print_rivals(arguments: Any) -> None:
 
 
 def _print_table(plan: dict[str, Any], dense: dict[str, Any]) -> None:
-    from rich.table import Table
+    from lpa.display.console import new_table, stdout
+    from lpa.display.units import format_bytes, format_count, format_flops
 
-    from lpa.display.console import stdout
-
-    table = Table(title="this model and its dense twin")
+    units: dict[str, Callable[[float], str]] = {
+        "parameters": format_count,
+        "flops_per_token": format_flops,
+        "kv_cache_bytes_per_token": format_bytes,
+        "memory_bytes_per_device": format_bytes,
+    }
+    table = new_table("this model and its dense twin")
     for heading in ("", "this", "dense", "ratio"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for section in plan:
-        if section == "break_even_rank":
-            continue
+    for section, unit in units.items():
+        title = section.replace("_bytes", "").replace("_", " ")
         for name, value in plan[section].items():
             other = dense[section][name]
             ratio = f"{value / other:.3f}" if other else ""
-            table.add_row(f"{section.replace('_', ' ')}: {name}", f"{value:,}", f"{other:,}", ratio)
+            table.add_row(f"{title}: {name}", unit(value), unit(other), ratio)
     console = stdout()
     console.print(table)
     ranks = ", ".join(f"{name} {rank:.0f}" for name, rank in plan["break_even_rank"].items())

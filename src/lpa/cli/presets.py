@@ -37,12 +37,11 @@ def main(argv: list[str]) -> None:
         )
         return
 
-    from rich.table import Table
+    from lpa.display.console import new_table, stdout
+    from lpa.display.units import format_count
 
-    from lpa.display.console import stdout
-
-    table = Table(title="parameters by placement")
-    for heading in ("preset", "origin", "layers × width", "rank"):
+    table = new_table("parameters by placement")
+    for heading in ("preset", "origin", "layers", "rank"):
         table.add_column(heading, no_wrap=True)
     for placement in placements:
         table.add_column(placement, justify="right", no_wrap=True)
@@ -53,7 +52,6 @@ def main(argv: list[str]) -> None:
             preset.origin,
             f"{config.num_hidden_layers} × {config.hidden_size}",
             str(config.rank),
-            *(f"{count:,}" for count in counts[name].values()),
+            *map(format_count, counts[name].values()),
         )
-    # Exact counts matter more here than the width of the terminal.
-    stdout(width=120).print(table)
+    stdout().print(table)

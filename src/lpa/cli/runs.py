@@ -58,37 +58,33 @@ def main(argv: list[str]) -> None:
 
 
 def _print_table(rows: "list[RunRow]") -> None:
-    from rich.table import Table
+    from lpa.display.console import new_table, stdout
+    from lpa.display.units import format_count, format_duration
 
-    from lpa.display.console import format_duration, stdout
+    def count(value: int | None) -> str:
+        return "" if value is None else format_count(value)
 
-    table = Table()
-    for heading in ("run", "placement", "rank"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
-    for heading in ("steps", "tokens", "loss", "perplexity", "tokens/s", "time"):
+    table = new_table()
+    table.add_column("run", overflow="fold", min_width=8)
+    table.add_column("model", overflow="fold")
+    for heading in ("params", "steps", "tokens", "loss", "ppl", "tok/s", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    broken = any(row.problem for row in rows)
-    if broken:
-        table.add_column("what is wrong", overflow="fold")
+    table.add_column("state", overflow="fold")
     for row in rows:
-        cells = [
+        rank = f" {row.rank}" if row.rank else ""
+        table.add_row(
             row.name,
-            row.placement or "",
-            row.rank or "",
-            _cell(row.parameters, ","),
-            row.state or "",
-            _cell(row.steps, ","),
-            _cell(row.tokens, ","),
-            _cell(row.loss, ".4f"),
+            f"{row.placement or ''}{rank}",
+            count(row.parameters),
+            count(row.steps),
+            count(row.tokens),
+            _cell(row.loss, ".3f"),
             _cell(row.perplexity, ",.2f"),
-            _cell(row.tokens_per_second, ",.0f"),
+            "" if row.tokens_per_second is None else format_count(row.tokens_per_second),
             format_duration(row.seconds) if row.seconds and math.isfinite(row.seconds) else "",
-        ]
-        table.add_row(*cells, *[row.problem] * broken)
-    # Exact numbers matter more here than the width of the terminal.
-    stdout(width=160).print(table)
+            "; ".join(filter(None, (row.state, row.problem))),
+        )
+    stdout().print(table)
 
 
 def _cell(value: float | None, form: str) -> str:

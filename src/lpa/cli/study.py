@@ -193,23 +193,22 @@ def _grid_figures(study: "Study", seeds: int) -> dict[str, Any]:
 
 
 def _print_grid(study: "Study", seeds: int) -> None:
-    from rich.table import Table
+    from lpa.display.console import new_table, stdout
+    from lpa.display.units import format_count, format_duration, format_flops
 
-    from lpa.display.console import stdout
-
-    table = Table(title=f"{study.name} at {study.scale}: {study.question}")
-    table.add_column("variant")
-    for heading in ("parameters", "GFLOPs/token", "tokens", "PFLOPs", "hours", "match"):
-        table.add_column(heading, justify="right")
+    table = new_table(f"{study.name} at {study.scale}: {study.question}")
+    table.add_column("variant", overflow="fold")
+    for heading in ("params", "FLOPs/token", "tokens", "FLOPs", "time", "match"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for variant in study.variants:
         flops = float(variant.train_flops_per_token) * variant.tokens
         table.add_row(
             variant.name,
-            f"{variant.parameters:,}",
-            f"{variant.train_flops_per_token / 1e9:.4f}",
-            f"{variant.tokens:,}",
-            f"{flops / 1e15:,.3g}",
-            f"{flops / study.flops_per_second / 3600:,.2f}",
+            format_count(variant.parameters),
+            format_flops(variant.train_flops_per_token, ""),
+            format_count(variant.tokens),
+            format_flops(flops, ""),
+            format_duration(flops / study.flops_per_second),
             "" if variant.match is None else f"{variant.match:.3f}",
         )
     stdout().print(table)
@@ -217,7 +216,7 @@ def _print_grid(study: "Study", seeds: int) -> None:
     unit = "GPU-hours" if "NVIDIA" in study.device else "core-hours"
     print(
         f"{len(study.variants)} variants x {seeds} seeds = {figures['runs']} runs, "
-        f"{figures['tokens']:,} tokens, {figures['flops']:.3g} FLOPs, "
+        f"{format_count(figures['tokens'])} tokens, {format_flops(figures['flops'])}, "
         f"about {figures['hours']:,.1f} {unit}, assuming {study.device}"
     )
 

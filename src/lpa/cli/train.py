@@ -222,16 +222,14 @@ def _is_main_process() -> bool:
 
 
 def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
-    from rich.table import Table
-
-    from lpa.display.console import stdout
+    from lpa.display.console import new_table, stdout
     from lpa.train.dry_run import plan_run
 
     plan = plan_run(config, processes)
     if as_json:
         print(to_json(asdict(plan)))
         return
-    table = Table(title="what the run would take", show_header=False)
+    table = new_table("what the run would take", show_header=False)
     for name, value in plan.rows():
         table.add_row(name, value)
     stdout().print(table)

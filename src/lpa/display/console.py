@@ -6,31 +6,33 @@ and what would steer the terminal is escaped.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.status import Status
 from rich.text import Text
 
 from lpa.callbacks import ProgressCallback
 from lpa.display.printable import printable
+from lpa.display.units import format_count, format_duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = [
     "Progress",
     "TaskID",
     "bar_per_task",
-    "format_duration",
+    "new_table",
     "progress_display",
     "silence_transformers",
     "stderr",
@@ -57,6 +59,24 @@ class _Text(TextColumn):
         return Text(printable(self.text_format.format(task=task)))
 
 
+class _Done(ProgressColumn):
+    """Steps done of all, where these are known."""
+
+    def render(self, task: Task) -> Text:
+        done = format_count(task.completed)
+        return Text(done if task.total is None else f"{done}/{format_count(task.total)}")
+
+
+class _TimeLeft(ProgressColumn):
+    """The time that is left; once there is none, or where it is not known, the time that passed."""
+
+    def render(self, task: Task) -> Text:
+        left = None if task.finished else task.time_remaining
+        if left is not None:
+            return Text(f"{format_duration(left)} left")
+        return Text(format_duration(task.finished_time or task.elapsed or 0))
+
+
 # Standard output belongs to results (and to `--json`); everything said along the way goes here.
 stderr = _Console(stderr=True)
 
@@ -69,17 +89,30 @@ def stdout(*, width: int = 0) -> Console:
     return console
 
 
+def new_table(title: str | None = None, **options: Any) -> "Table":
+    """A table that is narrow enough for 80 columns: no frame, and one line below its headings."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        **options,
+    )
+
+
 @contextmanager
 def progress_display(*, transient: bool = False, visible: bool = True) -> Iterator[Progress]:
     """A progress display on standard error; tasks may set a `status` field shown at the end of the line."""
     display = _Progress(
         SpinnerColumn(),
         _Text("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        _Text("eta"),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=12),
+        _Done(),
+        _TimeLeft(),
         _Text("{task.fields[status]}"),
         console=stderr,
         transient=transient,
@@ -111,18 +144,6 @@ def bar_per_task(display: Progress) -> ProgressCallback:
         display.update(bars[what], completed=done)
 
     return report
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as `8 s`, `3 min 20 s`, `5 h 04 min` or `2 d 03 h`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02} h"
 
 
 def silence_transformers() -> None:

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from lpa.data.manifest import MANIFEST_FILE, Manifest
 from lpa.device import resolve_dtype
-from lpa.display.console import format_duration
+from lpa.display.units import format_bytes, format_count, format_duration, format_flops
 from lpa.errors import UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.model.plan import activation_bytes
@@ -69,26 +69,22 @@ class RunPlan:
         memory = self.memory_bytes_per_device
         return [
             ("processes", f"{self.processes}: {self.layout}"),
-            ("parameters", f"{self.parameters:,}"),
-            ("tokens", f"{self.tokens:,}"),
-            ("steps", f"{self.steps:,} of {self.tokens_per_step:,} tokens"),
+            ("parameters", format_count(self.parameters)),
+            ("tokens", format_count(self.tokens)),
+            ("steps", f"{self.steps:,} of {format_count(self.tokens_per_step)} tokens"),
             (
                 "a process's step",
                 f"{self.forward_passes} {passes} of {self.micro_batch_size} samples",
             ),
-            ("FLOPs", f"{self.flops:.3g}"),
+            ("FLOPs", format_flops(self.flops)),
             (
                 "time at 125 TFLOP/s per GPU",
                 f"{format_duration(self.gpu_hours * 3600 / self.processes)} "
                 f"({self.gpu_hours:,.1f} GPU-hours)",
             ),
-            *((f"memory per device: {name}", _gib(size)) for name, size in memory.items()),
-            ("memory per device", _gib(sum(memory.values()))),
+            *((f"memory per device: {name}", format_bytes(size)) for name, size in memory.items()),
+            ("memory per device", format_bytes(sum(memory.values()))),
         ]
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
 
 
 def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:

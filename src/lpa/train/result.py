@@ -5,7 +5,7 @@ import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lpa.display.console import format_duration
+from lpa.display.units import format_bytes, format_count, format_duration, format_flops
 from lpa.scoring.perplexity import Perplexity
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import Count, Finite, read_json
@@ -110,25 +110,20 @@ def format_summary(result: RunResult, out: Path) -> str:
     2022, appendix B), over the time of the training steps; FLOP/s stand in where the peak is unknown.
     """
     flops = result.train_flops_per_token * result.tokens_per_second
-    parts = [f"{result.steps:,} steps", f"{result.tokens:,} tokens"]
+    parts = [f"{result.steps:,} steps", f"{format_count(result.tokens)} tokens"]
     if result.skipped_steps:
         parts.append(f"{result.skipped_steps:,} of them skipped")
     if result.validation:
         parts.append(f"validation perplexity {result.validation.perplexity:,.2f}")
     parts += [
         f"{result.tokens_per_second:,.0f} tokens/s",
-        f"MFU {flops / result.peak_flops:.1%}" if result.peak_flops else _format_flops(flops),
-        f"peak memory {result.peak_memory_bytes / 2**30:.2f} GiB",
+        f"MFU {flops / result.peak_flops:.1%}"
+        if result.peak_flops
+        else format_flops(flops, "FLOP/s"),
+        f"peak memory {format_bytes(result.peak_memory_bytes)}",
         format_duration(result.wall_seconds),
     ]
     return f"{out}: {', '.join(parts)}"
-
-
-def _format_flops(flops: float) -> str:
-    for unit, size in (("P", 1e15), ("T", 1e12)):
-        if flops >= size:
-            return f"{flops / size:.2f} {unit}FLOP/s"
-    return f"{flops / 1e9:.2f} GFLOP/s"
 
 
 class RunInterruptedError(Exception):

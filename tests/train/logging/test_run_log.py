@@ -90,6 +90,7 @@ def test_a_terminal_shows_a_bar_with_the_names_of_phases_and_no_log(options, tmp
     for name in ("model ", "device ", "precision ", "length ", "output "):
         assert f"{name}" in text
     assert "training attention" in text
+    assert re.search(r"\d/8 \d+ s left +loss \d\.\d", text)
     assert all(len(line) <= 80 for part in text.split("\n") for line in part.split("\r"))
 
 

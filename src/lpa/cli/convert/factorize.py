@@ -124,11 +124,18 @@ def main(argv: list[str]) -> None:
 
 
 def _print(out: Path, summary: Any) -> None:
+    from lpa.display.units import format_bytes, format_count
+
     print(f"{out}: {summary.model_class}")
-    for label, before, after in (
-        ("parameters", summary.parameters_dense, summary.parameters),
-        ("KV bytes/token", summary.kv_bytes_per_token_dense, summary.kv_bytes_per_token),
+    for label, unit, before, after in (
+        ("parameters", format_count, summary.parameters_dense, summary.parameters),
+        (
+            "KV cache/token",
+            format_bytes,
+            summary.kv_bytes_per_token_dense,
+            summary.kv_bytes_per_token,
+        ),
     ):
-        print(f"{label:<16}{before:>14,} -> {after:>14,}   {after / before:.3f}")
+        print(f"{label:<16}{unit(before):>9} -> {unit(after):>9}   {after / before:.3f}")
     for kind, error in summary.relative_error.items():
         print(f"{'error of ' + kind:<28}{error:.4f}")

@@ -41,4 +41,6 @@ def main(argv: list[str]) -> None:
     if arguments.json:
         print(to_json({"bytes": size}))
     else:
-        print(f"{arguments.out}: {size:,} bytes")
+        from lpa.display.units import format_bytes
+
+        print(f"{arguments.out}: {format_bytes(size)}")

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
     if arguments.json:
         print(to_json(figures))
     else:
-        print(
-            f"{arguments.out}: {figures['parameters']:,} parameters, placement {figures['placement']}"
-        )
+        from lpa.display.units import format_count
+
+        count = format_count(figures["parameters"])
+        print(f"{arguments.out}: {count} parameters, placement {figures['placement']}")

@@ -35,8 +35,11 @@ def main(argv: list[str]) -> None:
     if arguments.json:
         print(to_json(asdict(merged)))
         return
+    from lpa.display.units import format_count
+
     more = merged.parameters_merged - merged.parameters_low_rank
     print(
-        f"{arguments.out}: a stock {merged.model_class} of {merged.parameters_merged:,} "
-        f"parameters, {more:,} more than the low-rank model's {merged.parameters_low_rank:,}"
+        f"{arguments.out}: a stock {merged.model_class} of {format_count(merged.parameters_merged)} "
+        f"parameters, {format_count(more)} more than the low-rank model's "
+        f"{format_count(merged.parameters_low_rank)}"
     )

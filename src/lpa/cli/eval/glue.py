@@ -116,15 +116,14 @@ def main(argv: list[str]) -> None:
 
 def _print_table(results: dict[str, Any]) -> None:
     """A row per task and metric, a column per model; scores times 100."""
-    from rich.table import Table
-
-    from lpa.display.console import stdout
+    from lpa.display.console import new_table, stdout
+    from lpa.display.units import format_mean
     from lpa.eval.glue.tasks import TASKS
 
     models = list(next(iter(results.values())).models)
     seeds = len(next(iter(next(iter(results.values())).models[models[0]].values())).values)
     over_seeds = ": mean ± deviation over seeds" if seeds > 1 else ", one seed"
-    table = Table(title=f"GLUE dev scores × 100{over_seeds}")
+    table = new_table(f"GLUE dev scores × 100{over_seeds}")
     for heading in ("task", "metric"):
         table.add_column(heading, no_wrap=True)
     for heading in ("majority", *models):
@@ -136,10 +135,7 @@ def _print_table(results: dict[str, Any]) -> None:
                 TASKS[task].title,
                 metric.replace("_", " "),
                 _hundredfold(majority),
-                *(
-                    _hundredfold(score.mean) + (f" ± {100 * score.std:.1f}" if seeds > 1 else "")
-                    for score in scores
-                ),
+                *(format_mean([100 * value for value in score.values], 1) for score in scores),
             )
     stdout().print(table)
 

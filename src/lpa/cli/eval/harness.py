@@ -70,11 +70,9 @@ def main(argv: list[str]) -> None:
 
 
 def _print_table(results: dict[str, Any]) -> None:
-    from rich.table import Table
+    from lpa.display.console import new_table, stdout
 
-    from lpa.display.console import stdout
-
-    table = Table(title="lm-evaluation-harness")
+    table = new_table("lm-evaluation-harness")
     for heading in ("task", "metric", "filter"):
         table.add_column(heading, no_wrap=True)
     for heading in ("value", "standard error"):

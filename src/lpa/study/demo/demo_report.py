@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from lpa.display.html import draw_svg, write_html_page
+from lpa.display.units import format_bytes, format_count, format_flops, format_seconds
 from lpa.study.report.figures import loss_curves
 
 # Key of the figures, label, and how to write the value.
 TABLE_ROWS: list[tuple[str, str, Callable[[float], str]]] = [
-    ("parameters", "parameters", lambda value: f"{value:,}"),
-    ("train_flops_per_token", "training MFLOPs per token", lambda value: f"{value / 1e6:.2f}"),
-    ("tokens_per_second", "tokens/s", lambda value: f"{value:,.0f}"),
-    ("wall_seconds", "wall time (s)", lambda value: f"{value:.1f}"),
-    ("peak_memory_bytes", "peak memory (MiB)", lambda value: f"{value / 2**20:,.0f}"),
+    ("parameters", "parameters", format_count),
+    ("train_flops_per_token", "training FLOPs per token", format_flops),
+    ("tokens_per_second", "tokens/s", format_count),
+    ("wall_seconds", "wall time", format_seconds),
+    ("peak_memory_bytes", "peak memory", format_bytes),
     ("test_perplexity", "test perplexity per token", lambda value: f"{value:.2f}"),
     ("test_word_perplexity", "test perplexity per word", lambda value: f"{value:,.1f}"),
     ("test_bits_per_byte", "test bits per byte", lambda value: f"{value:.4f}"),

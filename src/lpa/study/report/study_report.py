@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.display.html import draw_png, draw_svg, is_html_page, render_page
+from lpa.display.units import format_bytes, format_count, format_flops, format_seconds
 from lpa.storage.files import write_files
 from lpa.storage.outputs import check_output_file
 from lpa.study.design.grid import STUDIES, read_claims
@@ -20,7 +21,7 @@ _FIGURE = re.compile(rf"\d+-({'|'.join(STUDIES)})(-tuning)?-\w+-\d+\.(svg|png)")
 HEADINGS = (
     "variant",
     "parameters",
-    "MFLOPs/token",
+    "FLOPs/token",
     "perplexity",
     "± seeds",
     "runs",
@@ -29,8 +30,8 @@ HEADINGS = (
     "95% interval",
     "verdict",
     "tokens/s",
-    "time (s)",
-    "memory (MiB)",
+    "time",
+    "memory",
 )
 
 
@@ -171,8 +172,8 @@ def row_cells(row: VariantRow) -> list[tuple[str, Any]]:
     baseline_cell = ("–", "") if row.is_baseline else (row.baseline, row.baseline)
     row_text: list[tuple[str, Any]] = [
         (name, row.variant),
-        (f"{row.parameters:,}", row.parameters),
-        (f"{row.train_flops_per_token / 1e6:.2f}", row.train_flops_per_token),
+        (format_count(row.parameters), row.parameters),
+        (format_flops(row.train_flops_per_token, ""), row.train_flops_per_token),
     ]
     if row.perplexity is None:
         return [*row_text, ("–", ""), ("–", ""), (runs, 0), baseline_cell, *[("–", "")] * 6]
@@ -197,14 +198,14 @@ def row_cells(row: VariantRow) -> list[tuple[str, Any]]:
             (between, change.low) if known else ("–", ""),
             (change.verdict + _pairs(row), change.verdict),
         ]
-    speed = f"{row.tokens_per_second.mean:,.0f}"
+    speed = format_count(row.tokens_per_second.mean)
     if several:
-        speed += f" ± {row.tokens_per_second.std:,.0f}"
+        speed += f" ± {format_count(row.tokens_per_second.std)}"
     return [
         *row_text,
         (speed, row.tokens_per_second.mean),
-        (f"{row.seconds:,.1f}", row.seconds),
-        (f"{row.memory_bytes / 2**20:,.0f}", row.memory_bytes),
+        (format_seconds(row.seconds), row.seconds),
+        (format_bytes(row.memory_bytes), row.memory_bytes),
     ]
 
 

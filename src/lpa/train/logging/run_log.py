@@ -15,6 +15,7 @@ from types import TracebackType
 import torch
 
 from lpa.display import console
+from lpa.display.units import format_duration
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import parameter_count
 from lpa.scoring.perplexity import Perplexity
@@ -122,7 +123,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         self.info(
             f"step {step}/{self._steps}  loss {loss:.4f}  lr {record['lr']:.2e}  "
             f"grad norm {record['grad_norm']:.3f}  {rate:,.0f} tokens/s  "
-            f"{console.format_duration(self._seconds_left(step))} left"
+            f"{format_duration(self._seconds_left(step))} left"
         )
 
     def validation(self, step: int, result: Perplexity) -> None:

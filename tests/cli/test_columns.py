@@ -1,0 +1,33 @@
+"""Every table fits a terminal of 80 columns, with no word cut short."""
+
+import re
+
+import pytest
+
+from lpa.model import parameter_count, preset_config
+
+TABLES = [
+    "presets",
+    "plan 3b",
+    "plan paper-370m-s1 --placement all --match params",
+    "runs .",
+    *(f"study {name} --scale 130m --dry-run" for name in ("placement", "surplus", "rivals")),
+    "train recipes/3b.yaml --data.path data --dry-run",
+]
+
+
+@pytest.mark.parametrize("line", TABLES)
+def test_a_table_fits_80_columns(line, lpa, run, request):
+    cwd = run.parent if line.startswith("runs") else request.config.rootpath
+    finished = lpa(*line.split(), cwd=cwd, environment={"COLUMNS": "80"})
+    assert finished.code == 0, finished.stderr
+    table = [text for text in finished.stdout.splitlines() if "variants x" not in text]
+    assert max(map(len, table)) <= 80
+    assert "…" not in finished.stdout
+
+
+def test_numbers_are_in_units_and_json_is_exact(lpa):
+    table, exact = lpa("plan", "130m").stdout, lpa("plan", "130m", "--json").json
+    assert exact["parameters"]["total"] == parameter_count(preset_config("130m"))
+    assert not re.search(r"\d,\d{3},\d{3}", table)
+    assert " GiB" in table or " MiB" in table
