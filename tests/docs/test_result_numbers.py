@@ -1,0 +1,53 @@
+"""Every table and every change with an interval of the pages of results, against the committed records."""
+
+import re
+import runpy
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from lpa.study.results.study_results import find_studies
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "results" / "short-studies.md"
+CHANGE = re.compile(r"([+−-]\d+\.\d)% \[([+−-]\d+\.\d)%,\s+([+−-]\d+\.\d)%\]")
+# Studies are compared with these too, by `--baseline`.
+BASELINES = (
+    None,
+    "nowhere",
+    "init=scaled, optimizer=muon, decay=factors, lr of factors=1",
+)
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """All rows that scripts/study_tables prints of the records."""
+    unpacked = tmp_path_factory.mktemp("records")
+    with tarfile.open(ROOT / "docs" / "records" / "studies.tar.xz") as records:
+        records.extractall(unpacked, filter="data")
+    directories = [unpacked / name for name in ("pico", "long", "nano")]
+    table = runpy.run_path(str(ROOT / "scripts" / "study_tables"))["table"]
+    return {
+        line
+        for baseline in BASELINES
+        for result in find_studies(directories, baseline)
+        for line in table(result).splitlines()
+    }
+
+
+def test_every_row_of_the_tables_is_what_the_records_give(printed):
+    rows = [line for line in PAGE.read_text().splitlines() if re.search(r"\| \d of \d \|", line)]
+    assert len(rows) > 90
+    assert [row for row in rows if row not in printed] == []
+
+
+def test_every_change_with_an_interval_in_the_text_is_one_of_the_records(printed):
+    known = {CHANGE.search(row.replace("% | [", "% [")) for row in printed}
+    known = {match.groups() for match in known if match}
+    prose = "\n".join(line for line in PAGE.read_text().splitlines() if not line.startswith("|"))
+    found = [
+        tuple(part.replace("−", "-") for part in match.groups()) for match in CHANGE.finditer(prose)
+    ]
+    assert len(found) > 15
+    assert [change for change in found if change not in known] == []
