@@ -33,7 +33,7 @@ VALUES = {
     "low_rank_method": ("cola", {}),
     "sparse_density": (0.5, {"low_rank_method": "sltrain"}),
 }
-OF_THE_RECIPE_ALONE = {"preset", "from_"}
+OF_THE_RECIPE_ALONE = {"preset", "from_", "attn_implementation"}
 # What a recipe does not say: the preset decides it, `data` does, or it never differs.
 DECIDED_ELSEWHERE = {
     "decoder_type": "preset",
