@@ -19,25 +19,28 @@ IGNORE_INDEX = -100  # the target that a loss leaves out
 class TokenSplit:
     """The tokens of one split as one long sequence, memory-mapped."""
 
-    def __init__(self, directory: Path, split: str) -> None:
+    def __init__(self, directory: Path, split: str, manifest: Manifest | None = None) -> None:
         """Open the shards.
+
+        Args:
+            manifest: that of the directory, where it has been read.
 
         Raises:
             UserError: a shard is missing or not as long as the manifest says.
         """
-        self._directory, self._split = directory, split
-        manifest = Manifest.load(directory)
+        manifest = manifest or Manifest.load(directory)
+        self._opened_by = directory, split, manifest
         shards = manifest.split(split).shards
         self._shards = [
             _open_shard(directory / shard.name, shard.tokens, manifest.dtype) for shard in shards
         ]
         self._ends = np.cumsum([shard.tokens for shard in shards])
 
-    def __getstate__(self) -> tuple[Path, str]:
+    def __getstate__(self) -> tuple[Path, str, Manifest]:
         """Where the tokens are: a memory map itself would be pickled as all its content."""
-        return self._directory, self._split
+        return self._opened_by
 
-    def __setstate__(self, state: tuple[Path, str]) -> None:
+    def __setstate__(self, state: tuple[Path, str, Manifest]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
     def __len__(self) -> int:
@@ -86,13 +89,16 @@ def _open_shard(path: Path, tokens: int, dtype: str) -> np.memmap:
     return shard
 
 
-def verify_shards(directory: Path, split: str) -> None:
+def verify_shards(directory: Path, split: str, manifest: Manifest | None = None) -> None:
     """Compare the checksums of a split's shards with the manifest; reads all of them.
+
+    Args:
+        manifest: that of the directory, where it has been read.
 
     Raises:
         UserError: a shard is not the one that was written, or has a token beyond the vocabulary.
     """
-    manifest = Manifest.load(directory)
+    manifest = manifest or Manifest.load(directory)
     for shard in manifest.split(split).shards:
         verify_shard(directory, manifest, shard)
 
@@ -114,14 +120,18 @@ def verify_shard(directory: Path, manifest: Manifest, shard: Shard) -> None:
         )
 
 
-def load_split_tokens(directory: Path, split: str) -> np.ndarray:
+def load_split_tokens(directory: Path, split: str, manifest: Manifest | None = None) -> np.ndarray:
     """All tokens of a split in order, as int64, their checksums compared.
+
+    Args:
+        manifest: that of the directory, where it has been read.
 
     Raises:
         UserError: as `TokenSplit` and `verify_shards`.
     """
-    tokens = TokenSplit(directory, split)
-    verify_shards(directory, split)
+    manifest = manifest or Manifest.load(directory)
+    tokens = TokenSplit(directory, split, manifest)
+    verify_shards(directory, split, manifest)
     return tokens[:]
 
 
@@ -139,6 +149,7 @@ class TokenDataset(Dataset):
         seed: of the order.
         intra_document_mask: also give `position_ids` that begin again at 0 with each document, by which
             the model keeps documents that share a window from attending to each other.
+        manifest: that of the directory, where it has been read.
 
     Raises:
         UserError: the split is missing, damaged or shorter than one sample.
@@ -152,9 +163,11 @@ class TokenDataset(Dataset):
         seq_len: int,
         seed: int,
         intra_document_mask: bool = False,
+        manifest: Manifest | None = None,
     ) -> None:
-        self._eos = Manifest.load(directory).eos_token_id if intra_document_mask else None
-        self._tokens = TokenSplit(directory, split)
+        manifest = manifest or Manifest.load(directory)
+        self._eos = manifest.eos_token_id if intra_document_mask else None
+        self._tokens = TokenSplit(directory, split, manifest)
         self.seq_len = seq_len
         self.seed = seed
         self._windows = (len(self._tokens) - 1) // seq_len

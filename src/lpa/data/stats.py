@@ -39,19 +39,22 @@ class SplitStats:
     duplicates: int
 
 
-def split_stats(directory: Path, split: str) -> SplitStats:
+def split_stats(directory: Path, split: str, manifest: Manifest | None = None) -> SplitStats:
     """Read a split once and count; 16 bytes of memory, and some of Python's, per document.
+
+    Args:
+        manifest: that of the directory, where it has been read.
 
     Raises:
         UserError: no such split, or a damaged one.
     """
-    manifest = Manifest.load(directory)
+    manifest = manifest or Manifest.load(directory)
     described = manifest.split(split)
     used = np.zeros(manifest.vocab_size, dtype=bool)
     lengths: dict[int, int] = {}
     seen: set[bytes] = set()
     longest = documents = 0
-    for document in _iterate_documents(directory, split, manifest.eos_token_id):
+    for document in _iterate_documents(directory, split, manifest):
         if int(document.max(initial=0)) >= manifest.vocab_size:
             raise UserError(
                 f"data {directory}: {split} has token {document.max()}; the vocabulary ends at "
@@ -76,14 +79,14 @@ def split_stats(directory: Path, split: str) -> SplitStats:
     )
 
 
-def _iterate_documents(directory: Path, split: str, eos_token_id: int) -> Iterator[np.ndarray]:
+def _iterate_documents(directory: Path, split: str, manifest: Manifest) -> Iterator[np.ndarray]:
     """The documents of a split in order, each with its end-of-text token."""
-    tokens = TokenSplit(directory, split)
+    tokens = TokenSplit(directory, split, manifest)
     pending: list[np.ndarray] = []
     for start in range(0, len(tokens), _BLOCK_TOKENS):
         block = tokens[start : start + _BLOCK_TOKENS]
         begin = 0
-        for end in (np.flatnonzero(block == eos_token_id) + 1).tolist():
+        for end in (np.flatnonzero(block == manifest.eos_token_id) + 1).tolist():
             yield np.concatenate([*pending, block[begin:end]])
             pending, begin = [], end
         pending.append(block[begin:])
@@ -109,7 +112,7 @@ def sample_documents(
     generator = np.random.default_rng(seed)
     chosen = set(generator.choice(count, size=min(sample, count), replace=False).tolist())
     texts = []
-    for number, document in enumerate(_iterate_documents(directory, split, manifest.eos_token_id)):
+    for number, document in enumerate(_iterate_documents(directory, split, manifest)):
         if number in chosen:
             text = tokenizer.decode(document[:max_tokens])
             texts.append(text if len(document) <= max_tokens else f"{text} …")
@@ -118,15 +121,19 @@ def sample_documents(
     return texts
 
 
-def decode_documents(directory: Path, split: str) -> Iterator[str]:
+def decode_documents(directory: Path, split: str | None = None) -> Iterator[str]:
     """The text of each document of a split, in order.
+
+    Args:
+        split: by default test where there is one, else validation.
 
     Raises:
         UserError: no such split, or a damaged one.
     """
     manifest = Manifest.load(directory)
+    split = split or manifest.held_out_split
     tokenizer = load_tokenizer(directory / TOKENIZER_DIRECTORY)
-    for document in _iterate_documents(directory, split, manifest.eos_token_id):
+    for document in _iterate_documents(directory, split, manifest):
         ends = len(document) and document[-1] == manifest.eos_token_id
         yield tokenizer.decode(document[:-1] if ends else document)
 
@@ -147,8 +154,8 @@ def verify_data(directory: Path) -> list[str]:
         problems.append(str(error))
     for split in manifest.splits:
         try:
-            TokenSplit(directory, split)
-            verify_shards(directory, split)
+            TokenSplit(directory, split, manifest)
+            verify_shards(directory, split, manifest)
         except UserError as error:
             problems.append(str(error))
     return problems

@@ -65,7 +65,7 @@ def _from_prepared(directory: Path, split: str | None, tokenizer: Any) -> Tokeni
         )
     split = split or manifest.held_out_split
     contents = manifest.split(split)
-    tokens = load_split_tokens(directory, split)
+    tokens = load_split_tokens(directory, split, manifest)
     return TokenizedText(
         tokens=tokens,
         ends=_document_ends(tokens, manifest.eos_token_id),

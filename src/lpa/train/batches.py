@@ -36,11 +36,12 @@ class TrainingData:
             seq_len=config.seq_len,
             seed=seed,
             intra_document_mask=config.intra_document_mask,
+            manifest=self.manifest,
         )
         has_validation = "validation" in self.manifest.splits
         splits = ["train"] * config.verify + ["validation"] * has_validation
         _verify_shards(path, self.manifest, splits, world)
-        self.validation = TokenSplit(path, "validation") if has_validation else None
+        self.validation = TokenSplit(path, "validation", self.manifest) if has_validation else None
 
     @property
     def document_end(self) -> int | None:

@@ -40,6 +40,7 @@ class Distiller:
         self,
         config: DistillConfig,
         data: Path,
+        manifest: Manifest,
         *,
         layout: ParallelLayout,
         device: torch.device,
@@ -58,7 +59,7 @@ class Distiller:
         self.teacher: Any = load_model(directory, field="distill.teacher", dtype=dtype)
         self.teacher.requires_grad_(False).to(device)
         self.fingerprints = {"distill.weights": open_weights(directory, "distill.teacher").sha256()}
-        self._vocab_size = Manifest.load(data).vocab_size
+        self._vocab_size = manifest.vocab_size
         rows = self.teacher.get_output_embeddings().weight.shape[0]
         if rows < self._vocab_size:
             raise UserError(
@@ -70,12 +71,19 @@ class Distiller:
 
     @classmethod
     def from_run_config(
-        cls, config: RunConfig, layout: ParallelLayout, device: torch.device, dtype: torch.dtype
+        cls,
+        config: RunConfig,
+        manifest: Manifest,
+        layout: ParallelLayout,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> "Distiller | None":
-        """That of a run, if it has a teacher."""
+        """That of a run, if it has a teacher; `manifest` is that of its data."""
         if config.distill.teacher is None:
             return None
-        return cls(config.distill, config.data.path, layout=layout, device=device, dtype=dtype)
+        return cls(
+            config.distill, config.data.path, manifest, layout=layout, device=device, dtype=dtype
+        )
 
     def pop_divergence(self) -> float:
         """What the divergence, times T², has added to the loss since the last call, before its weight."""

@@ -89,7 +89,7 @@ class Trainer:
         self.initial_weights = find_initial_weights(config, out if resumed else None)
         self.model_config = resolve_model_config(config, self.data.manifest, self.initial_weights)
         self.distiller = Distiller.from_run_config(
-            config, self.layout, self.world.device, self.dtype
+            config, self.data.manifest, self.layout, self.world.device, self.dtype
         )
         self._compute_loss = self.distiller.loss if self.distiller else cross_entropy_loss
         self.fingerprints = self.data.fingerprints | (

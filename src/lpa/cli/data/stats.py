@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     manifest = Manifest.load(arguments.data)
     with console.stderr.status("counting"):
         statistics = {
-            split: asdict(split_stats(arguments.data, split)) for split in manifest.splits
+            split: asdict(split_stats(arguments.data, split, manifest)) for split in manifest.splits
         }
     if arguments.json:
         print(to_json({"vocab_size": manifest.vocab_size, "splits": statistics}))

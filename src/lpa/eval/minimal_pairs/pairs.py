@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lpa.data.manifest import MANIFEST_FILE, Manifest
+from lpa.data.manifest import MANIFEST_FILE
 from lpa.data.sources.documents import read_documents
 from lpa.data.sources.source import Source
 from lpa.data.stats import decode_documents
@@ -26,9 +26,7 @@ def pairs_of_data(source: str | Path, split: str | None) -> Iterator[MinimalPair
         UserError: nothing to read there.
     """
     if (Path(source) / MANIFEST_FILE).is_file():
-        directory = Path(source)
-        split = split or Manifest.load(directory).held_out_split
-        documents = decode_documents(directory, split)
+        documents = decode_documents(Path(source), split)
     elif split is not None:
         raise UserError(f"--split {split}: {source} is not a prepared data directory and has none")
     else:
