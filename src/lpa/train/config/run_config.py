@@ -8,18 +8,11 @@ import yaml
 
 from lpa.errors import UserError
 from lpa.storage.records import read_yaml, typed
-from lpa.train.config.field_ranges import (
-    require,
-)
-from lpa.train.config.sections import (
-    CheckpointConfig,
-    DataConfig,
-    DistillConfig,
-    ModelConfig,
-    OptimConfig,
-    ParallelConfig,
-    TrainConfig,
-)
+from lpa.train.config.field_ranges import require
+from lpa.train.config.model_config import ModelConfig
+from lpa.train.config.optim_config import OptimConfig
+from lpa.train.config.sections import CheckpointConfig, DataConfig, DistillConfig, ParallelConfig
+from lpa.train.config.train_config import TrainConfig
 
 
 @dataclass

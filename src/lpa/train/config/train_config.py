@@ -1,0 +1,131 @@
+"""The section `train` of a recipe: how long, in what portions and on what."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lpa.train.config.field_ranges import MOST, MOST_PROCESSES, check_positive, check_whole, require
+
+
+@dataclass
+class TrainConfig:
+    """How long, in what portions and on what.
+
+    Attributes:
+        steps: optimizer steps.
+        tokens: tokens to train on, which then decide the steps: the least that reach them.
+        batch_size: samples per step, of all processes together.
+        batch_tokens: tokens per step, a multiple of data.seq_len, which then decide the batch size.
+        micro_batch_size: samples per forward pass of one process; the gradients of a step add up over
+            them. By default all that a process has of a step at once.
+        seed: of weights and data order.
+        log_every: steps between lines of metrics.
+        loggers: where metrics go beside metrics.jsonl: tensorboard, wandb, trackio.
+        project: the name under which wandb and trackio file the run.
+        eval_every: steps between evaluations on the validation split; 0: only after the last.
+        eval_tokens: tokens of that split to score each time; 0: all.
+        sample_every: steps between continuations of sample_prompt, kept in samples.jsonl; 0: none.
+        sample_prompt: what they continue; empty: they begin a document.
+        sample_tokens: how many tokens they have at most.
+        dtype: of the arithmetic: float32; bfloat16, while weights and optimizer states stay float32; or
+            `auto`, bfloat16 where every process has a GPU or CPU with units for it. A run resumes in
+            what it began with.
+        matmul_precision: of products that stay float32, by torch.set_float32_matmul_precision: `highest`,
+            the default; `high`, which is TF32 on GPUs that have it; or `medium`, bfloat16.
+        compile: compile each decoder layer with torch.compile.
+        activation_checkpointing: what decoder layers compute again in the backward pass: none; latent,
+            all but the latents, what dense projections make, and the output of attention; or full, all
+            but their input.
+        device: `auto` takes a GPU where there is one.
+        threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
+        on_nonfinite: when a loss or gradient is not a finite number: `stop`, or `skip` the step's
+            update; neither touches the weights.
+        stop_at: stop after this step with a checkpoint, to be continued later with --resume.
+        max_seconds: stop with a checkpoint once the run, all its processes one after another together,
+            has taken so long.
+    """
+
+    steps: int = 200
+    tokens: int | None = None
+    batch_size: int = 8
+    batch_tokens: int | None = None
+    micro_batch_size: int | None = None
+    seed: int = 0
+    log_every: int = 10
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    project: str = "lpa"
+    eval_every: int = 100
+    eval_tokens: int = 0
+    sample_every: int = 0
+    sample_prompt: str = ""
+    sample_tokens: int = 64
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    matmul_precision: Literal["highest", "high", "medium"] | None = None
+    compile: bool = False
+    activation_checkpointing: Literal["none", "latent", "full"] = "none"
+    device: str = "auto"
+    threads: int = 0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    stop_at: int | None = None
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("train", self, "steps", "batch_size", "log_every", "sample_tokens")
+        check_whole("train", self, "batch_tokens", "micro_batch_size", "stop_at")
+        check_whole("train", self, "tokens", most=2**63 - 1)
+        check_whole("train", self, "eval_every", "sample_every", least=0)
+        check_whole("train", self, "seed", "eval_tokens", least=0, most=2**63 - 1)
+        check_whole("train", self, "threads", least=0, most=MOST_PROCESSES)
+        check_positive("train", self, "max_seconds", most=1e12)
+
+    def resolve_length(self, seq_len: int) -> None:
+        """Turn tokens into samples and steps, given the tokens of a sample.
+
+        Raises:
+            UserError: tokens per step that are no whole samples, or too many steps or tokens per step.
+        """
+        if self.batch_tokens is not None:
+            require(
+                self.batch_tokens % seq_len == 0,
+                "train.batch_tokens",
+                self.batch_tokens,
+                f"a multiple of data.seq_len ({seq_len})",
+            )
+            self.batch_size = self.batch_tokens // seq_len
+        in_step = self.batch_size * seq_len
+        require(
+            in_step <= MOST,
+            "train.batch_size",
+            self.batch_size,
+            f"at most {MOST:,} tokens per step, with data.seq_len {seq_len}",
+        )
+        if self.tokens is not None:
+            self.steps = -(-self.tokens // in_step)
+            require(
+                self.steps <= MOST,
+                "train.tokens",
+                self.tokens,
+                f"at most {MOST:,} steps of {in_step:,} tokens",
+            )
+
+    def resolve_micro_batch_size(self, processes: int) -> int:
+        """Samples per forward pass, for so many processes that see different samples.
+
+        Raises:
+            UserError: a step's samples cannot be divided so.
+        """
+        require(
+            self.batch_size % processes == 0,
+            "train.batch_size",
+            self.batch_size,
+            f"a multiple of the processes that see different samples ({processes})",
+        )
+        samples_per_process = self.batch_size // processes
+        size = samples_per_process if self.micro_batch_size is None else self.micro_batch_size
+        require(
+            samples_per_process % size == 0,
+            "train.micro_batch_size",
+            size,
+            f"a divisor of each process's samples per step ({samples_per_process} of train.batch_size "
+            f"{self.batch_size})",
+        )
+        return size
