@@ -31,6 +31,22 @@ def with_parametrization(model):
     return model
 
 
+def partitioned(model):
+    """As ZeRO 3 does: the weight is there only while the module computes."""
+    whole = model.lm_head.weight.detach().clone()
+    model.lm_head.weight.data = torch.empty(0)
+
+    def fill(module, *_):
+        module.weight.data = whole
+
+    def empty(module, *_):
+        module.weight.data = torch.empty(0)
+
+    model.lm_head.register_forward_pre_hook(fill)
+    model.lm_head.register_forward_hook(empty)
+    return model
+
+
 def offloaded(model):
     return accelerate.cpu_offload(model)
 
@@ -43,7 +59,8 @@ def ids():
 @pytest.mark.parametrize("return_logits", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    "change", [lambda model: model, with_adapter, with_hook, with_parametrization, offloaded]
+    "change",
+    [lambda model: model, with_adapter, with_hook, with_parametrization, partitioned, offloaded],
 )
 def test_the_loss_is_that_of_the_logits(ids, change, training, return_logits):
     model = change(small_model()).train(training)

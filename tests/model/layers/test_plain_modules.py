@@ -63,6 +63,21 @@ def pruning(module):
     prune.l1_unstructured(module, "weight", 0.5)
 
 
+def partitioned(module):
+    """As ZeRO 3 does: the weight is there only while the module computes."""
+    whole = 2 * module.weight.detach()
+    module.weight.data = torch.empty(0)
+
+    def gather(module, inputs):
+        module.weight.data = whole
+
+    def release(module, inputs, output):
+        module.weight.data = torch.empty(0)
+
+    module.register_forward_pre_hook(gather)
+    module.register_forward_hook(release)
+
+
 def tensor_subclass(module):
     data = module.weight.detach().as_subclass(DoubledWeight)
     module.weight = nn.Parameter(data, requires_grad=False)
@@ -76,6 +91,7 @@ MODULE_CHANGES = [
     forward_pre_hook,
     replaced_forward,
     pruning,
+    partitioned,
     tensor_subclass,
 ]
 
