@@ -57,6 +57,11 @@ def _register_models(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_models()
 
 
+@wrapt.when_imported("transformers.generation.configuration_utils")
+def _register_cache_implementation(_: Any) -> None:
+    importlib.import_module("lpa.model.auto").register_cache_implementation()
+
+
 @wrapt.when_imported("transformers.quantizers.auto")
 def _register_quantizer(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_quantizer()

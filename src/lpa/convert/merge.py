@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from lpa.convert.llama_fields import llama_values
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
+from lpa.model.auto import LATENT
 from lpa.model.loading import load_model, model_directory
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
@@ -68,7 +69,9 @@ def merge_to_llama(model: LPAForCausalLM) -> LlamaForCausalLM:
     merged.tie_weights()
     # Its inverse frequencies are computed, not stored, so they still lie on the meta device.
     merged.model.rotary_emb = type(merged.model.rotary_emb)(llama)
-    merged.generation_config = model.generation_config
+    merged.generation_config = copy.deepcopy(model.generation_config)
+    if merged.generation_config.cache_implementation == LATENT:
+        merged.generation_config.cache_implementation = None
     return merged.eval()
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import wrapt
 
+# The `cache_implementation` of a `LatentCache`.
+LATENT = "latent"
 # The `quant_method` of models of other classes that have low-rank pairs inside.
 QUANT_METHOD = "low_rank"
 
@@ -42,6 +44,15 @@ def register_models() -> None:
         # Where transformers tells by the name of a class what a model is for: the Trainer shifts labels
         # for a label-smoothed loss of a causal model alone, pipelines warn of a class unknown to them.
         mapping._model_mapping[LPAConfig.model_type] = name
+
+
+def register_cache_implementation() -> None:
+    """Let a `GenerationConfig` name the latent cache."""
+    from transformers.generation import configuration_utils
+
+    known = configuration_utils.ALL_CACHE_IMPLEMENTATIONS
+    if LATENT not in known:
+        configuration_utils.ALL_CACHE_IMPLEMENTATIONS = (*known, LATENT)
 
 
 def register_quantizer() -> None:

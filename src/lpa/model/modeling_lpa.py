@@ -7,6 +7,7 @@ everything but their positions, their FFN and the order of norm and branch in a 
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import wraps
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -30,6 +31,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from lpa.lowrank import LowRankLinear, SLTrainLinear, init_factors, is_plain_linear
+from lpa.model.auto import LATENT, register_cache_implementation
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.decoder import LPAAttention, LPADecoderLayer, build_norm
 from lpa.model.layers.latent_cache import LatentCache
@@ -176,7 +178,8 @@ class LPAModel(LPAPreTrainedModel):
         else:
             self._check_positions(past_seen_tokens, inputs_embeds.shape[1])
             hidden_states = hidden_states + self.embed_positions(position_ids)
-        for layer in self.layers:
+        # Fewer of them while `assistant_early_exit` lets the first layers draft.
+        for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
                 hidden_states,
                 attention_mask=mask,
@@ -211,6 +214,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         self.model = LPAModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        register_cache_implementation()  # where a copy of this code runs without this package
         self.post_init()
 
     @can_return_tuple
@@ -283,19 +287,26 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def generate(
-        self,
-        inputs: Tensor | None = None,
-        *,
-        cache_implementation: str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As GenerationMixin.generate, and `cache_implementation="latent"` keeps latents (LatentCache)."""
-        if cache_implementation == "latent":
-            kwargs["past_key_values"] = LatentCache(config=self.config)
-        elif cache_implementation is not None:
-            kwargs["cache_implementation"] = cache_implementation
-        return super().generate(inputs, **kwargs)
+    @wraps(GenerationMixin.generate)
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        layers = self.config.num_hidden_layers
+        try:
+            return super().generate(*args, **kwargs)
+        finally:  # an error while the first layers draft would leave the model with those alone
+            self.config.num_hidden_layers = layers
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
+    ) -> None:
+        """As GenerationMixin's; `cache_implementation="latent"` keeps latents (LatentCache)."""
+        cache = model_kwargs.get("past_key_values")
+        if generation_config.cache_implementation == LATENT:
+            if cache is None and generation_config.use_cache is not False:
+                model_kwargs["past_key_values"] = LatentCache(config=self.config)
+                return
+            if isinstance(cache, LatentCache):  # any other is refused beside this name
+                generation_config.cache_implementation = None
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
     def _compute_loss(
         self,
