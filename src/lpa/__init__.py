@@ -57,6 +57,11 @@ def _register_models(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_models()
 
 
+@wrapt.when_imported("transformers.configuration_utils")
+def _explain_run_directories(_: Any) -> None:
+    importlib.import_module("lpa.model.auto").explain_run_directories()
+
+
 @wrapt.when_imported("transformers.generation.configuration_utils")
 def _register_cache_implementation(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_cache_implementation()

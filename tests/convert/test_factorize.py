@@ -88,6 +88,53 @@ def test_apply_returns_what_it_replaced_and_keeps_biases():
     assert torch.equal(pair.up.bias, bias)
 
 
+class Projections(torch.nn.Module):
+    """What factorize would find in a module that is no model of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Module()])
+        self.layers[0].self_attn = torch.nn.Module()
+        self.layers[0].self_attn.q_proj = torch.nn.Linear(16, 16)
+
+
+@pytest.mark.parametrize("model", [Projections(), 3, None], ids=lambda m: type(m).__name__)
+def test_what_is_neither_a_model_nor_a_path_is_refused(model):
+    for options in ({}, {"out": "never"}):
+        with pytest.raises(UserError, match=rf"^model: got a {type(model).__name__}; expected "):
+            lpa.factorize(model, rank=4, **options)
+
+
+@pytest.mark.parametrize("fault", ["weight", "text", "saving"])
+def test_a_live_model_stays_as_it_is_where_factorizing_fails(fault, source, monkeypatch):
+    model = tiny("gpt2")
+    options = {}
+    if fault == "weight":  # of the last layer, after others would have been replaced
+        with torch.no_grad():
+            model.transformer.h[1].attn.c_attn.weight[0, 0] = float("nan")
+    elif fault == "text":  # finite weights whose activations are not
+        with torch.no_grad():
+            model.transformer.h[1].ln_1.weight.fill_(1e38)
+            model.transformer.h[1].ln_1.bias.fill_(3e38)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source / "gpt2")
+        options = {"calibration_data": source / "text.txt", "tokenizer": tokenizer, "seq_len": 32}
+        options["calibration_tokens"] = 128
+    else:
+        from lpa.model.surgery import factorize as live
+
+        def fail(model, ranks):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(live, "attach_quantization_config", fail)
+    modules = dict(model.named_modules())
+    config = model.config.to_dict()
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        lpa.factorize(model, "all", rank=4, **options)
+    assert dict(model.named_modules()) == modules
+    assert model.config.to_dict() == config
+    assert getattr(model, "hf_quantizer", None) is None
+
+
 def test_fresh_pairs_have_the_deviation_of_the_dense_weights():
     model = tiny("llama")
     replaced = lpa.factorize(model, "ffn", rank=16, reinitialize=True)

@@ -23,6 +23,7 @@ from lpa.device import resolve_device
 from lpa.errors import UserError
 from lpa.model.surgery.factorize import factorize as factorize_live
 from lpa.model.surgery.factorize import record_low_rank_modules
+from lpa.model.surgery.low_rank_modules import restored_on_error
 from lpa.model.surgery.projections import check_not_quantized, find_projections
 from lpa.storage.records import read_yaml
 
@@ -100,6 +101,11 @@ def factorize(
         calibration_tokens=calibration_tokens,
         seq_len=seq_len,
     )
+    if not isinstance(model, PreTrainedModel | str | Path):
+        raise UserError(
+            f"model: got a {type(model).__name__}; expected a PreTrainedModel of transformers, or the "
+            "path of a directory or a GGUF file"
+        )
     if isinstance(model, PreTrainedModel):
         if out is not None:
             raise UserError(f"out: got {out}; a live model is saved by its save_pretrained")
@@ -140,20 +146,21 @@ def _factorize_live(
     check_not_quantized(model)
     found = find_projections(model, config.placement, config.projections)
     windows = windows_for(model, tokenizer, config) if has_text else None
-    ranks = choose_ranks(model, found, config, windows, method, on_progress=on_progress)
-    if windows is None:
-        return factorize_live(
-            model,
-            config.placement,
-            ranks={name: ranks.get(name) for name in found},
-            projections=config.projections,
-            reinitialize=reinitialize,
-        )
-    training = model.training
-    factorize_layers(model, ranks, method, windows, on_progress=on_progress)
-    record_low_rank_modules(model)
-    model.train(training)
-    return {name: found[name] for name in ranks}
+    with restored_on_error(model, found):
+        ranks = choose_ranks(model, found, config, windows, method, on_progress=on_progress)
+        if windows is None:
+            return factorize_live(
+                model,
+                config.placement,
+                ranks={name: ranks.get(name) for name in found},
+                projections=config.projections,
+                reinitialize=reinitialize,
+            )
+        training = model.training
+        factorize_layers(model, ranks, method, windows, on_progress=on_progress)
+        record_low_rank_modules(model)
+        model.train(training)
+        return {name: found[name] for name in ranks}
 
 
 def _read_ranks(path: str | Path) -> dict[str, int | None]:

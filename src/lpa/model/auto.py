@@ -5,9 +5,14 @@ our models need are not complete yet. So they are given names that load our mode
 """
 
 import importlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import wrapt
+
+from lpa.errors import UserError
+from lpa.storage.run_directory import FINAL_DIRECTORY
 
 # The `cache_implementation` of a `LatentCache`.
 LATENT = "latent"
@@ -44,6 +49,26 @@ def register_models() -> None:
         # Where transformers tells by the name of a class what a model is for: the Trainer shifts labels
         # for a label-smoothed loss of a causal model alone, pipelines warn of a class unknown to them.
         mapping._model_mapping[LPAConfig.model_type] = name
+
+
+def explain_run_directories() -> None:
+    """Let `from_pretrained` of any class say where the model of a run is."""
+    from transformers.configuration_utils import PreTrainedConfig
+
+    wrapt.wrap_function_wrapper(PreTrainedConfig, "get_config_dict", _refuse_run)
+
+
+def _refuse_run(
+    wrapped: Callable[..., Any], _: Any, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    path = Path(arguments[0] if arguments else options["pretrained_model_name_or_path"])
+    final = path / FINAL_DIRECTORY
+    if (final / "config.json").is_file() and not (path / "config.json").is_file():
+        raise UserError(
+            f"{path}: is a run, whose model is in {final}; give that to from_pretrained, or the run to "
+            "lpa.load"
+        )
+    return wrapped(*arguments, **options)
 
 
 def register_cache_implementation() -> None:

@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,6 +86,20 @@ def insert_low_rank_modules(model: nn.Module, ranks: Mapping[str, int]) -> list[
         modules[own.rpartition(".")[0]]._is_hf_initialized = True
         names.append(own)
     return names
+
+
+@contextmanager
+def restored_on_error(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put modules back in their places, in the modes that all had, where what is done within fails."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    except BaseException:
+        for name, module in modules.items():
+            model.set_submodule(name, module)
+        for module, mode in modes.items():
+            module.training = mode
+        raise
 
 
 @torch.no_grad()
