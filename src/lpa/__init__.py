@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "model": ["LPAConfig", "LPAForCausalLM", "LPAForSequenceClassification", "LPAModel"],
         "model.layers.latent_cache": ["LatentCache"],
         "model.loading": ["load"],
-        "model.plan": ["plan"],
+        "study.planning.plan": ["plan"],
         "train.config": ["RunConfig"],
     },
 )
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lpa.model import LPAConfig, LPAForCausalLM, LPAForSequenceClassification, LPAModel
     from lpa.model.layers.latent_cache import LatentCache
     from lpa.model.loading import load
-    from lpa.model.plan import plan
+    from lpa.study.planning.plan import plan
     from lpa.train.config import RunConfig
     from lpa.train.run import train
 

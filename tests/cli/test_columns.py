@@ -9,6 +9,7 @@ from lpa.model import parameter_count, preset_config
 TABLES = [
     "presets",
     "plan 3b",
+    "plan pico --rivals",
     "plan paper-370m-s1 --placement all --match params",
     "runs .",
     *(f"study {name} --scale 130m --dry-run" for name in ("placement", "surplus", "rivals")),

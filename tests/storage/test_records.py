@@ -18,11 +18,13 @@ from lpa.data.preparation.encode_jobs import JobStats, load_job_stats
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.glue.score_cache import ScoreCache
 from lpa.eval.perplexity import Evaluation
+from lpa.model import preset_config
 from lpa.scoring.perplexity import Perplexity
 from lpa.storage.records import YamlLoader, read_json, read_yaml, typed
 from lpa.study.design.grid import Study, Variant, read_tuned
 from lpa.study.design.study_index import IndexedRun, StudyIndex, read_index
 from lpa.study.execution.job_runner import read_test
+from lpa.study.planning.recommendation import recommend_rank
 from lpa.study.results.study_results import find_studies
 from lpa.train.checkpoint import store
 from lpa.train.config import DataConfig, RunConfig
@@ -48,6 +50,7 @@ EVALUATION = Evaluation(
 SPLIT = Split([Shard("train-00000.npy", 40, "ab")], tokens=40, documents=2, bytes=160, words=30)
 MANIFEST = Manifest("cd", 300, "uint16", 0, {"train": SPLIT}, {"sources": {}})
 CONFIG = RunConfig(data=DataConfig(Path("data")))
+SIZES = preset_config("130m")
 INDEX = StudyIndex(
     **vars(Study("placement", "tiny", "Where?", "dense", "a CPU", 5e10, False, {"optim.lr": 1e-3})),
     seeds=1,
@@ -151,6 +154,22 @@ FILES = [
         },
         scores,
         ("scores", "accuracy"),
+    ),
+    File(
+        "bench.json",
+        {"break_even_rank": {"flops": 384.0, "measured": 96.0}},
+        lambda folder: recommend_rank(SIZES, seq_len=64, bench=folder / "bench.json"),
+        ("break_even_rank", "measured"),
+    ),
+    File(
+        "analysis.json",
+        {
+            "spectra": [
+                {"name": "q_proj", "shape": [768, 768], "rank": None, "singular_values": [1.0, 0.5]}
+            ]
+        },
+        lambda folder: recommend_rank(SIZES, seq_len=64, analysis=folder),
+        ("spectra", 0, "singular_values", 0),
     ),
 ]
 
@@ -264,6 +283,7 @@ def test_a_value_of_another_type_names_the_field(whole, tmp_path, value):
 @each
 def test_a_missing_or_unknown_field_is_named(whole, tmp_path):
     open_ended = ("metrics.jsonl", "tuned-tiny.yaml", "config.yaml", "recipe.yaml")
+    open_ended += ("bench.json", "analysis.json")  # of which parts are read
     if whole.name in open_ended:
         pytest.skip("its names are not declared, or told elsewhere")
     whole.write(tmp_path, {**whole.content, "surplus": 1})

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from lpa.cli.parsing import Count, Parser, add_json_flag, add_placement_argument, to_json
+from lpa.cli.parsing import Count, Parser, VocabSize, add_json_flag, add_placement_argument, to_json
 from lpa.cli.process import exit_with_error
 
 
@@ -17,6 +18,7 @@ def build_parser() -> Parser:
   lpa plan 3b --seq-len 2048 --batch-size 4 --devices 8
   lpa plan runs/lpa --placement all --json
   lpa plan 130m --match params
+  lpa plan nano --data data --recommend
   lpa plan 130m --rivals""",
     )
     parser.add_argument(
@@ -51,6 +53,27 @@ def build_parser() -> Parser:
         "dense model",
     )
     parser.add_argument(
+        "--data", type=Path, help="a prepared data directory, whose vocabulary the model gets"
+    )
+    parser.add_argument(
+        "--vocab-size", type=VocabSize, help="the vocabulary; by default that of the model"
+    )
+    parser.add_argument(
+        "--recommend", action="store_true", help="recommend a rank for attention, with reasons"
+    )
+    parser.add_argument(
+        "--bench",
+        type=Path,
+        metavar="FILE",
+        help="with --recommend, what `lpa bench --json` printed on this machine",
+    )
+    parser.add_argument(
+        "--analysis",
+        type=Path,
+        metavar="DIR",
+        help="with --recommend, what `lpa analyze` wrote for a dense run",
+    )
+    parser.add_argument(
         "--rivals",
         action="store_true",
         help="tabulate instead what each variant of `lpa study rivals` costs at this scale",
@@ -65,7 +88,7 @@ def main(argv: list[str]) -> None:
         _print_rivals(arguments)
         return
 
-    from lpa.model.plan import plan
+    from lpa.study.planning.plan import plan
 
     planned = plan(
         arguments.model,
@@ -76,6 +99,11 @@ def main(argv: list[str]) -> None:
         devices=arguments.devices,
         dtype=arguments.dtype,
         match=arguments.match,
+        data=arguments.data,
+        vocab_size=arguments.vocab_size,
+        recommend=arguments.recommend,
+        bench=arguments.bench,
+        analysis=arguments.analysis,
     )
     this, dense = asdict(planned.plan), asdict(planned.dense)
     if arguments.json:
@@ -85,6 +113,8 @@ def main(argv: list[str]) -> None:
                 {**asdict(match), "within_one_percent": match.within_one_percent}
                 for match in planned.match
             ]
+        if planned.recommendation:
+            output["recommendation"] = asdict(planned.recommendation)
         print(to_json(output))
         return
     _print_table(this, dense)
@@ -93,10 +123,15 @@ def main(argv: list[str]) -> None:
         print(
             f"{match.field} {match.value}: {match.ratio:.4f} of the dense {arguments.match}{note}"
         )
+    if planned.recommendation:
+        print(f"recommended rank of attention: {planned.recommendation.rank}")
+        for reason in planned.recommendation.reasons:
+            print(f"  {reason}")
 
 
 def _print_rivals(arguments: Any) -> None:
-    given = {"placement", "rank", "seq_len", "batch_size", "devices", "match"}
+    given = {"placement", "rank", "seq_len", "batch_size", "devices", "match", "data"}
+    given |= {"vocab_size", "recommend", "bench", "analysis"}
     for name in sorted(given):
         if arguments[name] != build_parser().get_default(name):
             option = f"--{name.replace('_', '-')}"
@@ -105,27 +140,27 @@ def _print_rivals(arguments: Any) -> None:
             )
 
     import torch
-    from rich.table import Table
 
-    from lpa.display.console import stdout
+    from lpa.display.console import new_table, stdout
+    from lpa.display.units import format_bytes, format_count, format_flops
     from lpa.study.design.rival_costs import rival_costs
 
     costs = rival_costs(arguments.model, dtype=getattr(torch, arguments.dtype))
     if arguments.json:
         print(to_json({"variants": [asdict(cost) for cost in costs]}))
         return
-    table = Table(title=f"the rivals of low-rank attention at {arguments.model}")
+    table = new_table(f"the rivals of low-rank attention at {arguments.model}")
     table.add_column("variant")
-    for heading in ("parameters", "MFLOPs per token", "optimizer MB", "cache B per token"):
+    for heading in ("params", "FLOPs/token", "optimizer", "cache/token"):
         table.add_column(heading, justify="right")
     table.add_column("source")
     for cost in costs:
         table.add_row(
             cost.variant,
-            f"{cost.parameters / 1e6:.2f}M",
-            f"{cost.training_flops_per_token / 1e6:,.1f}",
-            f"{cost.optimizer_bytes / 1e6:,.1f}",
-            f"{cost.kv_cache_bytes_per_token:,}",
+            format_count(cost.parameters),
+            format_flops(cost.training_flops_per_token, ""),
+            format_bytes(cost.optimizer_bytes),
+            format_bytes(cost.kv_cache_bytes_per_token),
             cost.source.rpartition(", ")[2],
         )
     stdout().print(table)

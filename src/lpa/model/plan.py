@@ -48,69 +48,6 @@ class Plan:
     memory_bytes_per_device: dict[str, int]
 
 
-@dataclass
-class PlannedModel:
-    """A model's costs beside those of its dense twin.
-
-    Attributes:
-        plan: of the model.
-        dense: of the same sizes with every projection dense.
-        match: the ways to spend what low rank saves, where they were asked for.
-    """
-
-    plan: Plan
-    dense: Plan
-    match: list["CostMatch"]
-
-
-def plan(
-    model: LPAConfig | PreTrainedModel | str | Path,
-    *,
-    placement: str | None = None,
-    rank: int | None = None,
-    seq_len: int | None = None,
-    batch_size: int = 1,
-    devices: int = 1,
-    dtype: str | torch.dtype = "bfloat16",
-    match: str | None = None,
-) -> PlannedModel:
-    """Says what a model costs to train and to serve, beside its dense twin, before a weight exists.
-
-    Args:
-        model: a preset, a config.json, a run or Hugging Face directory, a configuration or a live model.
-        placement: `none`, `attention`, `ffn` or `all`; by default the model's.
-        rank: of the low-rank projections; by default the model's.
-        seq_len: tokens per sequence; by default as many as the model has positions.
-        batch_size: sequences per device and forward pass.
-        devices: that share weights, gradients and optimizer states.
-        dtype: of activations and cache, `float32` or `bfloat16`; the rest is float32.
-        match: `params` or `flops`: find the wider FFN, the layers or the higher rank that costs what the
-            dense model does.
-
-    Returns:
-        Parameters, FLOPs per token and bytes, by part.
-
-    Raises:
-        UserError: there is no such model, or a value that it cannot have.
-
-    Example:
-        costs = lpa.plan("130m", rank=64)
-        print(costs.plan.parameters["total"] / costs.dense.parameters["total"])
-    """
-    config = open_planned_config(model, placement=placement, rank=rank)
-    seq_len = config.max_position_embeddings if seq_len is None else seq_len
-    if isinstance(dtype, str):
-        if dtype not in ("float32", "bfloat16"):
-            raise UserError(f"--dtype: got {dtype!r}; expected float32 or bfloat16")
-        dtype = getattr(torch, dtype)
-    sizes: dict[str, Any] = {"batch_size": batch_size, "devices": devices, "dtype": dtype}
-    return PlannedModel(
-        plan=plan_model(config, seq_len=seq_len, **sizes),
-        dense=plan_model(dense_config(config), seq_len=seq_len, **sizes),
-        match=[] if match is None else match_dense_cost(config, match, seq_len=seq_len),
-    )
-
-
 def open_planned_config(
     model: LPAConfig | PreTrainedModel | str | Path, **overrides: Any
 ) -> LPAConfig:

@@ -1,0 +1,1 @@
+"""What a model will cost, and which rank to give it."""
