@@ -35,7 +35,8 @@ FUNCTIONS = {
 # Options that say how a command speaks; a recipe; and those that do something else in its place: a plan of
 # a run, the costs of the study's rivals.
 OF_THE_SHELL = {
-    *("help", "json", "log_level", "config", "print_config", "dry_run", "processes", "rivals"),
+    *("help", "json", "log_level", "config", "print_config", "dry_run", "simulate", "processes"),
+    "rivals",
 }
 
 # Arguments that only a Python caller can have a use for.

@@ -17,6 +17,8 @@ from lpa.cli.parsing import (
 
 if TYPE_CHECKING:
     from lpa.train.config import RunConfig
+    from lpa.train.dry_run import RunPlan
+    from lpa.train.simulation.simulate import SimulatedStep
 
 
 SECTIONS = ("data", "model", "optim", "train", "checkpoint", "parallel", "distill")
@@ -37,7 +39,7 @@ def build_parser() -> Parser:
   lpa train recipes/nano.yaml --data.path data --out runs/lpa
   lpa train recipes/nano.yaml --data.path data --model.placement none --out runs/dense
   lpa train recipes/nano.yaml --data.path data --out runs/lpa --resume
-  lpa train recipes/3b.yaml --dry-run""",
+  lpa train recipes/3b.yaml --dry-run --simulate""",
     )
     # jsonargparse adds --print_config only where it finds its name beside the file's option.
     vars(parser.arguments)["_print_config"] = "--print_config"
@@ -73,6 +75,12 @@ def build_parser() -> Parser:
         "--dry-run",
         action="store_true",
         help="print the memory and time that the run would take, and train nothing",
+    )
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="with --dry-run, also do one step of the real program without numbers, in one process that "
+        "stands for all; takes minutes for a large model",
     )
     parser.add_argument(
         "--processes",
@@ -124,7 +132,9 @@ def main(argv: list[str]) -> None:
 
     console.silence_transformers()
     if arguments.dry_run:
-        _plan(config, arguments.processes, as_json=arguments.json)
+        _plan(config, arguments.processes, simulate=arguments.simulate, as_json=arguments.json)
+    elif arguments.simulate:
+        exit_with_error("--simulate: goes with --dry-run")
     elif arguments.processes is not None:
         exit_with_error("--processes: goes with --dry-run; torchrun says how many processes train")
     elif arguments.out is None:
@@ -221,18 +231,45 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _plan(config: "RunConfig", processes: int | None, *, as_json: bool) -> None:
+def _plan(config: "RunConfig", processes: int | None, *, simulate: bool, as_json: bool) -> None:
     from lpa.display.console import new_table, stdout
     from lpa.train.dry_run import plan_run
 
     plan = plan_run(config, processes)
+    step = None
+    if simulate:
+        from lpa.train.simulation.simulate import simulate_step
+
+        step = simulate_step(config, processes)
     if as_json:
-        print(to_json(asdict(plan)))
+        print(to_json(asdict(plan) | ({} if step is None else {"simulation": asdict(step)})))
         return
     table = new_table("what the run would take", show_header=False)
     for name, value in plan.rows():
         table.add_row(name, value)
     stdout().print(table)
+    if step is not None:
+        _print_simulation(plan, step)
+
+
+def _print_simulation(plan: "RunPlan", step: "SimulatedStep") -> None:
+    """A simulated step, and beside it what the plan says."""
+    from lpa.display.console import new_table, stdout
+    from lpa.train.simulation.comparison import compare_collectives, compare_memory
+
+    memory = new_table("memory per device, where the passes and the optimizer need most")
+    for heading in ("phase", "kind", "simulated", "planned", "ratio"):
+        memory.add_column(heading, justify="left" if heading in ("phase", "kind") else "right")
+    for row in compare_memory(plan.step_memory_bytes, step.step_memory_bytes):
+        memory.add_row(*row)
+    exchanges = new_table("what a process sends in a step, and how often it takes part")
+    for heading in ("phase", "along", "kind", "times", "planned", "sent", "planned"):
+        is_name = heading in ("phase", "along", "kind")
+        exchanges.add_column(heading, justify="left" if is_name else "right")
+    for exchange in compare_collectives(plan.collectives, step.collectives):
+        exchanges.add_row(*exchange)
+    stdout().print(memory)
+    stdout().print(exchanges)
 
 
 def _check_recipe(path: Path) -> None:

@@ -1,6 +1,10 @@
 """Whether the weight of a module may be read in place of calling the module."""
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+# The last is a plain tensor without content, of which torch.export and a simulation make programs.
+_PLAIN = (nn.Parameter, Tensor, FakeTensor)
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -9,11 +13,7 @@ def is_plain_linear(module: nn.Module) -> bool:
     Every shorter way that reads weights asks here first. PEFT, bitsandbytes and parametrizations put
     other classes in the module's place; torchao and tensor parallelism other kinds of tensor.
     """
-    return (
-        type(module) is nn.Linear
-        and type(module.weight) in (nn.Parameter, Tensor)
-        and not has_hooks(module)
-    )
+    return type(module) is nn.Linear and type(module.weight) in _PLAIN and not has_hooks(module)
 
 
 def has_hooks(module: nn.Module) -> bool:

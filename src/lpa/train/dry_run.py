@@ -4,27 +4,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lpa.data.manifest import MANIFEST_FILE, Manifest
-from lpa.device import resolve_dtype
 from lpa.display.units import format_bytes, format_count, format_duration, format_flops
-from lpa.errors import UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
-from lpa.model.plan import activation_bytes
-from lpa.model.presets import PRESETS
 from lpa.train.config import RunConfig
 from lpa.train.distillation import teacher_bytes
-from lpa.train.distributed.meta_init import build_meta_model
-from lpa.train.distributed.parallelize import parallelize, resolve_layout
-from lpa.train.init_weights import freeze_all_but_factors, load_source_config
+from lpa.train.distributed.parallelize import parallelize
+from lpa.train.optim.muon import muon_temporary_bytes
 from lpa.train.optim.optimizers import (
     check_single_process,
-    muon_parameters,
+    optimizer_kinds,
     optimizer_state_count,
 )
+from lpa.train.simulation.activations import activation_bytes_at_peak
+from lpa.train.simulation.collectives import Collective
+from lpa.train.simulation.expected_collectives import expected_collectives
+from lpa.train.simulation.fake_world import fake_process_group
+from lpa.train.simulation.run_shape import RunShape
 
 _MASTER_BYTES = 4  # weights, gradients and optimizer states are float32
 # What a GPU of today keeps up in training, to turn FLOPs into hours: 40% of an A100's 312 TFLOP/s.
@@ -44,10 +42,14 @@ class RunPlan:
         flops: of the whole run, forward and backward.
         gpu_hours: at 125 TFLOP/s each.
         memory_bytes_per_device: `weights`, `gradients` and `optimizer` as this layout shards them,
-            measured on the built model; `gathered`: a decoder layer and what is outside the layers, whole
-            for the moment that they compute; `accumulated`: gradients before they are added up over
-            processes, once for all forward passes of a step; `activations` of one forward pass, which tensor
-            parallelism lowers further; `teacher`, its weights, where there is one.
+            measured on the built model; `gathered`: a decoder layer and what is outside the layers, whole;
+            `accumulated`: gradients before they are added up over processes, once for all forward
+            passes of a step; `activations` of one forward pass, with what loss and backward pass hold for
+            a moment; `orthogonalizing`: whole matrices, in Muon's step; `teacher`, its weights, where
+            there is one.
+        step_memory_bytes: phase of a step, `forward_backward` or `optimizer` -> kind -> bytes that a device
+            holds when the phase holds most.
+        collectives: what a process sends and receives in a step.
     """
 
     processes: int
@@ -62,6 +64,12 @@ class RunPlan:
     flops: float
     gpu_hours: float
     memory_bytes_per_device: dict[str, int]
+    step_memory_bytes: dict[str, dict[str, int]]
+    collectives: list[Collective]
+
+    @property
+    def peak_bytes_per_device(self) -> int:
+        return max(sum(kinds.values()) for kinds in self.step_memory_bytes.values())
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value of each figure, to print."""
@@ -83,7 +91,7 @@ class RunPlan:
                 f"({self.gpu_hours:,.1f} GPU-hours)",
             ),
             *((f"memory per device: {name}", format_bytes(size)) for name, size in memory.items()),
-            ("memory per device", format_bytes(sum(memory.values()))),
+            ("memory per device: most at once", format_bytes(self.peak_bytes_per_device)),
         ]
 
 
@@ -96,78 +104,90 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
     Raises:
         UserError: a field that the run would refuse.
     """
-    asked = config.parallel
-    if processes is None:
-        processes = asked.replicate * (asked.shard or 1) * asked.tensor
-    if processes < 1:
-        raise UserError(f"--processes: got {processes}; expected at least 1")
-    layout = resolve_layout(asked, processes)
-    settings, seq_len = config.train, config.data.seq_len
-    micro_batch_size = settings.resolve_micro_batch_size(layout.data_parallel_size)
-    model_config = (
-        config.model.build(vocab_size=_vocab_size(config), seq_len=seq_len)
-        if config.model.from_ is None
-        else load_source_config(config.model.from_)
+    shape = RunShape.of(config, processes)
+    settings, layout = config.train, shape.layout
+    with fake_process_group(shape.processes):
+        memory, phases, collectives = _plan_step(config, shape)
+    parameters = parameter_count(shape.model_config)
+    tokens_per_step = settings.batch_size * shape.seq_len
+    flops = (
+        training_flops_per_token(shape.model_config, shape.seq_len)
+        * settings.steps
+        * tokens_per_step
     )
-    on_gpu = settings.device.startswith("cuda") or (
-        settings.device == "auto" and torch.cuda.is_available()
-    )
-    dtype = resolve_dtype(settings.dtype, "cuda" if on_gpu else "cpu")
-
-    model = build_meta_model(model_config)
-    if config.optim.trainable == "factors":
-        freeze_all_but_factors(model)
-    layer = sum(p.numel() for p in model.model.layers[0].parameters())
-    outside = parameter_count(model_config) - layer * model_config.num_hidden_layers
-    if processes > 1:
-        _init_fake_process_group(processes)
-    try:
-        parallelize(model, layout, "cpu", dtype)
-        local_numel = _local_numel(model.parameters())
-        trainable_numel = _local_numel(p for p in model.parameters() if p.requires_grad)
-        muon_weights = muon_parameters(model) if config.optim.name == "muon" else set()
-        muon_numel = _local_numel(p for p in muon_weights if p.requires_grad)
-        states = 2 * trainable_numel - muon_numel
-        if config.optim.name not in ("adamw", "muon"):  # of one process
-            check_single_process(model, config.optim)
-            states = optimizer_state_count(model, config.optim)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    gathered = (
-        0 if layout.data_parallel_size == 1 else layer * dtype.itemsize + outside * _MASTER_BYTES
-    )
-    passes = settings.batch_size // (layout.data_parallel_size * micro_batch_size)
-    accumulates = layout.data_parallel_size > 1 and passes > 1
-    tokens_per_step = settings.batch_size * seq_len
-    flops = training_flops_per_token(model_config, seq_len) * settings.steps * tokens_per_step
     return RunPlan(
-        processes=processes,
+        processes=shape.processes,
         layout=str(layout),
-        parameters=parameter_count(model_config),
+        parameters=parameters,
         steps=settings.steps,
         tokens=settings.steps * tokens_per_step,
         tokens_per_step=tokens_per_step,
         samples_per_step=settings.batch_size,
-        micro_batch_size=micro_batch_size,
-        forward_passes=passes,
+        micro_batch_size=shape.micro_batch_size,
+        forward_passes=shape.forward_passes,
         flops=flops,
         gpu_hours=flops / _ASSUMED_FLOPS / 3600,
-        memory_bytes_per_device={
-            "weights": local_numel * _MASTER_BYTES,
-            "gradients": trainable_numel * _MASTER_BYTES,
-            "optimizer": states * _MASTER_BYTES,
-            "gathered": gathered // layout.tensor,
-            "accumulated": accumulates
-            * parameter_count(model_config)
-            * _MASTER_BYTES
-            // layout.tensor,
-            "activations": activation_bytes(
-                model_config, seq_len=seq_len, batch_size=micro_batch_size, dtype=dtype
-            ),
-        }
-        | _teacher_memory(config, dtype),
+        memory_bytes_per_device=memory,
+        step_memory_bytes=phases,
+        collectives=collectives,
     )
+
+
+_PhaseMemory = dict[str, dict[str, int]]
+
+
+def _plan_step(
+    config: RunConfig, shape: RunShape
+) -> tuple[dict[str, int], _PhaseMemory, list[Collective]]:
+    """Bytes by kind, those that each phase of a step holds of them at once, and what is sent."""
+    layout, dtype = shape.layout, shape.dtype
+    model = shape.build_meta_model(config)
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    total = parameter_count(shape.model_config)
+    outside = total - layer * shape.model_config.num_hidden_layers
+    parallelize(model, layout, "cpu", dtype)
+    trainable_local = _local_numel(p for p in model.parameters() if p.requires_grad)
+    kinds = optimizer_kinds(model, config.optim)
+    muon_weights = [p for p in model.parameters() if kinds.get(p) == "muon" and p.requires_grad]
+    muon_local = _local_numel(muon_weights)
+    states = 2 * trainable_local - muon_local
+    if config.optim.name not in ("adamw", "muon"):  # of one process
+        check_single_process(model, config.optim)
+        states = optimizer_state_count(model, config.optim)
+
+    # FSDP keeps its own copies even where it shards over one process.
+    is_fsdp = shape.processes > 1
+    whole = outside * _MASTER_BYTES + layer * dtype.itemsize
+    # The gradient of an embedding split by rows is a view of one of all rows.
+    embedding = model.get_input_embeddings().weight
+    rows = embedding.numel() * (layout.tensor - 1) // layout.tensor
+    accumulated = trainable_local * layout.shard + embedding.requires_grad * rows
+    memory = {
+        "weights": _local_numel(model.parameters()) * _MASTER_BYTES,
+        "gradients": trainable_local * _MASTER_BYTES,
+        "optimizer": states * _MASTER_BYTES,
+        "gathered": is_fsdp * whole // layout.tensor,
+        "accumulated": (is_fsdp and shape.forward_passes > 1) * accumulated * _MASTER_BYTES,
+        "activations": activation_bytes_at_peak(
+            shape,
+            activation_checkpointing=config.train.activation_checkpointing,
+            intra_document_mask=config.data.intra_document_mask,
+        ),
+        "orthogonalizing": muon_temporary_bytes(muon_weights),
+    } | _teacher_memory(config, dtype)
+    always = {name: memory[name] for name in ("weights", "optimizer", "teacher") if name in memory}
+    phases = {
+        "forward_backward": always
+        | {
+            "gathered": memory["gathered"],
+            # Those of earlier forward passes are here whole, or in one process as they are.
+            "gradients": memory["accumulated"] or (shape.forward_passes > 1) * memory["gradients"],
+            "activations": memory["activations"],
+        },
+        "optimizer": always
+        | {"gradients": memory["gradients"], "temporary": memory["orthogonalizing"]},
+    }
+    return memory, phases, expected_collectives(model, shape, muon_weights)
 
 
 def _teacher_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int]:
@@ -178,18 +198,3 @@ def _teacher_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int]:
 def _local_numel(parameters: Iterable[nn.Parameter]) -> int:
     """Numbers of them that one process keeps."""
     return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
-
-
-def _vocab_size(config: RunConfig) -> int:
-    """That of the data where it is prepared already, else that of the model."""
-    if (config.data.path / MANIFEST_FILE).is_file():
-        return Manifest.load(config.data.path).vocab_size
-    of_preset = PRESETS[config.model.preset].fields if config.model.preset in PRESETS else {}
-    return config.model.vocab_size or of_preset.get("vocab_size", 32000)
-
-
-def _init_fake_process_group(processes: int) -> None:
-    """A process group of that size in which this process is alone and nothing is sent."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_models import small_model
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune
 
 from lpa.lowrank import is_plain_linear, sltrain
@@ -214,3 +215,9 @@ def test_a_changed_linear_map_is_not_plain(change):
     assert is_plain_linear(module)
     change(module)
     assert not is_plain_linear(module)
+
+
+def test_a_linear_map_without_content_is_plain():
+    """So that an export, or a simulation, follows the shorter ways that a run takes."""
+    with FakeTensorMode():
+        assert is_plain_linear(nn.Linear(4, 4))

@@ -38,7 +38,7 @@ from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.config import ParallelConfig
 
 # What begins a branch is split by its outputs, what ends it by its inputs.
-_ROWWISE_PROJECTIONS = ("o_proj", "down_proj", "fc2")
+ROWWISE_PROJECTIONS = ("o_proj", "down_proj", "fc2")
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,20 @@ def parallelize(
     """
     if layout == ParallelLayout(1, 1, 1):
         return
-    mesh = init_device_mesh(
+    mesh = build_mesh(layout, device_type)
+    if layout.tensor > 1:
+        apply_tensor_parallel(model, mesh["tensor"])
+    # Where only tensors are split this shards over one process: then all parameters are of one mesh.
+    _apply_fsdp(model, mesh["replicate", "shard"] if layout.replicate > 1 else mesh["shard"], dtype)
+
+
+def build_mesh(layout: ParallelLayout, device_type: str) -> DeviceMesh:
+    """The grid of the processes of the default group."""
+    return init_device_mesh(
         device_type,
         (layout.replicate, layout.shard, layout.tensor),
         mesh_dim_names=("replicate", "shard", "tensor"),
     )
-    if layout.tensor > 1:
-        _apply_tensor_parallel(model, mesh["tensor"])
-    # Where only tensors are split this shards over one process: then all parameters are of one mesh.
-    _apply_fsdp(model, mesh["replicate", "shard"] if layout.replicate > 1 else mesh["shard"], dtype)
 
 
 def check_tensor_parallel_size(config: LPAConfig, tensor: int) -> None:
@@ -126,18 +131,23 @@ def check_tensor_parallel_size(config: LPAConfig, tensor: int) -> None:
             raise UserError(f"parallel.tensor: got {tensor}; expected a divisor of {name} ({size})")
 
 
-def _apply_tensor_parallel(model: LPAForCausalLM, mesh: DeviceMesh) -> None:
+def apply_tensor_parallel(model: LPAForCausalLM, mesh: DeviceMesh) -> None:
+    """Divide the matrix products of a model on the meta device over the processes of a mesh, in place.
+
+    Raises:
+        UserError: its sizes are no multiples of their number.
+    """
     check_tensor_parallel_size(model.config, mesh.size())
     for layer in model.model.layers:
         plan: dict[str, ParallelStyle] = {}
         for name, module in layer.named_modules():
             if isinstance(module, LowRankLinear):
-                begins = not name.endswith(_ROWWISE_PROJECTIONS)
+                begins = not name.endswith(ROWWISE_PROJECTIONS)
                 plan[f"{name}.down"] = _Replicated() if begins else RowwiseParallel()
                 plan[f"{name}.up"] = ColwiseParallel() if begins else _Replicated()
             elif isinstance(module, nn.Linear) and not name.endswith((".down", ".up")):
                 plan[name] = (
-                    RowwiseParallel() if name.endswith(_ROWWISE_PROJECTIONS) else ColwiseParallel()
+                    RowwiseParallel() if name.endswith(ROWWISE_PROJECTIONS) else ColwiseParallel()
                 )
             elif name.endswith("layernorm"):
                 plan[name] = _Replicated()

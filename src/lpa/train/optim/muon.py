@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameters in _stacks(p for p in group["params"] if p.grad is not None):
+            for parameters in stacks(p for p in group["params"] if p.grad is not None):
                 updates = [self._momentum(parameter, group) for parameter in parameters]
                 size = group["lr"] * 0.2 * math.sqrt(max(parameters[0].shape))
                 for parameter, update in zip(parameters, _orthogonalize(updates), strict=True):
@@ -94,7 +95,7 @@ class Muon(torch.optim.Optimizer):
         return momentum.to(self.dtype or fast_dtype(parameter.device.type))
 
 
-def _stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+def stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Those of one shape and layout together, as many as the processes of a mesh work on at once."""
     alike: dict[Any, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
@@ -128,6 +129,32 @@ def _orthogonalize(matrices: list[Tensor]) -> list[Tensor]:
         placements[dimension] = Replicate()
         done = done.redistribute(placements=placements)
     return [shard_like(matrix, like) for matrix in done.to_local()]
+
+
+def muon_temporary_bytes(parameters: Iterable[Tensor], itemsize: int = 2) -> int:
+    """The most that a step of `Muon` on such parameters holds at once beside its states.
+
+    Args:
+        parameters: all with a gradient; may be on the meta device.
+        itemsize: bytes of a number in the dtype that is orthogonalized in.
+    """
+    most = 0
+    for stack in stacks(parameters):
+        numel, count = stack[0].numel(), len(stack)
+        mesh = stack[0].device_mesh if isinstance(stack[0], DTensor) else None
+        parts, gathered = count, [count]
+        for size in () if mesh is None else mesh.shape:
+            parts = -(-parts // size)
+            # The last processes along a dimension may have nothing, and send as much as the others.
+            gathered.append(size * parts)
+        # The stack and its result, which is gathered along one dimension of the grid after another; and
+        # what a process makes of its part.
+        results = gathered[1:] or gathered
+        both = max((a + b for a, b in pairwise(results)), default=max(count, *results))
+        most = max(
+            most, (count + both + (3 if len(results) == 1 else 2) * parts) * numel * itemsize
+        )
+    return most
 
 
 def newton_schulz(stack: Tensor) -> Tensor:

@@ -1,0 +1,136 @@
+"""What processes send to each other in a step, by rule: what FSDP, tensor parallelism and Muon imply."""
+
+from collections.abc import Iterator
+from math import prod
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.train.distributed.parallelize import ROWWISE_PROJECTIONS, ParallelLayout
+from lpa.train.optim.muon import stacks
+from lpa.train.simulation.collectives import Collective, merge_collectives
+from lpa.train.simulation.run_shape import RunShape
+
+_FLOAT32 = 4  # bytes of weights outside the layers, of gradients and of the sums of the loss
+_MUON = 2  # bytes of the numbers that Muon sends on GPUs
+
+
+def expected_collectives(
+    model: LPAForCausalLM, shape: RunShape, muon_weights: list[Tensor]
+) -> list[Collective]:
+    """The exchanges of one step, but for those of single numbers.
+
+    Args:
+        model: on the meta device, spread over the processes of the default group.
+        muon_weights: what Muon has, in the order in which it has them.
+    """
+    if shape.processes == 1:
+        return []
+    found = [
+        *_fsdp(model, shape),
+        *_tensor_parallel(shape),
+        *_muon(muon_weights, shape.layout),
+    ]
+    return merge_collectives(c for c in found if c.processes > 1)
+
+
+def _fsdp(model: LPAForCausalLM, shape: RunShape) -> Iterator[Collective]:
+    """Each layer is gathered for the forward pass and again for the backward pass, what is outside once.
+
+    Gradients are reduced after the last forward pass, over the shards and then over the replicas.
+    """
+    layout, passes = shape.layout, shape.forward_passes
+    layers = [p for layer in model.model.layers for p in layer.parameters()]
+    inside = sum(map(_local_numel, layers))
+    parameters = list(model.parameters())
+    outside = sum(map(_local_numel, parameters)) - inside
+    trained = sum(_local_numel(p) for p in parameters if p.requires_grad)
+    groups = [*model.model.layers, model]
+    reduced = sum(any(p.requires_grad for p in _own(group, model)) for group in groups)
+    yield Collective(
+        "forward_backward",
+        "shard",
+        "all_gather",
+        layout.shard,
+        passes * (2 * len(model.model.layers) + 1),
+        passes * layout.shard * (2 * inside * shape.dtype.itemsize + outside * _FLOAT32),
+    )
+    yield Collective(
+        *("forward_backward", "shard", "reduce_scatter", layout.shard),
+        *(reduced, layout.shard * trained * _FLOAT32),
+    )
+    yield Collective(
+        *("forward_backward", "replicate", "all_reduce", layout.replicate),
+        *(reduced, trained * _FLOAT32),
+    )
+
+
+def _own(group: object, model: LPAForCausalLM) -> list[Tensor]:
+    if group is not model:
+        return list(group.parameters())  # type: ignore[attr-defined]
+    inside = {p for layer in model.model.layers for p in layer.parameters()}
+    return [p for p in model.parameters() if p not in inside]
+
+
+def _local_numel(parameter: Tensor) -> int:
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return local.numel()
+
+
+def _tensor_parallel(shape: RunShape) -> Iterator[Collective]:
+    """Each projection sends once: its latent, or where it is dense its whole input or output.
+
+    What ends a branch sends forward; what begins one sends the gradient backward. The embedding sends its
+    output, the head the gradient of its input, and the loss three numbers per token: the largest logit,
+    the sum of exponentials and the logit of the target.
+    """
+    config, tokens = shape.model_config, shape.micro_batch_size * shape.seq_len
+    sent = [
+        _sent_bytes(config, name, layer, shape.dtype.itemsize)
+        for layer in range(config.num_hidden_layers)
+        for name in config.projections
+    ]
+    per_token = sum(sent) + (2 * config.hidden_size + 3) * _FLOAT32
+    yield Collective(
+        *("forward_backward", "tensor", "all_reduce", shape.layout.tensor),
+        shape.forward_passes * (len(sent) + 5),
+        shape.forward_passes * tokens * per_token,
+    )
+
+
+def _sent_bytes(config: LPAConfig, name: str, layer: int, itemsize: int) -> int:
+    """Per token: a latent or an output in the dtype of the products, a gradient of the stream in float32."""
+    rank = config.projection_rank(name, layer)
+    inputs, outputs = config.projection_shape(name)
+    if rank is not None:
+        return rank * itemsize
+    return outputs * itemsize if name in ROWWISE_PROJECTIONS else inputs * _FLOAT32
+
+
+def _muon(muon_weights: list[Tensor], layout: ParallelLayout) -> Iterator[Collective]:
+    """Each matrix is gathered whole, one dimension of the grid after another; then the results are."""
+    sizes = {"replicate": layout.replicate, "shard": layout.shard, "tensor": layout.tensor}
+
+    def gather(dimension: str, count: int, numbers: int) -> Collective:
+        return Collective(
+            "optimizer", dimension, "all_gather", sizes[dimension], count, numbers * _MUON
+        )
+
+    for stack in stacks(muon_weights):
+        first = stack[0]
+        assert isinstance(first, DTensor)
+        names = first.device_mesh.mesh_dim_names or ()
+        local = first.to_local().numel()
+        for name, placement in zip(names, first.placements, strict=True):
+            if not placement.is_replicate():
+                local *= sizes[name]
+                yield gather(name, len(stack), len(stack) * local)
+        part = len(stack)
+        parts = []
+        for name in names:
+            part = -(-part // sizes[name])
+            parts.append(part)
+        for name, matrices in zip(reversed(names), reversed(parts), strict=True):
+            yield gather(name, 1, sizes[name] * matrices * prod(first.shape))

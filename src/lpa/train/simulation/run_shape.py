@@ -1,0 +1,86 @@
+"""What a run would be, from its configuration alone: no data, no weights, no other process."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lpa.data.manifest import MANIFEST_FILE, Manifest
+from lpa.device import resolve_dtype
+from lpa.errors import UserError
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.model.presets import PRESETS
+from lpa.train.config import RunConfig
+from lpa.train.distributed.meta_init import build_meta_model
+from lpa.train.distributed.parallelize import ParallelLayout, resolve_layout
+from lpa.train.init_weights import freeze_all_but_factors, load_source_config
+
+
+@dataclass
+class RunShape:
+    """The sizes of a run.
+
+    Attributes:
+        processes, layout: how many, and how they divide the work.
+        model_config: the architecture.
+        dtype: of the arithmetic.
+        seq_len: tokens per sample.
+        micro_batch_size: samples per forward pass of one process.
+        forward_passes: per step and process.
+    """
+
+    processes: int
+    layout: ParallelLayout
+    model_config: LPAConfig
+    dtype: torch.dtype
+    seq_len: int
+    micro_batch_size: int
+    forward_passes: int
+
+    @classmethod
+    def of(cls, config: RunConfig, processes: int | None = None) -> "RunShape":
+        """That of a run over so many processes, by default those that its parallel section asks for.
+
+        Raises:
+            UserError: a field that the run would refuse.
+        """
+        asked = config.parallel
+        if processes is None:
+            processes = asked.replicate * (asked.shard or 1) * asked.tensor
+        if processes < 1:
+            raise UserError(f"--processes: got {processes}; expected at least 1")
+        layout = resolve_layout(asked, processes)
+        settings, seq_len = config.train, config.data.seq_len
+        micro_batch_size = settings.resolve_micro_batch_size(layout.data_parallel_size)
+        model_config = (
+            config.model.build(vocab_size=_vocab_size(config), seq_len=seq_len)
+            if config.model.from_ is None
+            else load_source_config(config.model.from_)
+        )
+        on_gpu = settings.device.startswith("cuda") or (
+            settings.device == "auto" and torch.cuda.is_available()
+        )
+        return cls(
+            processes=processes,
+            layout=layout,
+            model_config=model_config,
+            dtype=resolve_dtype(settings.dtype, "cuda" if on_gpu else "cpu"),
+            seq_len=seq_len,
+            micro_batch_size=micro_batch_size,
+            forward_passes=settings.batch_size // (layout.data_parallel_size * micro_batch_size),
+        )
+
+    def build_meta_model(self, config: RunConfig) -> LPAForCausalLM:
+        """The model in one piece, without memory."""
+        model = build_meta_model(self.model_config).train()
+        if config.optim.trainable == "factors":
+            freeze_all_but_factors(model)
+        return model
+
+
+def _vocab_size(config: RunConfig) -> int:
+    """That of the data where it is prepared already, else that of the model."""
+    if (config.data.path / MANIFEST_FILE).is_file():
+        return Manifest.load(config.data.path).vocab_size
+    of_preset = PRESETS[config.model.preset].fields if config.model.preset in PRESETS else {}
+    return config.model.vocab_size or of_preset.get("vocab_size", 32000)

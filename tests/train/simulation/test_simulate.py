@@ -1,0 +1,127 @@
+"""One step of the real program without numbers, and the plan that is computed by rule beside it."""
+
+from functools import cache
+
+import pytest
+
+from lpa.errors import UserError
+from lpa.train.config import RunConfig
+from lpa.train.dry_run import plan_run
+from lpa.train.simulation.collectives import Collective
+from lpa.train.simulation.simulate import simulate_step
+
+LAYERS = 2
+
+
+def config_of(layout=(1, 1, 1), *, passes=1, optim=None, train=None, **model) -> RunConfig:
+    replicate, shard, tensor = layout
+    return RunConfig.from_dict(
+        {
+            "data": {"path": "nowhere", "seq_len": 128},
+            "model": {"preset": "nano", "num_hidden_layers": LAYERS, "vocab_size": 4096} | model,
+            "optim": {"name": "muon"} | (optim or {}),
+            "train": {
+                "batch_size": replicate * shard * 2 * passes,
+                "micro_batch_size": 2,
+                "dtype": "bfloat16",
+                "device": "cpu",
+            }
+            | (train or {}),
+            "parallel": {"replicate": replicate, "shard": shard, "tensor": tensor},
+        }
+    )
+
+
+CASES = {
+    "alone": config_of(),
+    "alone_accumulating": config_of(passes=4),
+    "float32": config_of((1, 4, 1), train={"dtype": "float32"}),
+    "sharded_64": config_of((1, 64, 1), passes=4),
+    "dense_sharded": config_of((1, 8, 1), placement="none", optim={"name": "adamw"}),
+    "replicated": config_of((4, 2, 1), passes=2),
+    "all_three": config_of((2, 4, 2), passes=5),
+    "dense_tensor": config_of((1, 1, 4), placement="none"),
+    "checkpointed": config_of((1, 4, 1), train={"activation_checkpointing": "full"}),
+}
+
+
+@cache
+def simulated(name):
+    return simulate_step(CASES[name])
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request):
+    return plan_run(CASES[request.param]), simulated(request.param)
+
+
+def by_key(collectives: list[Collective]) -> dict[tuple[str, str, str], Collective]:
+    """Without those of the gradient's norm, one number per parameter, which no rule speaks of."""
+    return {(c.phase, c.dimension, c.kind): c for c in collectives if c.message_bytes > 1000}
+
+
+def test_the_plan_agrees_with_the_step_on_memory(case):
+    plan, step = case
+    assert plan.step_memory_bytes.keys() == step.step_memory_bytes.keys()
+    for phase, kinds in step.step_memory_bytes.items():
+        planned = plan.step_memory_bytes[phase]
+        # The rules leave out the buffers of single layers on their way.
+        assert sum(planned.values()) == pytest.approx(sum(kinds.values()), rel=0.05)
+        for kind in ("weights", "optimizer"):
+            assert planned[kind] == pytest.approx(kinds[kind], rel=0.001)
+    assert plan.peak_bytes_per_device == pytest.approx(step.peak_bytes_per_device, rel=0.05)
+
+
+def test_the_plan_names_every_exchange_and_its_bytes(case):
+    plan, step = case
+    planned, done = by_key(plan.collectives), by_key(step.collectives)
+    assert planned.keys() == done.keys()
+    for key, found in done.items():
+        assert planned[key].count == found.count, key
+        assert planned[key].message_bytes == pytest.approx(found.message_bytes, rel=0.01), key
+
+
+def test_fsdp_gathers_each_layer_twice_a_pass_and_reduces_once_a_step():
+    passes = 5
+    step = simulated("all_three")
+    found = by_key(step.collectives)
+    assert found["forward_backward", "shard", "all_gather"].count == passes * (2 * LAYERS + 1)
+    assert found["forward_backward", "shard", "reduce_scatter"].count == LAYERS + 1
+    assert found["forward_backward", "replicate", "all_reduce"].count == LAYERS + 1
+    # Seven projections a layer, the embedding, the head, and three of the loss.
+    assert found["forward_backward", "tensor", "all_reduce"].count == passes * (7 * LAYERS + 5)
+    sizes = {"replicate": 2, "shard": 4, "tensor": 2}
+    assert all(c.processes == sizes[c.dimension] for c in step.collectives)
+
+
+def test_tensor_parallelism_sends_latents_where_a_dense_model_sends_the_stream():
+    def message_bytes(placement: str) -> int:
+        step = simulate_step(config_of((1, 1, 2), placement=placement, rank=32))
+        return by_key(step.collectives)["forward_backward", "tensor", "all_reduce"].message_bytes
+
+    tokens, width, rank = 2 * 128, 256, 32
+    saved = message_bytes("none") - message_bytes("attention")
+    # Of q, k and v a dense model sends the gradient of the stream, which is float32; all else is bfloat16.
+    assert saved == LAYERS * tokens * (3 * (4 * width - 2 * rank) + 2 * (width - rank))
+
+
+def test_a_teacher_is_refused(tmp_path):
+    config = config_of()
+    config.distill.teacher = tmp_path
+    with pytest.raises(UserError, match="--simulate: got a run with a teacher"):
+        simulate_step(config)
+
+
+def test_the_command_prints_both(lpa, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config_of((1, 2, 1)).to_yaml())
+    finished = lpa("train", recipe, "--dry-run", "--simulate", "--json")
+    assert finished.code == 0, finished.stderr
+    of_step = finished.json["simulation"]["step_memory_bytes"]
+    assert finished.json["step_memory_bytes"].keys() == of_step.keys()
+    printed = lpa("train", recipe, "--dry-run", "--simulate")
+    assert "reduce_scatter" in printed.stdout
+    assert "gathered weights" in printed.stdout
+    refused = lpa("train", recipe, "--simulate")
+    assert refused.code == 2
+    assert "--simulate: goes with --dry-run" in refused.stderr
