@@ -21,8 +21,9 @@ from lpa.eval.perplexity import Evaluation
 from lpa.model import preset_config
 from lpa.scoring.perplexity import Perplexity
 from lpa.storage.records import YamlLoader, read_json, read_yaml, typed
-from lpa.study.design.grid import Study, Variant, read_tuned
+from lpa.study.design.grid import Study, Variant
 from lpa.study.design.study_index import IndexedRun, StudyIndex, read_index
+from lpa.study.design.tuned_settings import read_tuned
 from lpa.study.execution.job_runner import read_test
 from lpa.study.planning.recommendation import recommend_rank
 from lpa.study.results.study_results import find_studies

@@ -125,7 +125,9 @@ def main(argv: list[str]) -> None:
 
     from lpa.data.manifest import Manifest
     from lpa.study.bundled_data import prepare_bundled_for_scale
-    from lpa.study.design.grid import expand_grid, read_tuned, tuned_names
+    from lpa.study.design.grid import expand_grid
+    from lpa.study.design.grid_files import tuned_names
+    from lpa.study.design.tuned_settings import read_tuned
     from lpa.study.rates.rate_tuning import first_rates, tune_learning_rates
 
     names = tuned_names(arguments.name)

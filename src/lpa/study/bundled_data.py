@@ -6,7 +6,7 @@ from lpa.data.manifest import MANIFEST_FILE
 from lpa.data.preparation.prepare import prepare
 from lpa.data.sources.source import bundled_corpus
 from lpa.errors import UserError
-from lpa.study.design.grid import scale_vocab_size
+from lpa.study.design.grid_files import scale_vocab_size
 
 _SMALL_SCALES = ("tiny", "pico", "nano")
 

@@ -6,7 +6,9 @@ import pytest
 
 from lpa.cli.study import QUESTIONS
 from lpa.errors import UserError
-from lpa.study.design.grid import SCALES, STUDIES, expand_grid, read_claims, read_grid, run_id
+from lpa.study.design.grid import expand_grid
+from lpa.study.design.grid_files import SCALES, STUDIES, read_claims, read_grid
+from lpa.study.design.run_id import run_id
 
 
 @pytest.mark.parametrize("scale", SCALES)

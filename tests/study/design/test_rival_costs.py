@@ -4,7 +4,7 @@ import pytest
 
 from lpa.cli import main
 from lpa.errors import UserError
-from lpa.study.design.grid import read_grid
+from lpa.study.design.grid_files import read_grid
 from lpa.study.design.rival_costs import rival_costs
 
 

@@ -8,7 +8,8 @@ import torch
 from lpa.errors import UserError
 from lpa.model import LPAForCausalLM
 from lpa.model.plan import kv_cache_bytes
-from lpa.study.design.grid import SCALES, expand_grid, read_grid, scale_vocab_size
+from lpa.study.design.grid import expand_grid
+from lpa.study.design.grid_files import SCALES, read_grid, scale_vocab_size
 from lpa.train.optim.optimizers import optimizer_state_count
 
 _STATE_BYTES = 4  # optimizer states are float32

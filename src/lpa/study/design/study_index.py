@@ -7,7 +7,8 @@ from typing import Any
 
 from lpa.errors import UserError
 from lpa.storage.records import Count, read_json
-from lpa.study.design.grid import STUDIES, Study
+from lpa.study.design.grid import Study
+from lpa.study.design.grid_files import STUDIES
 
 _NAME = re.compile(rf"({'|'.join(STUDIES)})-\w+\.json")
 
@@ -31,7 +32,7 @@ class StudyIndex(Study):
 
     Attributes:
         split: of the data, on which runs are scored.
-        data_hashes: see `lpa.study.design.grid.data_hashes`.
+        data_hashes: see `lpa.study.design.run_id.data_hashes`.
     """
 
     seeds: Count

@@ -22,7 +22,8 @@ from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json
 from lpa.storage.run_directory import RESULT_FILE, TEST_FILE
-from lpa.study.design.grid import Study, data_hashes, run_id
+from lpa.study.design.grid import Study
+from lpa.study.design.run_id import data_hashes, run_id
 from lpa.study.design.study_index import IndexedRun, StudyIndex, index_path, read_index
 from lpa.train.config import RunConfig
 

@@ -9,7 +9,7 @@ from lpa.display.html import draw_png, draw_svg, is_html_page, render_page
 from lpa.display.units import format_bytes, format_count, format_flops, format_seconds
 from lpa.storage.files import write_files
 from lpa.storage.outputs import check_output_file
-from lpa.study.design.grid import STUDIES, read_claims
+from lpa.study.design.grid_files import STUDIES, read_claims
 from lpa.study.report.figures import SCALING_AXES, scaling_fits, study_figures
 from lpa.study.report.rivals_section import compare_rivals, draw_loss_against_flops
 from lpa.study.results.statistics import NOT_FINITE, ONE_SEED, Difference
