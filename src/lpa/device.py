@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lpa.errors import UserError
 
@@ -51,6 +52,35 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
+
+
+def send_to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies of a batch's tensors on a device.
+
+    To a GPU they go through pinned memory and on a stream of their own: the host waits for nothing, and the
+    GPU copies beside its other work.
+    """
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    copying, computing = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        copies = {
+            name: (tensor if tensor.is_pinned() else tensor.pin_memory()).to(
+                device, non_blocking=True
+            )
+            for name, tensor in tensors.items()
+        }
+    computing.wait_stream(copying)
+    for copy in copies.values():
+        copy.record_stream(
+            computing
+        )  # its memory is not given away before that stream is done with it
+    return copies
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def resolve_dtype(name: str, device_type: str) -> torch.dtype:

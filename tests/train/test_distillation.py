@@ -79,8 +79,10 @@ def test_loss_and_gradient_are_those_of_whole_logits(
         weight=0.3,
     )
     expected.backward()
-    assert loss == pytest.approx(expected.item(), rel=1e-5)  # float32 sums in another order
-    assert trainer.distiller.pop_divergence() == pytest.approx(9 * divergence.item(), rel=1e-4)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)  # float32 sums in another order
+    assert trainer.distiller.pop_divergence().item() == pytest.approx(
+        9 * divergence.item(), rel=1e-4
+    )
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
 

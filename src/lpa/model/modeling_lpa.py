@@ -35,7 +35,7 @@ from lpa.model.auto import LATENT, register_cache_implementation
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.decoder import LPAAttention, LPADecoderLayer, build_norm
 from lpa.model.layers.latent_cache import LatentCache
-from lpa.model.layers.loss import lm_head_loss
+from lpa.model.layers.loss import as_divisor, lm_head_loss
 
 
 class LPAPreTrainedModel(PreTrainedModel):
@@ -337,7 +337,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             logits = self.lm_head(hidden_states)
         total = F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
         total = total.to_local() if isinstance(total, DTensor) else total
-        return total / torch.as_tensor(num_items, device=total.device).clamp(min=1)
+        return total / as_divisor(num_items, total.device)
 
 
 class LPAForSequenceClassification(LPAPreTrainedModel):

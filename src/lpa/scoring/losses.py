@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpa.data.dataset import IGNORE_INDEX
+from lpa.device import send_to_device
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.scoring.windows import Window, collate_windows
 
@@ -38,11 +39,11 @@ def total_nll(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     should_stop: Callable[[], bool] = lambda: False,
-) -> float | None:
+) -> Tensor | None:
     """The negative log-likelihood in nats of all scored targets, added up in float64.
 
-    Logits of a whole batch are never held where the model is an `LPAForCausalLM`, and the device is read
-    once, at the end.
+    Logits of a whole batch are never held where the model is an `LPAForCausalLM`. The host does not wait for
+    the device: whoever reads the total does.
 
     Args:
         model: a causal language model of transformers.
@@ -51,7 +52,7 @@ def total_nll(
         should_stop: asked before each batch whether to give up.
 
     Returns:
-        The total, or None where `should_stop` said so.
+        The total, (), on the device; or None where `should_stop` said so.
     """
     was_training = model.training
     model.eval()
@@ -60,13 +61,13 @@ def total_nll(
         for batch in batches:
             if should_stop():
                 return None
-            tensors = {name: tensor.to(device) for name, tensor in batch.items()}
+            tensors = send_to_device(batch, device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 loss = _batch_nll(model, **tensors)
             total += loss.double()
     finally:
         model.train(was_training)
-    return total.item()
+    return total
 
 
 def _batch_nll(model: nn.Module, *, shift_labels: Tensor, **inputs: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """What each process reads for each step."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from lpa.data.dataloader import build_dataloader
 from lpa.data.dataset import IGNORE_INDEX, TokenDataset, TokenSplit, verify_shard
 from lpa.data.manifest import Manifest, Shard
 from lpa.data.verification import remember_verified, unverified_shards
+from lpa.device import send_to_device
 from lpa.display import console
 from lpa.train.config import DataConfig
 from lpa.train.distributed.process_group import World, all_gather_objects, run_on_all_ranks
@@ -124,6 +127,7 @@ class BatchReader:
         self._next = start + dp_rank
         self._stride = dp_size
         self._micro_batch_size = micro_batch_size
+        self._ahead: list[MicroBatch] = []
         self._per_step = batch_size // (micro_batch_size * dp_size)
         self._batches = build_dataloader(
             dataset,
@@ -136,6 +140,26 @@ class BatchReader:
         )
 
     def next_step(self) -> list[MicroBatch]:
+        """The micro-batches of the next step.
+
+        Raises:
+            StopIteration: after the last step.
+        """
+        batches = self._ahead or self._read_step()
+        self._ahead = []
+        return batches
+
+    def read_ahead(self) -> int:
+        """Read the next step's micro-batches and send them to the device, while it works on this step.
+
+        Returns:
+            Their tokens that count in the loss; 0 after the last step.
+        """
+        with suppress(StopIteration):
+            self._ahead = self._ahead or self._read_step()
+        return sum(batch.num_targets for batch in self._ahead)
+
+    def _read_step(self) -> list[MicroBatch]:
         return [self._next_batch() for _ in range(self._per_step)]
 
     def _next_batch(self) -> MicroBatch:
@@ -144,8 +168,5 @@ class BatchReader:
             self._next + offset * self._stride for offset in range(self._micro_batch_size)
         ]
         self._next = sample_indices[-1] + self._stride
-        num_targets = int((batch["shift_labels"] != IGNORE_INDEX).sum())
-        inputs = {
-            name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()
-        }
-        return MicroBatch(inputs, sample_indices, num_targets)
+        num_targets = int(np.count_nonzero(batch["shift_labels"].numpy() != IGNORE_INDEX))
+        return MicroBatch(send_to_device(batch, self._device), sample_indices, num_targets)

@@ -67,7 +67,7 @@ class Distiller:
                 "expected a teacher with the tokenizer of the data"
             )
         self._has_plain_head = self._check_plain_head(device)
-        self._divergence: Tensor | float = 0.0
+        self._divergence: Tensor | None = None
 
     @classmethod
     def from_run_config(
@@ -85,10 +85,14 @@ class Distiller:
             config.distill, config.data.path, manifest, layout=layout, device=device, dtype=dtype
         )
 
-    def pop_divergence(self) -> float:
-        """What the divergence, times T², has added to the loss since the last call, before its weight."""
-        divergence, self._divergence = self._divergence, 0.0
-        return float(divergence)
+    def pop_divergence(self) -> Tensor | None:
+        """What the divergence, times T², has added to the loss since the last call, before its weight.
+
+        Returns:
+            (), on the device; None where nothing was added.
+        """
+        divergence, self._divergence = self._divergence, None
+        return divergence
 
     def loss(self, student: nn.Module, inputs: dict[str, Tensor], num_items: int) -> Tensor:
         """The loss of a micro-batch, divided by the `num_items` tokens of its step, whose parts so add up."""
@@ -122,8 +126,8 @@ class Distiller:
         """hidden: (batch, sequence, width) of the student, targets: the same without width -> the loss."""
         hidden, targets = hidden.flatten(0, 1), targets.flatten()
         total = hidden.new_zeros((), dtype=torch.float32)
-        for part in torch.arange(len(targets), device=targets.device).split(_CHUNK):
-            rows = slice(int(part[0]), int(part[-1]) + 1)
+        for start in range(0, len(targets), _CHUNK):
+            rows = slice(start, start + _CHUNK)
             nll, divergence = checkpoint(
                 self._sums,
                 hidden[rows],
@@ -133,7 +137,8 @@ class Distiller:
                 use_reentrant=False,
             )
             total = total + (1 - self.weight) * nll + self.weight * divergence
-            self._divergence = self._divergence + divergence.detach() / num_items
+            added = divergence.detach() / num_items
+            self._divergence = added if self._divergence is None else self._divergence + added
         return total / num_items
 
     def _sums(

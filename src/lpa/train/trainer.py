@@ -1,13 +1,12 @@
 """The training loop: the same on one process and on many."""
 
 import time
-import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lpa.device import dtype_name, peak_flops, peak_memory_bytes, resolve_dtype
-from lpa.errors import LPAWarning, UserError
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.scoring.perplexity import Perplexity
 from lpa.storage.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
@@ -24,7 +23,6 @@ from lpa.train.distributed.parallelize import (
     set_gradient_sync,
 )
 from lpa.train.distributed.process_group import (
-    OtherRankFailedError,
     World,
     all_gather_objects,
     all_reduce_sum,
@@ -34,11 +32,11 @@ from lpa.train.distributed.stop_signals import StopRequests
 from lpa.train.init_weights import build_model, find_initial_weights, resolve_model_config
 from lpa.train.logging.loggers import check_loggers
 from lpa.train.logging.metrics import training_record
-from lpa.train.logging.nonfinite import describe_nonfinite_samples
+from lpa.train.logging.nonfinite import skip_or_refuse
 from lpa.train.logging.run_log import RunLog
 from lpa.train.logging.samples import sample_text
 from lpa.train.logging.timers import PhaseTimer
-from lpa.train.optim.grad_clip import clip_grad_norm, global_grad_norm
+from lpa.train.optim.grad_clip import clip_grad_norm, square_grad_norm
 from lpa.train.optim.lr_schedule import lr_at_step
 from lpa.train.optim.optimizers import build_optimizers
 from lpa.train.result import RunInterruptedError, RunResult, RunStopped
@@ -115,6 +113,7 @@ class Trainer:
         self._stop_requests = StopRequests(self.world, self._is_time_up)
         self._run_log = RunLog(config, out, is_main=self.world.is_main, show_bar=show_bar)
         self._reader: BatchReader | None = None  # from the first step on
+        self._next_targets: int | None = None  # likewise
         self._grad_norm = 0.0  # of the last step
         self._last_step_end = time.perf_counter()
         self._session_start = time.perf_counter()
@@ -155,7 +154,7 @@ class Trainer:
                 device=self.world.device,
                 layout=str(self.layout),
             )
-            self._reader = self._open_reader()
+            self._reader = None
             if self.state.evaluation_pending and self.state.step < settings.steps:
                 self.evaluate(settings.eval_tokens)
             self._last_step_end = time.perf_counter()
@@ -175,25 +174,28 @@ class Trainer:
         reason = "train.max_seconds" if self._stop_requests.should_stop else "train.stop_at"
         return RunStopped(self.state.step, reason)
 
-    def _open_reader(self) -> BatchReader:
+    @property
+    def _batches(self) -> BatchReader:
         """A reader that begins at the first sample of the next step."""
-        settings = self.config.train
-        return BatchReader(
-            self.data.dataset,
-            self.world.device,
-            start=self.state.samples,
-            steps=settings.steps - self.state.step,
-            batch_size=settings.batch_size,
-            micro_batch_size=self.micro_batch_size,
-            dp_rank=self.dp_rank,
-            dp_size=self.layout.data_parallel_size,
-            num_workers=self.config.data.num_workers,
-        )
+        if self._reader is None:
+            settings = self.config.train
+            self._next_targets = None
+            self._reader = BatchReader(
+                self.data.dataset,
+                self.world.device,
+                start=self.state.samples,
+                steps=settings.steps - self.state.step,
+                batch_size=settings.batch_size,
+                micro_batch_size=self.micro_batch_size,
+                dp_rank=self.dp_rank,
+                dp_size=self.layout.data_parallel_size,
+                num_workers=self.config.data.num_workers,
+            )
+        return self._reader
 
     def next_batches(self) -> list[MicroBatch]:
         """This process's micro-batches of the next step, in the order of the stream of samples."""
-        self._reader = self._reader or self._open_reader()
-        return self._reader.next_step()
+        return self._batches.next_step()
 
     def train_step(self) -> StepStats:
         """Do one optimizer step on the next samples; every process of the run calls it.
@@ -210,20 +212,21 @@ class Trainer:
         self.optimizers.set_lr(lr_at_step(self.config.optim, state.step + 1, settings.steps))
         with self.timer("data"):
             batches = self.next_batches()
-            local_tokens = sum(batch.num_targets for batch in batches) if self._is_counted else 0
-            tokens = int(all_reduce_sum([local_tokens])[0])
+            tokens = self._count_targets(batches)
         with self.timer("forward_backward"):
             losses = self.forward_backward(batches, tokens)
-            grad_norm = global_grad_norm(self.model.parameters())
-        outcome = sync_step(
-            sum(losses),
-            grad_norm,
-            distill_loss=self.distiller.pop_divergence() if self.distiller else 0.0,
-            world=self.world,
-            is_counted=self._is_counted,
-            checkpoint_failed=self.checkpointer.failed,
-            stop_requests=self._stop_requests,
-        )
+            with self.timer("data"):  # while a GPU works on what was asked of it
+                next_targets = self._batches.read_ahead()
+            outcome = sync_step(
+                losses.double().sum(),
+                square_grad_norm(self.model.parameters()),
+                distill_loss=self.distiller.pop_divergence() if self.distiller else None,
+                is_counted=self._is_counted,
+                checkpoint_failed=self.checkpointer.failed,
+                next_targets=next_targets,
+                stop_requests=self._stop_requests,
+            )
+        self._next_targets = outcome.next_targets
         if outcome.checkpoint_failed:
             self.checkpointer.wait()
         with self.timer("optimizer"):
@@ -243,11 +246,21 @@ class Trainer:
             state.pending_steps += 1
             self._grad_norm = outcome.grad_norm
         else:
-            self._handle_nonfinite(batches, losses)
+            skip_or_refuse(
+                self.config.train, self.config.optim, state, batches, losses.tolist(), self.world
+            )
+            self._run_log.write(state.step, skipped_steps=state.skipped)
         return outcome
 
-    def forward_backward(self, batches: list[MicroBatch], tokens: int) -> list[float]:
-        """Add up the gradients of a step; returns what each micro-batch adds to its loss.
+    def _count_targets(self, batches: list[MicroBatch]) -> int:
+        """Tokens that count in the loss of a step of all processes, mostly known since the step before."""
+        if self._next_targets is None:
+            counted = batches if self._is_counted else []
+            return int(all_reduce_sum([sum(batch.num_targets for batch in counted)])[0])
+        return self._next_targets
+
+    def forward_backward(self, batches: list[MicroBatch], tokens: int) -> Tensor:
+        """Add up the gradients of a step; returns what each micro-batch adds to its loss, on the device.
 
         Args:
             batches: of this process.
@@ -261,36 +274,12 @@ class Trainer:
                     loss = self._compute_loss(self.model, batch.inputs, max(tokens, 1))
                 loss.backward()
                 losses.append(loss.detach())
-        return torch.stack(losses).tolist()
+        return torch.stack(losses)
 
     def _autocast(self) -> torch.autocast:
         """Within it products are of `train.dtype`."""
         enabled = self.dtype != torch.float32
         return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=enabled)
-
-    def _handle_nonfinite(self, batches: list[MicroBatch], losses: list[float]) -> None:
-        """Report a step whose loss or gradient is not finite; its gradients are gone already.
-
-        Raises:
-            UserError: unless such steps are skipped.
-        """
-        step, first = self.state.step, self.state.samples - self.config.train.batch_size
-        where = describe_nonfinite_samples(
-            batches, losses, self.world, range(first, self.state.samples)
-        )
-        if self.config.train.on_nonfinite == "skip":
-            self.state.skipped += 1
-            if self.world.is_main:
-                warnings.warn(f"step {step} skipped: {where}", LPAWarning, stacklevel=2)
-            self._run_log.write(step, skipped_steps=self.state.skipped)
-            return
-        if not self.world.is_main:
-            raise OtherRankFailedError
-        raise UserError(
-            f"training: step {step}: {where}; the weights are as before this step, and earlier "
-            f"checkpoints are kept; lower optim.lr (now {self.config.optim.lr}), lengthen "
-            "optim.warmup_steps, or pass --train.on_nonfinite skip"
-        )
 
     # Between steps
 

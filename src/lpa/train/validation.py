@@ -12,7 +12,7 @@ from lpa.data.manifest import Split
 from lpa.scoring.losses import total_nll
 from lpa.scoring.perplexity import Perplexity
 from lpa.scoring.windows import batch_windows, collate_windows, sequence_windows
-from lpa.train.distributed.process_group import all_reduce_sum
+from lpa.train.distributed.process_group import all_reduce_tensor
 
 
 def validate(
@@ -56,7 +56,9 @@ def validate(
     )
     if local_total is None:
         return None
-    (total,) = all_reduce_sum([local_total if is_counted else 0.0])
+    if not is_counted:
+        local_total = torch.zeros_like(local_total)
+    total = all_reduce_tensor(local_total).item()  # what the host waits for, once
     is_whole_split = len(tokens) == split.tokens  # of a part the amount of text is not known
     return Perplexity.from_total_nll(
         total,

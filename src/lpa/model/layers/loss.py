@@ -37,7 +37,7 @@ def lm_head_loss(
     Raises:
         RuntimeError: a target is neither a token of the vocabulary nor -100; on a GPU with the next read.
     """
-    num_items = torch.as_tensor(num_items, device=targets.device).clamp(min=1)
+    num_items = as_divisor(num_items, targets.device)
     if is_transformed():
         logits = F.linear(hidden_states, weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -60,6 +60,16 @@ def lm_head_loss(
                 0
             ]
     return loss
+
+
+def as_divisor(num_items: Tensor | int, device: torch.device) -> Tensor:
+    """A number of items on a device, at least 1.
+
+    A host's number is written there by the device itself: a copy is something that the host would wait for.
+    """
+    if isinstance(num_items, Tensor):
+        return num_items.to(device).clamp(min=1)
+    return torch.full((), max(num_items, 1), device=device)
 
 
 def _chunks(tokens: int, weight: Tensor) -> Iterator[slice]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
 from lpa.device import resolve_device
@@ -81,12 +82,17 @@ def destroy_process_group() -> None:
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """Add up each number over all processes, in float64; all get the same bits."""
+    """Add up each number of a host over all processes, in float64; all get the same bits."""
     if not dist.is_initialized():
         return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
+    return all_reduce_tensor(torch.tensor(values, dtype=torch.float64)).tolist()
+
+
+def all_reduce_tensor(tensor: Tensor) -> Tensor:
+    """Add up a tensor over all processes, in place and on its device; all get the same bits."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def all_gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:

@@ -1,10 +1,52 @@
-"""Which samples made a loss that is no finite number."""
+"""What becomes of a step whose loss or gradient is no finite number, and which samples made it."""
 
 import math
+import warnings
 from collections.abc import Sequence
 
+from lpa.errors import LPAWarning, UserError
 from lpa.train.batches import MicroBatch
-from lpa.train.distributed.process_group import World, all_gather_objects
+from lpa.train.config import OptimConfig, TrainConfig
+from lpa.train.distributed.process_group import (
+    OtherRankFailedError,
+    World,
+    all_gather_objects,
+)
+from lpa.train.state import TrainState
+
+
+def skip_or_refuse(
+    config: TrainConfig,
+    optim: OptimConfig,
+    state: TrainState,
+    batches: Sequence[MicroBatch],
+    losses: Sequence[float],
+    world: World,
+) -> None:
+    """Count the step just done as skipped, if the run may skip steps; its gradients are gone already.
+
+    All processes do so together.
+
+    Args:
+        batches, losses: the micro-batches of this process and their losses.
+
+    Raises:
+        UserError: unless such steps are skipped.
+    """
+    step, end = state.step, state.samples
+    where = describe_nonfinite_samples(batches, losses, world, range(end - config.batch_size, end))
+    if config.on_nonfinite == "skip":
+        state.skipped += 1
+        if world.is_main:
+            warnings.warn(f"step {step} skipped: {where}", LPAWarning, stacklevel=2)
+        return
+    if not world.is_main:
+        raise OtherRankFailedError
+    raise UserError(
+        f"training: step {step}: {where}; the weights are as before this step, and earlier "
+        f"checkpoints are kept; lower optim.lr (now {optim.lr}), lengthen "
+        "optim.warmup_steps, or pass --train.on_nonfinite skip"
+    )
 
 
 def describe_nonfinite_samples(

@@ -106,7 +106,7 @@ class GaLore(_ProjectedAdamW):
         state = self.state[parameter]
         rows, columns = gradient.shape
         if not state:
-            state["step"] = torch.zeros((), device=gradient.device)
+            state["step"] = torch.zeros(())  # on the CPU, where it is read without a wait
             state["projection"] = gradient.new_zeros(min(rows, columns), self._rank(gradient))
         projection = state["projection"]
         if int(state["step"]) % UPDATE_PROJ_GAP == 0:
@@ -131,7 +131,7 @@ class APOLLO(_ProjectedAdamW):
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), device=gradient.device)
+            state["step"] = torch.zeros(())  # on the CPU, where it is read without a wait
             state["norm"] = torch.zeros((), device=gradient.device)
         projected = _project(gradient, self._projection(parameter, gradient, int(state["step"])))
         direction, correction = self._adam_direction(state, projected, group)
@@ -141,10 +141,10 @@ class APOLLO(_ProjectedAdamW):
         )
         update = gradient * scale
         norm = update.norm()
-        if state["norm"] > 0:
-            limited = torch.minimum(norm, _NORM_GROWTH * state["norm"])
-            update, norm = update * (limited / norm.clamp(min=1e-30)), limited
-        state["norm"].copy_(norm)
+        most = torch.where(state["norm"] > 0, _NORM_GROWTH * state["norm"], norm)
+        limited = torch.minimum(norm, most)
+        update = update * (limited / norm.clamp(min=1e-30))
+        state["norm"].copy_(limited)
         return _APOLLO_SCALE**0.5 * correction * update
 
     def _projection(self, parameter: Tensor, gradient: Tensor, step: int) -> Tensor:

@@ -90,7 +90,7 @@ class ReLoRA(torch.optim.Optimizer):
     def _init_state(self, state: dict[str, Tensor], weight: Tensor) -> None:
         rows, columns = weight.shape
         rank = _factor_rank(weight.shape, self.rank)
-        state["step"] = torch.zeros((), device=weight.device)
+        state["step"] = torch.zeros(())  # on the CPU, where it is read without a wait
         for name in self.droppable_states:
             state[name] = torch.zeros_like(weight)
         for name, shape in (("down", (rank, columns)), ("up", (rows, rank))):

@@ -20,7 +20,7 @@ from lpa.train.distributed.parallelize import (
     parallelize,
     set_gradient_sync,
 )
-from lpa.train.optim.grad_clip import clip_grad_norm, global_grad_norm
+from lpa.train.optim.grad_clip import clip_grad_norm, square_grad_norm
 from lpa.train.optim.muon import Muon
 from lpa.train.optim.optimizers import Optimizers, build_optimizers
 from lpa.train.simulation.collectives import Collective, CollectiveLog
@@ -128,7 +128,7 @@ class _Step:
                     loss = cross_entropy_loss(self._model, inputs, 1)
                 loss.backward()
         begin_optimizer()
-        norm = global_grad_norm(self._model.parameters())
-        clip_grad_norm(self._model.parameters(), norm, config.optim.max_grad_norm)
+        square = square_grad_norm(self._model.parameters()).item()
+        clip_grad_norm(self._model.parameters(), square**0.5, config.optim.max_grad_norm)
         self._optimizers.step()
         self._optimizers.zero_grad()

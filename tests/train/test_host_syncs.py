@@ -1,0 +1,96 @@
+"""How often a host waits for its device, and how often processes meet, in a step and in an evaluation."""
+
+import json
+
+import pytest
+import torch
+from device_traffic import DeviceTraffic
+from small_runs import small_trainer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+# One read, of what all must know, and the host's part of that, which is sent without a wait.
+STEP = {"tolist": 1, "tensor": 1}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, prepared, run):
+    """A dense model with the tokenizer of the data."""
+    path = tmp_path_factory.mktemp("teacher") / "dense"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, vocab_size=300)
+    LlamaForCausalLM(config).save_pretrained(path)
+    for file in (run / "final").glob("tokenizer*"):
+        (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"micro_batch_size": 1, "unequal": True},
+        {"optim": {"name": "muon"}, "dtype": "bfloat16"},
+        {"optim": {"low_rank_decay": "product"}, "activation_checkpointing": "latent"},
+    ],
+    ids=["adamw", "accumulated", "muon-bfloat16", "product-decay"],
+)
+def test_the_host_waits_for_the_device_once_a_step(prepared, fields):
+    trainer = small_trainer(prepared, **fields)
+    trainer.train_step()  # the first of a session also asks for its own number of tokens
+    with DeviceTraffic() as traffic:
+        for _ in range(3):
+            trainer.train_step()
+    assert traffic.reads == {kind: 3 * count for kind, count in STEP.items()}
+
+
+def test_a_teacher_is_read_only_by_transformers(prepared, teacher, monkeypatch):
+    """Once for each of its forward passes: whether position ids, which it makes, are of several texts."""
+    monkeypatch.setattr("lpa.train.distillation._CHUNK", 48)
+    trainer = small_trainer(prepared, distill={"teacher": teacher}, micro_batch_size=4)
+    trainer.train_step()
+    with DeviceTraffic() as traffic:
+        trainer.train_step()
+    assert traffic.reads == STEP | {"item": 2}
+
+
+def test_an_evaluation_is_read_once_at_its_end(prepared):
+    trainer = small_trainer(prepared, micro_batch_size=2)
+    with DeviceTraffic() as traffic:
+        trainer.evaluate(500)
+    assert traffic.reads == {"item": 1}
+
+
+def test_what_is_read_ahead_is_what_would_be_read_next(prepared):
+    trainer, other = (small_trainer(prepared, unequal=True, steps=2) for _ in range(2))
+    for last in (False, True):
+        batches = trainer.next_batches()
+        targets = trainer._reader.read_ahead()
+        assert targets == trainer._reader.read_ahead()
+        expected = other.next_batches()
+        assert [b.sample_indices for b in batches] == [b.sample_indices for b in expected]
+        assert (targets == 0) == last
+    with pytest.raises(StopIteration):
+        trainer.next_batches()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch_size", [4, 1])
+def test_processes_meet_once_a_step(run_ranks, prepared, tmp_path, micro_batch_size):
+    """Beside what FSDP does for weights and gradients: two layers, and what is outside of them."""
+    torch.set_num_threads(1)
+    fields = {"micro_batch_size": micro_batch_size, "unequal": True}
+    alone = small_trainer(prepared, **fields)
+    losses = [alone.train_step().loss for _ in range(2)]
+    out = tmp_path / "results.json"
+    layouts = {"shard": [1, 2, 1], "replicate": [2, 1, 1]}
+    results = run_ranks(
+        *(2, "host_syncs.py", prepared, json.dumps(list(layouts.values())), json.dumps(fields), out)
+    )
+    for name, result in zip(layouts, results, strict=True):
+        reads, collectives, _ = result["step"]
+        assert reads == STEP, name
+        # FSDP adds up replicas' gradients by one for each layer and one for the rest.
+        assert collectives["allreduce"] == 1 + 3 * (name == "replicate"), name
+        reads, _ = result["evaluation"]
+        assert reads.get("item") == 1, name
+        assert result["losses"] == pytest.approx(losses, rel=2e-4)
