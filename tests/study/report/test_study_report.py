@@ -1,14 +1,13 @@
 """The report in a real browser, and what it says in words."""
 
 import re
-import shutil
 import subprocess
 
 import pytest
+from browser import BROWSER, layout_of
 
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 # Sorts the first table by its second column, twice, and writes down what it saw.
 PROBE = """
@@ -66,6 +65,16 @@ def test_in_a_browser_figures_are_drawn_the_table_sorts_and_the_console_is_clean
     assert drawn == "7"
     assert wide == "false"  # a narrow window scrolls tables, not the page
     assert "CONSOLE" not in loaded.stderr
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 1200, 390])
+def test_nothing_runs_off_the_page(page, tmp_path, width):
+    seen = layout_of(page, width, tmp_path)
+    assert (seen["overflow"], seen["outside"]) == (0, [])
+    assert set(seen["figures"]) == {seen["body"]}
+    table, room = seen["tables"][0]
+    assert table <= room or width < 1000  # on a phone it scrolls alone
 
 
 def test_a_directory_without_a_study_is_named(lpa, tmp_path):

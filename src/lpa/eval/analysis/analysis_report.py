@@ -98,7 +98,8 @@ def _heads(figure: Any, heads: list[dict[str, Any]]) -> None:
         strict=True,
     ):
         grid = np.array([head[key] for head in heads]).reshape(layers, -1)
-        image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
+        # From the least to the most there is: heads of a model that has hardly trained differ by little.
+        image = axes.imshow(grid, aspect="auto", cmap="viridis")
         axes.set(xlabel="head", ylabel="layer", title=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.get_major_locator().set_params(integer=True)

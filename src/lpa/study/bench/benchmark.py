@@ -302,37 +302,41 @@ def _measured_break_even(config: LPAConfig, ratios: dict[int, float]) -> dict[st
 
 
 def write_figure(path: Path, result: BenchResult) -> None:
-    """An SVG: step times over the dense model's beside FLOPs, and one projection by rank."""
-    from lpa.display.html import COLORS, draw_svg
+    """Write `draw_bench` as an SVG."""
+    from lpa.display.html import draw_svg
 
-    def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2)
-        names = list(result.models)
-        places = range(len(names))
-        left.bar(
-            [p - 0.2 for p in places],
-            [result.models[n].step_ratio for n in names],
-            0.4,
-            label="step time",
-            color=COLORS[0],
-        )
-        left.bar(
-            [p + 0.2 for p in places],
-            [result.models[n].flops_ratio for n in names],
-            0.4,
-            label="FLOPs",
-            color=COLORS[1],
-        )
-        left.set_xticks(list(places), names)
-        left.set_ylabel("of the dense model's")
-        left.legend(loc="lower right")
-        ranks, ratios = list(result.projection_ratios), list(result.projection_ratios.values())
-        even = result.break_even_rank["flops"]
-        right.plot(ranks, ratios, marker="o", color=COLORS[0], label="time")
-        right.plot(ranks, [rank / even for rank in ranks], color=COLORS[1], label="FLOPs")
-        right.axhline(1, color="0.6", linewidth=0.8)
-        right.set_xlabel("rank of q_proj")
-        right.set_ylabel("of the dense projection's")
-        right.legend()
+    write_text_atomic(path, draw_svg(lambda figure: draw_bench(figure, result), size=(9, 3.8)))
 
-    write_text_atomic(path, draw_svg(draw, size=(9, 3.8)))
+
+def draw_bench(figure: Any, result: BenchResult) -> None:
+    """Step times over the dense model's beside FLOPs, and one projection by rank."""
+    from lpa.display.html import COLORS
+
+    left, right = figure.subplots(1, 2)
+    names = list(result.models)
+    places = range(len(names))
+    left.bar(
+        [p - 0.2 for p in places],
+        [result.models[n].step_ratio for n in names],
+        0.4,
+        label="step time",
+        color=COLORS[0],
+    )
+    left.bar(
+        [p + 0.2 for p in places],
+        [result.models[n].flops_ratio for n in names],
+        0.4,
+        label="FLOPs",
+        color=COLORS[1],
+    )
+    left.set_xticks(list(places), names)
+    left.set_ylabel("of the dense model's")
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # above the bars
+    ranks, ratios = list(result.projection_ratios), list(result.projection_ratios.values())
+    even = result.break_even_rank["flops"]
+    right.plot(ranks, ratios, marker="o", color=COLORS[0], label="time")
+    right.plot(ranks, [rank / even for rank in ranks], color=COLORS[1], label="FLOPs")
+    right.axhline(1, color="0.6", linewidth=0.8)
+    right.set_xlabel("rank of q_proj")
+    right.set_ylabel("of the dense projection's")
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
