@@ -39,6 +39,9 @@ _MOST_DEVIATION = 1e6
 LOW_RANK_METHODS = (None, "cola", "sltrain")
 _SPARSE_DENSITY = 0.03  # Han et al. 2024, section 5
 
+# What writes to the residual stream, and so gathers what tensor parallelism has split.
+RESIDUAL_PROJECTIONS = ("o_proj", "down_proj", "fc2")
+
 _DEFAULT_ACTIVATION = {"llama": "silu", "paper": "relu"}
 
 
@@ -74,6 +77,14 @@ class LPAConfig(PreTrainedConfig):
 
     model_type = "lpa"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012, the Trainer adds a list to it
+
+    # Read by transformers for `tp_plan="auto"` and pipeline parallelism; `__post_init__` makes the first.
+    base_model_tp_plan = None
+    base_model_pp_plan = {  # noqa: RUF012
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
 
     vocab_size: int = 32000
     hidden_size: int = 768
@@ -134,6 +145,7 @@ class LPAConfig(PreTrainedConfig):
         self._check_initialization()
         self._check_low_rank_method()
         self._check_ranks()
+        self.base_model_tp_plan = self._tensor_parallel_plan()
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -164,6 +176,27 @@ class LPAConfig(PreTrainedConfig):
         if layer_idx in (self.dense_layers or ()):
             return None
         return self._rank_and_field(projection, layer_idx)[0]
+
+    def _tensor_parallel_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the layers, in the words of transformers.
+
+        Of a pair, the factor at the wide side is split; the other, and with it the latent, is whole on every
+        process. So heads and hidden features are split exactly as between dense maps, and what is summed
+        over processes after o_proj or down_proj is the latent, `rank` wide.
+        """
+        if self.low_rank_method == "sltrain":  # forms whole matrices
+            return {}
+        plan = {}
+        for projection in self.projections:
+            block = "self_attn" if projection in ATTENTION_PROJECTIONS else "mlp"
+            name = f"layers.*.{block}.{projection}"
+            gathers = projection in RESIDUAL_PROJECTIONS
+            ranks = {self.projection_rank(projection, i) for i in range(self.num_hidden_layers)}
+            if None in ranks:
+                plan[name] = "rowwise" if gathers else "colwise"
+            if ranks - {None}:
+                plan[f"{name}.{'down' if gathers else 'up'}"] = "rowwise" if gathers else "colwise"
+        return plan
 
     def _rank_and_field(self, projection: str, layer_idx: int) -> tuple[int | None, str]:
         """The rank of a projection in a layer that is not kept dense, and what field says so."""

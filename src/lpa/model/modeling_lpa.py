@@ -30,6 +30,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear, SLTrainLinear, init_factors, is_plain_linear
 from lpa.model.auto import LATENT, register_cache_implementation
 from lpa.model.configuration_lpa import LPAConfig
@@ -71,6 +72,22 @@ class LPAPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    def _resolve_parallel_plans(self, distributed_config: Any) -> tuple[dict[str, str], ...]:
+        """As transformers', which goes by names in which layers are alike.
+
+        Raises:
+            UserError: the model cannot be split so.
+        """
+        if distributed_config.pp_size > 1 and self.config.decoder_type != "llama":
+            raise UserError(
+                f"pp_size: got {distributed_config.pp_size}; expected 1 with decoder_type "
+                f"{self.config.decoder_type}, every stage of which would add its positions anew"
+            )
+        tensor_plan, *others = super()._resolve_parallel_plans(distributed_config)
+        # A rule for the dense projections of some layers names the pairs of others too.
+        pairs = {n for n, module in self.named_modules() if isinstance(module, LowRankLinear)}
+        return {name: style for name, style in tensor_plan.items() if name not in pairs}, *others
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # The caution that transformers takes with code outside it passes over modules whose parameters
@@ -207,6 +224,8 @@ class LPAModel(LPAPreTrainedModel):
 class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
     """The decoder with its LM head: token ids in, next-token logits or loss out."""
 
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: LPAConfig) -> None:

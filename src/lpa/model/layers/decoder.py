@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from lpa.lowrank import CoLALinear, LowRankLinear, SLTrainLinear
-from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.configuration_lpa import RESIDUAL_PROJECTIONS, LPAConfig
 from lpa.model.layers.fused_projections import project_fused
 from lpa.model.layers.latent_cache import LatentCache, latent_attention
 from lpa.model.layers.ops import RMSNorm, apply_rotary, silu_mul
@@ -26,7 +26,7 @@ def build_projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
     has_bias = config.decoder_type == "paper"
     # What writes to the residual stream, twice in each layer, so that the stream's variance does not
     # grow with depth (Radford et al. 2019, section 2.3).
-    writes_to_residual = name in ("o_proj", "down_proj", "fc2")
+    writes_to_residual = name in RESIDUAL_PROJECTIONS
     scaled = config.residual_scaling and writes_to_residual
     scale = (2 * config.num_hidden_layers) ** -0.5 if scaled else 1.0
     if rank is None:

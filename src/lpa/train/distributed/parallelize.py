@@ -33,12 +33,9 @@ from torch.distributed.tensor.parallel import (
 
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
-from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.configuration_lpa import RESIDUAL_PROJECTIONS, LPAConfig
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.config import ParallelConfig
-
-# What begins a branch is split by its outputs, what ends it by its inputs.
-ROWWISE_PROJECTIONS = ("o_proj", "down_proj", "fc2")
 
 
 @dataclass(frozen=True)
@@ -142,12 +139,13 @@ def apply_tensor_parallel(model: LPAForCausalLM, mesh: DeviceMesh) -> None:
         plan: dict[str, ParallelStyle] = {}
         for name, module in layer.named_modules():
             if isinstance(module, LowRankLinear):
-                begins = not name.endswith(ROWWISE_PROJECTIONS)
+                # What begins a branch is split by its outputs, what ends it by its inputs.
+                begins = not name.endswith(RESIDUAL_PROJECTIONS)
                 plan[f"{name}.down"] = _Replicated() if begins else RowwiseParallel()
                 plan[f"{name}.up"] = ColwiseParallel() if begins else _Replicated()
             elif isinstance(module, nn.Linear) and not name.endswith((".down", ".up")):
                 plan[name] = (
-                    RowwiseParallel() if name.endswith(ROWWISE_PROJECTIONS) else ColwiseParallel()
+                    RowwiseParallel() if name.endswith(RESIDUAL_PROJECTIONS) else ColwiseParallel()
                 )
             elif name.endswith("layernorm"):
                 plan[name] = _Replicated()

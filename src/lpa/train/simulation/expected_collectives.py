@@ -6,9 +6,9 @@ from math import prod
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.configuration_lpa import RESIDUAL_PROJECTIONS, LPAConfig
 from lpa.model.modeling_lpa import LPAForCausalLM
-from lpa.train.distributed.parallelize import ROWWISE_PROJECTIONS, ParallelLayout
+from lpa.train.distributed.parallelize import ParallelLayout
 from lpa.train.optim.muon import stacks
 from lpa.train.simulation.collectives import Collective, merge_collectives
 from lpa.train.simulation.run_shape import RunShape
@@ -106,7 +106,7 @@ def _sent_bytes(config: LPAConfig, name: str, layer: int, itemsize: int) -> int:
     inputs, outputs = config.projection_shape(name)
     if rank is not None:
         return rank * itemsize
-    return outputs * itemsize if name in ROWWISE_PROJECTIONS else inputs * _FLOAT32
+    return outputs * itemsize if name in RESIDUAL_PROJECTIONS else inputs * _FLOAT32
 
 
 def _muon(muon_weights: list[Tensor], layout: ParallelLayout) -> Iterator[Collective]:
