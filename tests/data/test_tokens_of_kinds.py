@@ -96,19 +96,14 @@ def test_the_summary_says_how_often_text_spells_a_special_token(
     assert json.loads(capsys.readouterr().out)["parse_special_tokens"] is bool(options)
 
 
-def test_parsing_special_tokens_encodes_units_of_a_stopped_process_anew(
-    source, tmp_path, monkeypatch
-):
-    from lpa.data.preparation import prepare as preparation
-
-    def stop(*arguments, **options):
-        raise KeyboardInterrupt
+def test_parsing_special_tokens_encodes_units_of_a_stopped_process_anew(source, tmp_path):
+    def stop(what, done, total):
+        if what == "writing shards":
+            raise KeyboardInterrupt
 
     options = {"vocab_size": 300, "validation_fraction": 0.0}
-    monkeypatch.setattr(preparation, "_finalize", stop)
     with pytest.raises(KeyboardInterrupt):
-        prepare([source], tmp_path / "data", **options)
-    monkeypatch.undo()
+        prepare([source], tmp_path / "data", **options, on_progress=stop)
     assert list(tmp_path.glob(".data.partial*/jobs/*.npy"))
     prepare([source], tmp_path / "data", **options, parse_special_tokens=True)
     prepare([source], tmp_path / "new", **options, parse_special_tokens=True)

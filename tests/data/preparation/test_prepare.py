@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lpa.data import Manifest, load_split_tokens, load_tokenizer, prepare
-from lpa.data.preparation import prepare as preparation_module
+from lpa.data.preparation import encode_splits
 from lpa.data.preparation import shards as shards_module
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.locks import hold_directory
@@ -443,7 +443,7 @@ def test_a_bad_row_late_in_the_text_keeps_what_is_finished(
     from lpa.data.preparation import encode_jobs as units_module
 
     monkeypatch.setattr(units_module, "JOB_CHARACTERS", 2000)
-    monkeypatch.setattr(preparation_module, "_SINGLE_PROCESS_BYTES", 0)
+    monkeypatch.setattr(encode_splits, "SINGLE_PROCESS_BYTES", 0)
     row, message = BAD_ROWS[kind]
     rows = [json.dumps({"text": f"document {n} has number {n * n}"}) for n in range(500)]
     path = tmp_path / "a.jsonl"

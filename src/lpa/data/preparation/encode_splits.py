@@ -1,0 +1,116 @@
+"""All text of a preparation as encoded units, here or in processes."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from lpa.callbacks import ProgressCallback
+from lpa.data.manifest import SPLITS
+from lpa.data.preparation.chunking import Chunker
+from lpa.data.preparation.encode_jobs import (
+    Encoding,
+    JobEncoder,
+    encode_in_worker,
+    group_chunks,
+    init_worker,
+    load_job_stats,
+)
+from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig
+from lpa.data.preparation.splitting import SourceScan, SplitAssigner, SplitChunk
+
+SINGLE_PROCESS_BYTES = 2**22  # below this, starting processes takes longer than the work
+
+# Split -> the numbers of its units, in order.
+Finished = dict[str, list[int]]
+
+
+def _chunks(
+    config: PrepareConfig,
+    scan: SourceScan,
+    chunker: Chunker,
+    on_bytes: Callable[[int], None],
+    left_out: AllLeftOut,
+) -> Iterator[SplitChunk]:
+    """The text of all splits, in an order that is always the same."""
+    training = SplitAssigner(config.sources_by_split["train"], config.fractions, scan)
+    yield from training.chunks(chunker, on_bytes, left_out=left_out["train"])
+    for split in ("validation", "test"):
+        none = {"validation": 0.0, "test": 0.0}
+        held_out = SplitAssigner(config.sources_by_split[split], none, SourceScan())
+        for chunk in held_out.chunks(chunker, on_bytes, left_out=left_out[split]):
+            yield chunk._replace(split=split)
+
+
+def encode_all(
+    partial: Path,
+    config: PrepareConfig,
+    scan: SourceScan,
+    encoding: Encoding,
+    on_progress: ProgressCallback,
+) -> tuple[Finished, AllLeftOut]:
+    """Encode all units that are not finished; returns the numbers of all, and what is left out."""
+    total, done = config.size(), 0
+    repeated = any(listed.source.weight > 1 for listed in config.sources_by_split["train"])
+    left_out = config.left_out()
+
+    def on_bytes(size: int) -> None:
+        nonlocal done
+        done += size
+        on_progress("encoding", done, 0 if repeated else total)
+
+    folder = partial / "jobs"
+    chunks = _chunks(config, scan, Chunker(encoding.text_encoder()), on_bytes, left_out)
+    finished: Finished = {split: [] for split in SPLITS}
+
+    def unfinished_items() -> Iterator[EncodeItem]:
+        for number, chunk_group in enumerate(group_chunks(chunks)):
+            for split, split_chunks in _group_by_split(chunk_group):
+                finished[split].append(number)
+                job = load_job_stats(folder, split, number)
+                if job is None or job.digest != encoding.digest(split_chunks):
+                    yield number, split, split_chunks
+
+    arguments = (encoding, folder)
+    if total < SINGLE_PROCESS_BYTES or config.workers == 1:
+        encoder_here = JobEncoder(*arguments)
+        for item in unfinished_items():
+            encoder_here.encode(*item)
+    else:
+        _encode_in_processes(unfinished_items(), config.workers, arguments)
+    return finished, left_out
+
+
+# The number of a unit, one of its splits, and the pieces of that split.
+EncodeItem = tuple[int, str, list[SplitChunk]]
+
+
+def _encode_in_processes(
+    items: Iterator[EncodeItem], workers: int, arguments: tuple[Any, ...]
+) -> None:
+    """Encode units in processes, a few more at a time than there are, so that memory stays bounded."""
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=get_context("spawn"),  # threads of this process make forking unsafe
+        initializer=init_worker,
+        initargs=arguments,
+    ) as pool:
+        running: set[Future] = set()
+        try:
+            for item in items:
+                running.add(pool.submit(encode_in_worker, *item))
+                if len(running) >= workers + 2:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+            for future in running:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _group_by_split(chunk_group: list[SplitChunk]) -> list[tuple[str, list[SplitChunk]]]:
+    chunks = {split: [chunk for chunk in chunk_group if chunk.split == split] for split in SPLITS}
+    return [(split, split_chunks) for split, split_chunks in chunks.items() if split_chunks]
