@@ -74,12 +74,13 @@ def test_what_is_read_ahead_is_what_would_be_read_next(prepared):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("micro_batch_size", [4, 1])
-def test_processes_meet_once_a_step(run_ranks, prepared, tmp_path, micro_batch_size):
+@pytest.mark.parametrize(("passes", "sync_each_batch"), [(1, False), (4, False), (4, True)])
+def test_processes_meet_once_a_step(run_ranks, prepared, tmp_path, passes, sync_each_batch):
     """Beside what FSDP does for weights and gradients: two layers, and what is outside of them."""
     torch.set_num_threads(1)
-    fields = {"micro_batch_size": micro_batch_size, "unequal": True}
+    fields = {"micro_batch_size": 4 // passes, "unequal": True}
     alone = small_trainer(prepared, **fields)
+    fields["parallel"] = {"sync_each_batch": sync_each_batch}
     losses = [alone.train_step().loss for _ in range(2)]
     out = tmp_path / "results.json"
     layouts = {"shard": [1, 2, 1], "replicate": [2, 1, 1]}
@@ -89,8 +90,14 @@ def test_processes_meet_once_a_step(run_ranks, prepared, tmp_path, micro_batch_s
     for name, result in zip(layouts, results, strict=True):
         reads, collectives, _ = result["step"]
         assert reads == STEP, name
-        # FSDP adds up replicas' gradients by one for each layer and one for the rest.
-        assert collectives["allreduce"] == 1 + 3 * (name == "replicate"), name
+        syncs = passes if sync_each_batch else 1
+        if name == "replicate":
+            assert collectives["allreduce"] == 1 + 3 * syncs
+        else:
+            assert collectives["allreduce"] == 1
+            assert collectives["reduce_scatter_base"] == 3 * syncs
+            # A layer for each forward and each backward pass; embedding, last norm and head once.
+            assert collectives["allgather_base"] == passes * 2 * 2 + 1
         reads, _ = result["evaluation"]
         assert reads.get("item") == 1, name
         assert result["losses"] == pytest.approx(losses, rel=2e-4)

@@ -167,7 +167,9 @@ def _plan_step(
         "gradients": trainable_local * _MASTER_BYTES,
         "optimizer": states * _MASTER_BYTES,
         "gathered": is_fsdp * whole // layout.tensor,
-        "accumulated": (is_fsdp and shape.forward_passes > 1) * accumulated * _MASTER_BYTES,
+        "accumulated": (is_fsdp and shape.forward_passes > shape.gradient_syncs)
+        * accumulated
+        * _MASTER_BYTES,
         "activations": activation_bytes_at_peak(
             shape,
             activation_checkpointing=config.train.activation_checkpointing,

@@ -19,8 +19,8 @@ from lpa.train.distillation import Distiller, cross_entropy_loss
 from lpa.train.distributed.parallelize import (
     inference_context,
     loss_parallel_context,
+    prepare_pass,
     resolve_layout,
-    set_gradient_sync,
 )
 from lpa.train.distributed.process_group import (
     World,
@@ -269,7 +269,11 @@ class Trainer:
         losses = []
         with loss_parallel_context(self.layout):
             for number, batch in enumerate(batches, start=1):
-                set_gradient_sync(self.model, number == len(batches))
+                prepare_pass(
+                    self.model,
+                    is_last=number == len(batches),
+                    sync_each_batch=self.config.parallel.sync_each_batch,
+                )
                 with self._autocast():
                     loss = self._compute_loss(self.model, batch.inputs, max(tokens, 1))
                 loss.backward()

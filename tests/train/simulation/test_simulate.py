@@ -13,7 +13,9 @@ from lpa.train.simulation.simulate import simulate_step
 LAYERS = 2
 
 
-def config_of(layout=(1, 1, 1), *, passes=1, optim=None, train=None, **model) -> RunConfig:
+def config_of(
+    layout=(1, 1, 1), *, passes=1, optim=None, train=None, sync_each_batch=False, **model
+) -> RunConfig:
     replicate, shard, tensor = layout
     return RunConfig.from_dict(
         {
@@ -27,7 +29,12 @@ def config_of(layout=(1, 1, 1), *, passes=1, optim=None, train=None, **model) ->
                 "device": "cpu",
             }
             | (train or {}),
-            "parallel": {"replicate": replicate, "shard": shard, "tensor": tensor},
+            "parallel": {
+                "replicate": replicate,
+                "shard": shard,
+                "tensor": tensor,
+                "sync_each_batch": sync_each_batch,
+            },
         }
     )
 
@@ -39,6 +46,7 @@ CASES = {
     "sharded_64": config_of((1, 64, 1), passes=4),
     "dense_sharded": config_of((1, 8, 1), placement="none", optim={"name": "adamw"}),
     "replicated": config_of((4, 2, 1), passes=2),
+    "synced_each_pass": config_of((2, 4, 1), passes=4, sync_each_batch=True),
     "all_three": config_of((2, 4, 2), passes=5),
     "dense_tensor": config_of((1, 1, 4), placement="none"),
     "checkpointed": config_of((1, 4, 1), train={"activation_checkpointing": "full"}),
@@ -85,13 +93,25 @@ def test_fsdp_gathers_each_layer_twice_a_pass_and_reduces_once_a_step():
     passes = 5
     step = simulated("all_three")
     found = by_key(step.collectives)
-    assert found["forward_backward", "shard", "all_gather"].count == passes * (2 * LAYERS + 1)
+    assert found["forward_backward", "shard", "all_gather"].count == passes * 2 * LAYERS + 1
     assert found["forward_backward", "shard", "reduce_scatter"].count == LAYERS + 1
     assert found["forward_backward", "replicate", "all_reduce"].count == LAYERS + 1
     # Seven projections a layer, the embedding, the head, and three of the loss.
     assert found["forward_backward", "tensor", "all_reduce"].count == passes * (7 * LAYERS + 5)
     sizes = {"replicate": 2, "shard": 4, "tensor": 2}
     assert all(c.processes == sizes[c.dimension] for c in step.collectives)
+
+
+def test_gradients_synced_in_each_pass_stay_sharded():
+    held = {}
+    for sync_each_batch in (False, True):
+        config = config_of((1, 8, 1), passes=4, sync_each_batch=sync_each_batch)
+        held[sync_each_batch] = plan_run(config).memory_bytes_per_device
+    assert held[True]["accumulated"] == 0
+    assert held[False]["accumulated"] == 8 * held[False]["gradients"]
+    step = simulated("synced_each_pass").step_memory_bytes["forward_backward"]
+    # Sharded over four, by at most a row of a weight that does not divide.
+    assert step["gradients"] == pytest.approx(held[True]["gradients"] * 2, rel=0.02)
 
 
 def test_tensor_parallelism_sends_latents_where_a_dense_model_sends_the_stream():

@@ -40,12 +40,15 @@ class ParallelConfig:
         shard: processes over which weights, gradients and optimizer states are divided (FSDP2); null:
             those that are left.
         tensor: processes that divide each matrix product.
+        sync_each_batch: add gradients up over processes after each forward pass of a step, which keeps
+            them sharded, and not once after the last, which sends less.
         timeout: seconds that a process waits for another before it gives up.
     """
 
     replicate: int = 1
     shard: int | None = None
     tensor: int = 1
+    sync_each_batch: bool = False
     timeout: float = 600.0
 
     def __post_init__(self) -> None:

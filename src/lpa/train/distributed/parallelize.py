@@ -218,7 +218,13 @@ def inference_context(model: nn.Module, layout: ParallelLayout) -> Iterator[None
                 module.reshard()
 
 
-def set_gradient_sync(model: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass adds gradients up over processes or keeps them here for now."""
+def prepare_pass(model: nn.Module, *, is_last: bool, sync_each_batch: bool) -> None:
+    """Say what FSDP does after the next backward pass of a step.
+
+    Gradients are added up over processes after the last, or after each. Embedding and head are whole from the
+    beginning of a forward pass to the end of its backward pass; they stay so until the last, and are
+    gathered once a step.
+    """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(wanted)
+        model.set_requires_gradient_sync(is_last or sync_each_batch)
+        model.set_reshard_after_backward(is_last, recurse=False)

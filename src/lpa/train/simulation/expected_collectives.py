@@ -37,11 +37,11 @@ def expected_collectives(
 
 
 def _fsdp(model: LPAForCausalLM, shape: RunShape) -> Iterator[Collective]:
-    """Each layer is gathered for the forward pass and again for the backward pass, what is outside once.
+    """Each layer is gathered for each forward pass and again for the backward pass, what is outside once a step.
 
-    Gradients are reduced after the last forward pass, over the shards and then over the replicas.
+    Gradients are reduced after the last backward pass or after each, over the shards and then over the replicas.
     """
-    layout, passes = shape.layout, shape.forward_passes
+    layout, passes, syncs = shape.layout, shape.forward_passes, shape.gradient_syncs
     layers = [p for layer in model.model.layers for p in layer.parameters()]
     inside = sum(map(_local_numel, layers))
     parameters = list(model.parameters())
@@ -54,16 +54,16 @@ def _fsdp(model: LPAForCausalLM, shape: RunShape) -> Iterator[Collective]:
         "shard",
         "all_gather",
         layout.shard,
-        passes * (2 * len(model.model.layers) + 1),
-        passes * layout.shard * (2 * inside * shape.dtype.itemsize + outside * _FLOAT32),
+        passes * 2 * len(model.model.layers) + 1,
+        layout.shard * (passes * 2 * inside * shape.dtype.itemsize + outside * _FLOAT32),
     )
     yield Collective(
         *("forward_backward", "shard", "reduce_scatter", layout.shard),
-        *(reduced, layout.shard * trained * _FLOAT32),
+        *(syncs * reduced, syncs * layout.shard * trained * _FLOAT32),
     )
     yield Collective(
         *("forward_backward", "replicate", "all_reduce", layout.replicate),
-        *(reduced, trained * _FLOAT32),
+        *(syncs * reduced, syncs * trained * _FLOAT32),
     )
 
 

@@ -27,6 +27,7 @@ class RunShape:
         seq_len: tokens per sample.
         micro_batch_size: samples per forward pass of one process.
         forward_passes: per step and process.
+        gradient_syncs: how often per step gradients are added up over processes.
     """
 
     processes: int
@@ -36,6 +37,7 @@ class RunShape:
     seq_len: int
     micro_batch_size: int
     forward_passes: int
+    gradient_syncs: int
 
     @classmethod
     def of(cls, config: RunConfig, processes: int | None = None) -> "RunShape":
@@ -60,6 +62,7 @@ class RunShape:
         on_gpu = settings.device.startswith("cuda") or (
             settings.device == "auto" and torch.cuda.is_available()
         )
+        passes = settings.batch_size // (layout.data_parallel_size * micro_batch_size)
         return cls(
             processes=processes,
             layout=layout,
@@ -67,7 +70,8 @@ class RunShape:
             dtype=resolve_dtype(settings.dtype, "cuda" if on_gpu else "cpu"),
             seq_len=seq_len,
             micro_batch_size=micro_batch_size,
-            forward_passes=settings.batch_size // (layout.data_parallel_size * micro_batch_size),
+            forward_passes=passes,
+            gradient_syncs=passes if asked.sync_each_batch else 1,
         )
 
     def build_meta_model(self, config: RunConfig) -> LPAForCausalLM:

@@ -18,7 +18,7 @@ from lpa.train.distillation import cross_entropy_loss
 from lpa.train.distributed.parallelize import (
     loss_parallel_context,
     parallelize,
-    set_gradient_sync,
+    prepare_pass,
 )
 from lpa.train.optim.grad_clip import clip_grad_norm, square_grad_norm
 from lpa.train.optim.muon import Muon
@@ -122,7 +122,11 @@ class _Step:
         ]
         with loss_parallel_context(shape.layout):
             for number, inputs in enumerate(batches, start=1):
-                set_gradient_sync(self._model, number == passes)
+                prepare_pass(
+                    self._model,
+                    is_last=number == passes,
+                    sync_each_batch=config.parallel.sync_each_batch,
+                )
                 is_low = shape.dtype != torch.float32
                 with torch.autocast("cpu", dtype=shape.dtype, enabled=is_low):
                     loss = cross_entropy_loss(self._model, inputs, 1)
