@@ -37,9 +37,9 @@ def expected_collectives(
 
 
 def _fsdp(model: LPAForCausalLM, shape: RunShape) -> Iterator[Collective]:
-    """Each layer is gathered for each forward pass and again for the backward pass, what is outside once a step.
+    """Each layer is gathered for each forward and each backward pass, what is outside once a step.
 
-    Gradients are reduced after the last backward pass or after each, over the shards and then over the replicas.
+    Gradients are reduced after the last backward pass or after each, over the shards, then over the replicas.
     """
     layout, passes, syncs = shape.layout, shape.forward_passes, shape.gradient_syncs
     layers = [p for layer in model.model.layers for p in layer.parameters()]
