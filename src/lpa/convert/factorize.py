@@ -28,7 +28,8 @@ from lpa.convert.rank_budget import RankBudget, ranks_for_budget
 from lpa.errors import LPAWarning, UserError, expected_one_of
 from lpa.lowrank import refit_up, squared_error, svd_factors, whitened_factors
 from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS, LPAConfig
-from lpa.model.hub.remote_code import save_model
+from lpa.model.hub.model_card import CardContent, facts_of_card, short_name
+from lpa.model.hub.model_directory import save_model
 from lpa.model.loading import load_model, model_directory, open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.surgery.factorize import record_low_rank_modules
@@ -325,13 +326,37 @@ def factorize_directory(
     ranks = choose_ranks(model, found, config, windows, method, on_progress=on_progress)
     factorized_model, summary = factorize(model, ranks, method, windows, on_progress=on_progress)
     with atomic_directory(out, MODEL, overwrite=overwrite) as directory:
-        save_model(factorized_model, directory)
+        save_model(factorized_model, directory, _card(source, out, method, config, summary))
         tokenizer.save_pretrained(directory)
         if source.is_dir():
             for file in _COPIED_FILES:
                 if (source / file).is_file():
                     shutil.copy(source / file, directory)
     return summary
+
+
+def _card(
+    source: Path, out: Path, method: str, config: FactorizeConfig, summary: FactorizeResult
+) -> CardContent:
+    parent = short_name(source)
+    text = ""
+    if config.calibration_data is not None:
+        text = (
+            f", with {config.calibration_tokens:,} tokens of {Path(config.calibration_data).name}"
+        )
+    errors = ", ".join(f"{name} {error:.3f}" for name, error in summary.relative_error.items())
+    return CardContent(
+        title=out.resolve().name,
+        origin="`lpa convert factorize` made it of another model, of whose projections it keeps the parts "
+        "of low rank; train it further before use.",
+        facts={
+            "Method": method + text,
+            "Parameters before": f"{summary.parameters_dense:,}",
+            "Relative error": errors,
+            **{f"{name} ({parent})": value for name, value in facts_of_card(source).items()},
+        },
+        parents=[parent],
+    )
 
 
 # Kept as they are, rather than as a newer tokenizer class would write them.

@@ -13,6 +13,8 @@ from lpa.convert.llama_fields import llama_values
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
 from lpa.model.auto import LATENT
+from lpa.model.hub.model_card import CardContent, facts_of_card, short_name
+from lpa.model.hub.model_directory import save_model
 from lpa.model.loading import load_model, model_directory
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
@@ -106,6 +108,18 @@ def merge_model(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).dequantize()
 
 
+def _card(directory: Path, out: Path) -> CardContent:
+    parent = short_name(directory)
+    facts = {f"{name} ({parent})": value for name, value in facts_of_card(directory).items()}
+    return CardContent(
+        title=out.resolve().name,
+        origin="`lpa convert merge` multiplied each low-rank pair of another model into one dense matrix; "
+        "both compute the same, to rounding.",
+        facts=facts,
+        parents=[parent],
+    )
+
+
 def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> MergeResult:
     """Merge a low-rank model into a new directory, with its tokenizer.
 
@@ -122,7 +136,7 @@ def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> M
     model = load_model(directory)
     merged = merge_model(model)
     with atomic_directory(out, MODEL, overwrite=overwrite) as temporary:
-        merged.save_pretrained(temporary)
+        save_model(merged, temporary, _card(directory, out))
         for name in TOKENIZER_FILES:
             if (directory / name).is_file():
                 shutil.copy(directory / name, temporary)

@@ -14,6 +14,7 @@ from lpa.train.batches import BatchReader, MicroBatch, TrainingData
 from lpa.train.checkpoint import store
 from lpa.train.checkpoint.checkpointer import Checkpointer
 from lpa.train.checkpoint.export import export_model
+from lpa.train.checkpoint.run_card import run_card
 from lpa.train.config import RunConfig
 from lpa.train.distillation import Distiller, cross_entropy_loss
 from lpa.train.distributed.parallelize import (
@@ -380,7 +381,7 @@ class Trainer:
         if state.best_loss is None or result.loss < state.best_loss:
             state.best_loss, state.best_step = result.loss, state.step
             if self.config.checkpoint.keep_best:
-                self.export(BEST_DIRECTORY, required=False)
+                self.export(BEST_DIRECTORY, result, required=False)
         return result
 
     def _sample(self) -> None:
@@ -413,7 +414,7 @@ class Trainer:
             validation=validation,
         )
         with self._run_log.phase("saving the model"):
-            self.export(FINAL_DIRECTORY)
+            self.export(FINAL_DIRECTORY, validation)
         if self.world.is_main:
             result.save(self.out)
             if not self.config.checkpoint.every:
@@ -421,16 +422,11 @@ class Trainer:
         self._run_log.info(f"finished: the model is in {self.out / FINAL_DIRECTORY}")
         return result
 
-    def export(self, name: str, *, required: bool = True) -> None:
-        """Write the model as it is now to a Hugging Face directory of that name in the run's."""
-        export_model(
-            self.model,
-            self.model_config,
-            self.config.data.path,
-            self.out / name,
-            self.world,
-            required=required,
-        )
+    def export(self, name: str, validation: Perplexity | None, required: bool = True) -> None:
+        """Write the model as it is now, with what it scored, to a Hugging Face directory in the run's."""
+        card = run_card(self.config, self.model_config, self.data.manifest, self.state, validation)
+        data, out = self.config.data.path, self.out / name
+        export_model(self.model, self.model_config, data, out, self.world, card, required=required)
 
     def _update_totals(self) -> None:
         """Bring the clock and the memory mark of the run up to date."""

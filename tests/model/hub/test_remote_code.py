@@ -15,7 +15,9 @@ from small_models import small_model
 
 import lpa
 from lpa.model import LPAForSequenceClassification
-from lpa.model.hub.remote_code import low_rank_code, lpa_code, save_model
+from lpa.model.hub.model_card import CardContent
+from lpa.model.hub.model_directory import save_model
+from lpa.model.hub.remote_code import low_rank_code, lpa_code
 
 pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")
 
@@ -115,7 +117,7 @@ def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     for name, make in MODELS.items():
         model = make()
-        save_model(model, root / name)
+        save_model(model, root / name, CardContent(name, "It was made for a test."))
         auto = "SequenceClassification" if name == "classifier" else "CausalLM"
         (root / name / "auto_class").write_text(f"AutoModelFor{auto}")
     return root

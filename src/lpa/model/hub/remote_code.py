@@ -39,16 +39,6 @@ if int(transformers.__version__.partition(".")[0]) < 5:
 '''
 
 
-def save_model(model: "PreTrainedModel", directory: str | Path) -> None:
-    """Write a model with the code that opens it without this package; a stock model needs none.
-
-    An `LPAForCausalLM` writes that code in `save_pretrained` too. A class of transformers with low-rank
-    pairs inside does not.
-    """
-    with with_remote_code(model, directory):
-        model.save_pretrained(directory)
-
-
 @contextmanager
 def with_remote_code(model: "PreTrainedModel", directory: str | Path) -> Iterator[None]:
     """Write the code that a model needs into a directory, and let its config.json name it.
@@ -71,6 +61,11 @@ def with_remote_code(model: "PreTrainedModel", directory: str | Path) -> Iterato
             del model.config.auto_map
         else:
             model.config.auto_map = before
+
+
+def needs_remote_code(model: "PreTrainedModel") -> bool:
+    """Whether transformers alone cannot open the model once it is saved."""
+    return bool(_remote_code(model)[1])
 
 
 def _remote_code(model: "PreTrainedModel") -> tuple[dict[str, str], dict[str, str]]:

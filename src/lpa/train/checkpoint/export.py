@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -10,6 +11,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from lpa.data.manifest import TOKENIZER_DIRECTORY
 from lpa.errors import LPAWarning, UserError
 from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.hub.model_card import CardContent
+from lpa.model.hub.model_directory import save_model
 from lpa.storage.outputs import MODEL, atomic_directory
 from lpa.train.checkpoint import store
 from lpa.train.distributed.meta_init import build_meta_model
@@ -22,6 +25,7 @@ def export_model(
     data: Path,
     out: Path,
     world: World,
+    card: CardContent,
     *,
     required: bool = True,
 ) -> None:
@@ -30,6 +34,7 @@ def export_model(
     The shards are put together in the memory of the main process.
 
     Args:
+        card: what the model's card says, but for its title, the name of the run.
         required: whether it is an error if they cannot be written, rather than a warning.
 
     Raises:
@@ -58,7 +63,7 @@ def export_model(
         plain.generation_config.eos_token_id = config.eos_token_id
         plain.generation_config.pad_token_id = config.eos_token_id
         with atomic_directory(out, MODEL, overwrite=True) as directory:
-            plain.save_pretrained(directory)
+            save_model(plain, directory, replace(card, title=out.resolve().parent.name))
             shutil.copytree(data / TOKENIZER_DIRECTORY, directory, dirs_exist_ok=True)
 
     run_on_all_ranks(lambda: try_to_write() if world.is_main else None)
