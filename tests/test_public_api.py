@@ -18,7 +18,7 @@ from lpa.train.config import RunConfig
 NAMES = [
     *("LPAConfig", "LPAForCausalLM", "LPAForSequenceClassification", "LowRankLinear"),
     *("LatentCache", "RunConfig", "prepare", "train", "evaluate_perplexity", "compare"),
-    *("factorize", "load", "merge", "plan"),
+    *("factorize", "load", "merge", "plan", "push"),
 ]
 
 # Command -> the function that it is a shell over.
@@ -30,6 +30,7 @@ FUNCTIONS = {
     "convert factorize": "factorize",
     "convert merge": "merge",
     "plan": "plan",
+    "push": "push",
 }
 
 # Options that say how a command speaks; a recipe; and those that do something else in its place: a plan of

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lowrank": ["LowRankLinear", "break_even_rank"],
         "model": ["LPAConfig", "LPAForCausalLM", "LPAForSequenceClassification", "LPAModel"],
         "model.layers.latent_cache": ["LatentCache"],
+        "model.hub.push": ["push"],
         "model.loading": ["load"],
         "study.planning.plan": ["plan"],
         "train.config": ["RunConfig"],
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from lpa.eval.perplexity import evaluate_perplexity
     from lpa.lowrank import LowRankLinear, break_even_rank
     from lpa.model import LPAConfig, LPAForCausalLM, LPAForSequenceClassification, LPAModel
+    from lpa.model.hub.push import push
     from lpa.model.layers.latent_cache import LatentCache
     from lpa.model.loading import load
     from lpa.study.planning.plan import plan

@@ -53,6 +53,7 @@ LINES = {
     "convert gguf": "convert gguf merged --out out.gguf",
     "convert import-published": "convert import-published published.safetensors --setting 2 "
     "--num-attention-heads 4 --seq-len 16 --out out",
+    "push": "push run owner/name --dry-run",
     "plan": "plan run",
     "bench": "bench nano --seq-len 8 --batch-size 1 --rounds 1 --device cpu --figure out.svg",
     "presets": "presets --placement attention",

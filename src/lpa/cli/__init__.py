@@ -32,6 +32,7 @@ COMMANDS = {
         "lpa.cli.convert.import_published",
         "read a checkpoint of the published LPA code",
     ),
+    "push": ("lpa.cli.hub.push", "send a model to the Hugging Face hub"),
     "plan": ("lpa.cli.plan", "compute what a model costs before it exists"),
     "bench": ("lpa.cli.bench", "measure what low rank saves on this machine"),
     "presets": ("lpa.cli.presets", "list the named architectures"),
