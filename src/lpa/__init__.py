@@ -59,6 +59,16 @@ def _register_models(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_models()
 
 
+@wrapt.when_imported("peft.utils.constants")
+def _register_default_targets(_: Any) -> None:
+    importlib.import_module("lpa.model.adapters").register_default_targets()
+
+
+@wrapt.when_imported("peft.tuners.lora.config")
+def _register_pairs(_: Any) -> None:
+    importlib.import_module("lpa.model.adapters").register_pairs()
+
+
 @wrapt.when_imported("transformers.configuration_utils")
 def _explain_run_directories(_: Any) -> None:
     importlib.import_module("lpa.model.auto").explain_run_directories()
