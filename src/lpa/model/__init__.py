@@ -13,7 +13,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "configuration_lpa": ["LPAConfig"],
         "cost": ["parameter_count", "training_flops_per_token"],
         "layers.latent_cache": ["LatentCache"],
-        "modeling_lpa": ["LPAForCausalLM", "LPAForSequenceClassification", "LPAModel"],
+        "modeling_lpa": [
+            "LPAForCausalLM",
+            "LPAForQuestionAnswering",
+            "LPAForSequenceClassification",
+            "LPAForTokenClassification",
+            "LPAModel",
+        ],
         "presets": ["PRESETS", "preset_config"],
     },
 )
@@ -22,5 +28,11 @@ if TYPE_CHECKING:
     from lpa.model.configuration_lpa import LPAConfig
     from lpa.model.cost import parameter_count, training_flops_per_token
     from lpa.model.layers.latent_cache import LatentCache
-    from lpa.model.modeling_lpa import LPAForCausalLM, LPAForSequenceClassification, LPAModel
+    from lpa.model.modeling_lpa import (
+        LPAForCausalLM,
+        LPAForQuestionAnswering,
+        LPAForSequenceClassification,
+        LPAForTokenClassification,
+        LPAModel,
+    )
     from lpa.model.presets import PRESETS, preset_config

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GenericForQuestionAnswering, GenericForTokenClassification
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -430,3 +431,11 @@ class LPAForSequenceClassification(LPAPreTrainedModel):
                 return positions[-1].expand(batch)
             mask = input_ids != self.config.pad_token_id
         return (positions * mask.to(positions)).argmax(-1)
+
+
+class LPAForTokenClassification(GenericForTokenClassification, LPAPreTrainedModel):
+    """The decoder with a linear head on every token: logits (batch, sequence, labels)."""
+
+
+class LPAForQuestionAnswering(GenericForQuestionAnswering, LPAPreTrainedModel):
+    """The decoder with a linear head for the first and the last token of an answer."""
