@@ -21,7 +21,8 @@ import torch
 
 import lpa
 from lpa.convert.calibration import calibration_windows
-from lpa.convert.factorize import METHODS, factorize, load_dense
+from lpa.convert.factorize import factorize, load_dense
+from lpa.convert.factorize_layers import METHODS
 from lpa.eval.text_scores import score
 from lpa.eval.tokenized_text import TokenizedText, load_text
 from lpa.model.plan import kv_cache_bytes

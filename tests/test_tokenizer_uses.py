@@ -54,7 +54,7 @@ def test_documents_are_encoded_in_one_place():
     encode = ("backend.encode()", "backend_tokenizer.encode()", "tokenizer.encode()")
     batch = ("backend.encode_batch()", "tokenizer.encode_batch()", "encode_batch_fast()")
     # Two find out what a tokenizer puts around a text.
-    assert files_that_use(*encode, *batch) == ENCODES | {"convert/gguf_tokenizer.py"}
+    assert files_that_use(*encode, *batch) == ENCODES | {"convert/gguf/gguf_tokenizer.py"}
     called = {file for file, name in uses() if name in ("tokenizer()", "self._tokenizer()")}
     # The place that opens tokenizers tries one before anyone else has it.
     assert called == {"eval/tokenized_text.py", "data/tokenizer.py"}

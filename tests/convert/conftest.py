@@ -18,7 +18,7 @@ def merged(run, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(merged, tmp_path_factory) -> Path:
     """It as a GGUF file of float32."""
-    from lpa.convert.gguf_export import export_gguf
+    from lpa.convert.gguf.gguf_export import export_gguf
 
     out = tmp_path_factory.mktemp("gguf") / "model.gguf"
     export_gguf(merged, out, dtype="float32")

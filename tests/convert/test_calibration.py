@@ -7,7 +7,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from lpa.convert.calibration import capture_layer_inputs, find_decoder_layers, input_moments
-from lpa.convert.factorize import factorize_layers
+from lpa.convert.factorize_layers import factorize_layers
 from lpa.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 import lpa
 from lpa import load
-from lpa.convert.factorize import factorize, factorize_layers
+from lpa.convert.factorize import factorize
+from lpa.convert.factorize_layers import factorize_layers
 from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear

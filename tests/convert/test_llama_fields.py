@@ -7,9 +7,10 @@ import torch
 from small_models import small_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
-from lpa.convert.factorize import factorize, to_lpa_config
+from lpa.convert.factorize import factorize
 from lpa.convert.llama_fields import LLAMA_FIELDS
 from lpa.convert.merge import merge_to_llama
+from lpa.convert.to_lpa import to_lpa_config
 from lpa.model.configuration_lpa import LPAConfig
 
 # A value of each that is not the default of either configuration.

@@ -29,8 +29,8 @@ MEMORY = 6 * 2**30
 PRELOAD = [
     *(module for module, _ in COMMANDS.values()),
     "lpa.convert.factorize",
-    "lpa.convert.gguf_export",
-    "lpa.convert.gguf_import",
+    "lpa.convert.gguf.gguf_export",
+    "lpa.convert.gguf.gguf_import",
     "lpa.convert.import_published",
     "lpa.eval.analysis.analyze",
     "lpa.eval.compare",

@@ -64,7 +64,7 @@ INDEX.variants.append(Variant("dense", "dense", {"model.placement": "none"}, Non
 
 
 def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
-    return {"sha256": store._digest(content), "content": content}
+    return {"sha256": store.content_digest(content), "content": content}
 
 
 NOTHING = hashlib.sha256().hexdigest()

@@ -7,16 +7,15 @@ from typing import Any, overload
 from torch import nn
 from transformers import PreTrainedModel
 
+from lpa.callbacks import ProgressCallback
 from lpa.convert.factorize import (
     FactorizeConfig,
-    ProgressCallback,
-    check_method,
     check_ranks_given,
     choose_ranks,
     factorize_directory,
-    factorize_layers,
     windows_for,
 )
+from lpa.convert.factorize_layers import check_method, factorize_layers
 from lpa.convert.merge import MergeResult, merge_directory, merge_model
 from lpa.convert.rank_budget import RankBudget
 from lpa.device import resolve_device

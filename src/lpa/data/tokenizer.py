@@ -71,7 +71,7 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
     )
     # A separate object: while it trains, the tokenizer is locked.
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    texts = (part for text in documents for part in _without_long_words(text, words))
+    texts = (part for text in documents for part in without_long_words(text, words))
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -81,7 +81,7 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
     )
 
 
-def _without_long_words(text: str, words: Any) -> Iterator[str]:
+def without_long_words(text: str, words: Any) -> Iterator[str]:
     """A text in parts, which differ in nothing for training but that long words are cut.
 
     Args:

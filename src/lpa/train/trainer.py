@@ -303,7 +303,7 @@ class Trainer:
             else:
                 self.evaluate(settings.eval_tokens)
         if self._is_due(settings.sample_every) and not self._stop_requests.signal:
-            self._sample()
+            self.sample()
         # At the end too, whatever `checkpoint.every` says: what comes after it may fail.
         state.evaluation_pending |= is_done
         if (
@@ -384,7 +384,8 @@ class Trainer:
                 self.export(BEST_DIRECTORY, result, required=False)
         return result
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
+        """Continue the prompt and keep the text, on all processes together."""
         with (
             self.timer("sampling"),
             inference_context(self.model, self.layout),

@@ -31,7 +31,7 @@ def main() -> None:
         losses = [trainer.train_step().loss for _ in range(int(steps))]
         if trainer.config.train.sample_every:
             trainer.out = Path(out).parent
-            trainer._sample()
+            trainer.sample()
         weights = {
             name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().double()
             for name, p in trainer.model.named_parameters()

@@ -30,7 +30,7 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa.convert.gguf_export import export_gguf
+    from lpa.convert.gguf.gguf_export import export_gguf
     from lpa.display import console
 
     console.silence_transformers()

@@ -176,7 +176,7 @@ def write_manifest(
     manifest = {"format": _FORMAT, **content, "files": expected_file}
     write_text_atomic(
         partial / CHECKPOINT_MANIFEST_FILE,
-        json.dumps({"sha256": _digest(manifest), "content": manifest}, indent=1) + "\n",
+        json.dumps({"sha256": content_digest(manifest), "content": manifest}, indent=1) + "\n",
     )
     sync(partial)
     path = _final_path(partial)
@@ -237,7 +237,7 @@ def read_manifest(path: Path) -> CheckpointManifest:
         )
     try:
         document = read_json(file, _ManifestFile)
-        if document.sha256 != _digest(document.content):
+        if document.sha256 != content_digest(document.content):
             raise UserError("its checksum is not its own")
         found = document.content.get("format")
         if found != _FORMAT:
@@ -297,5 +297,5 @@ def check_files(path: Path, expected: Mapping[str, StoredFile]) -> None:
         check_file(path / name, expected_file)
 
 
-def _digest(content: dict[str, Any]) -> str:
+def content_digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -8,8 +8,8 @@ import torch
 from damaged_models import MARK, foreign_code
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from lpa.convert.gguf_export import export_gguf
-from lpa.convert.gguf_import import load_gguf
+from lpa.convert.gguf.gguf_export import export_gguf
+from lpa.convert.gguf.gguf_import import load_gguf
 from lpa.errors import UserError
 
 TEXT = "My fellow Americans: it's 1998,   and 12 of us  \n\n are strong!"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from lpa.convert.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
+from lpa.convert.gguf.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lpa.errors import UserError
 from lpa.model.loading import config_fields, load_model, model_directory
 from lpa.storage.files import created_directories, sync

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lpa.convert.gguf_export import export_gguf
+from lpa.convert.gguf.gguf_export import export_gguf
 from lpa.data import bundled_corpus
 from lpa.data.sources.documents import read_documents
 from lpa.data.tokenizer import train_tokenizer

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from lpa.convert.gguf_export import export_gguf
+from lpa.convert.gguf.gguf_export import export_gguf
 from lpa.errors import UserError
 
 PROMPTS = ["My fellow Americans,", "The state of our union is", "1998:  we're strong!\n\nThank"]
