@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
+from lpa.model.cost import parameter_count
+from lpa.model.presets import preset_config
+from lpa.train.distributed.meta_init import build_meta_model
+from lpa.train.distributed.parallelize import ParallelLayout, parallelize
 from lpa.train.optim.grad_clip import clip_grad_norm, square_grad_norm
+from lpa.train.simulation.fake_world import fake_process_group
 
 
 def parameters(*gradients) -> list[torch.nn.Parameter]:
@@ -31,3 +36,20 @@ def test_clipping_is_that_of_torch(largest):
     torch.nn.utils.clip_grad_norm_(theirs, largest)
     for a, b in zip(ours[:-1], theirs[:-1], strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize(
+    "layout", [(1, 8, 1), (8, 1, 1), (1, 1, 8), (1, 4, 2), (4, 1, 2), (2, 2, 2)]
+)
+def test_the_parts_of_all_processes_add_up_in_every_layout(layout):
+    """Of gradients of ones, each process of an even layout has the same part of the number of weights."""
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 8, "vocab_size": 512}
+    config = preset_config("nano", intermediate_size=512, **sizes)
+    with fake_process_group(8):
+        model = build_meta_model(config)
+        parallelize(model, ParallelLayout(*layout), "cpu", torch.float32)
+        model.to_empty(device="cpu")
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        part = square_grad_norm(model.parameters()).item()
+    assert 8 * part == pytest.approx(parameter_count(config))

@@ -36,7 +36,8 @@ def square_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def _holders(tensor: DTensor) -> int:
     """How many processes of the run hold the same part of a sharded tensor."""
     sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    shards = math.prod(size for size, placement in sizes if placement.is_shard())
+    # Where FSDP and tensor parallelism split the same dimension torch's placement is of another class.
+    shards = math.prod(size for size, placement in sizes if not placement.is_replicate())
     return dist.get_world_size() // shards
 
 
