@@ -37,12 +37,12 @@ def alone(data, steps, **fields) -> dict:
     }
 
 
-def in_layouts(run_ranks, processes, data, sharded_models, steps, tmp_path, **fields) -> list[dict]:
+def in_layouts(run_ranks, processes, data, layouts, steps, tmp_path, **fields) -> list[dict]:
     return run_ranks(
         processes,
         "layouts.py",
         data,
-        json.dumps(sharded_models),
+        json.dumps(layouts),
         steps,
         json.dumps(fields),
         tmp_path / "results.json",
@@ -58,19 +58,24 @@ def assert_same_training(result: dict, expected: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "layouts"),
     [
-        {"unequal": True},
-        {"model": {"preset": "130m-s1", "resid_pdrop": 0.0, "vocab_size": 304}},
-        {"model": {"placement": "none", "tie_word_embeddings": True, "num_key_value_heads": 2}},
+        ({"unequal": True}, [[4, 1, 1], [1, 4, 1], [2, 2, 1], [1, 2, 2], [2, 1, 2]]),
+        (
+            {"model": {"preset": "130m-s1", "resid_pdrop": 0.0, "vocab_size": 304}},
+            [[2, 2, 1], [1, 2, 2]],
+        ),
+        (
+            {"model": {"placement": "none", "tie_word_embeddings": True, "num_key_value_heads": 2}},
+            [[1, 4, 1], [2, 1, 2]],
+        ),
     ],
-    ids=["pairs", "paper-decoder", "dense-tied-grouped"],
+    ids=["low-rank", "paper-decoder", "dense-tied-grouped"],
 )
-def test_every_layout_trains_as_one_process_does(run_ranks, prepared, tmp_path, fields):
-    sharded_models = [[4, 1, 1], [1, 4, 1], [2, 2, 1], [1, 2, 2], [2, 1, 2]]
-    expected = alone(prepared, 20, **fields)
-    results = in_layouts(run_ranks, 4, prepared, sharded_models, 20, tmp_path, **fields)
-    for layout, result in zip(sharded_models, results, strict=True):
+def test_every_layout_trains_as_one_process_does(run_ranks, prepared, tmp_path, fields, layouts):
+    expected = alone(prepared, 8, **fields)
+    results = in_layouts(run_ranks, 4, prepared, layouts, 8, tmp_path, **fields)
+    for layout, result in zip(layouts, results, strict=True):
         assert_same_training(result, expected)
         # No process holds more than its share, up to rows that do not divide and what tensors keep whole.
         if layout[1] == 4:
@@ -80,22 +85,22 @@ def test_every_layout_trains_as_one_process_does(run_ranks, prepared, tmp_path, 
 @pytest.mark.slow
 def test_the_batch_may_be_divided_in_any_way(run_ranks, prepared, tmp_path):
     """1 × 8, 2 × 4 and 8 × 1 samples, of which unequal parts count: the loss is of tokens."""
-    expected = alone(prepared, 50, unequal=True)
-    accumulated = alone(prepared, 50, unequal=True, micro_batch_size=1)
+    expected = alone(prepared, 12, unequal=True)
+    accumulated = alone(prepared, 12, unequal=True, micro_batch_size=1)
     assert_same_training(accumulated, expected)
-    (halves,) = in_layouts(run_ranks, 2, prepared, [[1, 2, 1]], 50, tmp_path, unequal=True)
+    (halves,) = in_layouts(run_ranks, 2, prepared, [[1, 2, 1]], 12, tmp_path, unequal=True)
     assert_same_training(halves, expected)
     (quarters,) = in_layouts(
-        run_ranks, 2, prepared, [[2, 1, 1]], 50, tmp_path, unequal=True, micro_batch_size=2
+        run_ranks, 2, prepared, [[2, 1, 1]], 12, tmp_path, unequal=True, micro_batch_size=2
     )
     assert_same_training(quarters, expected)
 
 
 @pytest.mark.slow
 def test_bfloat16_shards_train_about_as_one_process_does(run_ranks, prepared, tmp_path):
-    expected = alone(prepared, 20, dtype="bfloat16")
+    expected = alone(prepared, 8, dtype="bfloat16")
     (result,) = in_layouts(
-        run_ranks, 2, prepared, [[1, 2, 1]], 20, tmp_path, dtype="bfloat16", sample_every=20
+        run_ranks, 2, prepared, [[1, 2, 1]], 8, tmp_path, dtype="bfloat16", sample_every=8
     )
     assert (tmp_path / "samples.jsonl").read_text().count("\n") == 1
     # Shards also keep the stream between layers in bfloat16, which has 8 bits.

@@ -90,7 +90,7 @@ def test_shards_train_to_the_weights_of_one_process(ran, layout, name):
     ours = load_file(ran(layout) / f"trained-{name}.safetensors")
     assert ours.keys() == alone.keys()
     for key in alone:
-        # Gradients are summed in another order: float32's rounding, 1e-7 of what is summed. Ten steps move
+        # Gradients are summed in another order: float32's rounding, 1e-7 of what is summed. Six steps move
         # every weight by hundreds of times the tolerance.
         torch.testing.assert_close(ours[key], alone[key], rtol=0, atol=1e-5, msg=key)
         if not key.endswith("inv_freq"):

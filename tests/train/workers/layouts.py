@@ -16,11 +16,11 @@ from lpa.train.distributed.process_group import destroy_process_group, init_proc
 
 
 def main() -> None:
-    data, sharded_models, steps, fields, out = sys.argv[1:]
+    data, layouts, steps, fields, out = sys.argv[1:]
     torch.set_num_threads(1)
     world = init_process_group("cpu", timeout=60)
     results = []
-    for replicate, shard, tensor in json.loads(sharded_models):
+    for replicate, shard, tensor in json.loads(layouts):
         trainer = small_trainer(
             Path(data),
             world,
