@@ -2,7 +2,7 @@
 
 Started once for each test process. It imports what commands import, and for every line of JSON on its
 standard input it forks: the child is the command, with standard streams, environment and working folder
-as the line says. It computes nothing itself, so that a child starts as a fresh interpreter would, only
+as the line says. It computes no tensor itself, so that a child starts as a fresh interpreter would, only
 seconds sooner. The interpreters that a child starts are forks of the child in the same way: see
 `forking_popen.py`.
 
@@ -13,6 +13,7 @@ with the process id at once, and writes the exit code to a file when the process
 
 import gc
 import importlib
+import inspect
 import json
 import os
 import resource
@@ -30,23 +31,36 @@ from forking_popen import ForkingPopen, run_and_exit
 subprocess.Popen = ForkingPopen
 
 PRELOADED = [
+    "attrs",
     "docstring_parser",
+    "encodings.utf_8_sig",
     "fsspec",
     "lpa.cli.train",
+    "lpa.convert.factorize",
     "lpa.convert.merge",
     "lpa.data.preparation.prepare",
+    "lpa.eval.analysis.analyze",
+    "lpa.eval.compare",
     "lpa.eval.generate",
     "lpa.eval.perplexity",
     "lpa.study.bench.benchmark",
     "lpa.study.execution.run_worker",
+    "lpa.study.report.study_report",
     "lpa.train.run",
     "lpa.train.config.recipe",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "mpl_toolkits.mplot3d",
+    "pydantic.dataclasses",
+    "pydantic.type_adapter",
     "rich._emoji_codes",
+    "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
     "torch.distributed.run",
     "torch.utils.tensorboard",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
+    "zoneinfo",
 ]
 
 # The processes that nobody waits for, and where to write their exit codes.
@@ -56,6 +70,8 @@ _detached: dict[int, Path] = {}
 def main() -> None:
     for name in [*PRELOADED, *sys.argv[1:]]:
         importlib.import_module(name)
+    _build_schemas()
+    inspect.stack = _stack_without_sources
     # Or each child's first collection would copy all of memory.
     gc.collect()
     gc.freeze()
@@ -78,6 +94,30 @@ def main() -> None:
             print(_wait(children, deadline), flush=True)
         finally:
             _kill(children)
+
+
+def _build_schemas() -> None:
+    """Those of the files that most commands read, which are kept once they are built."""
+    from lpa.data.manifest import Manifest
+    from lpa.errors import UserError
+    from lpa.storage.outputs import Marker
+    from lpa.storage.records import typed
+    from lpa.train.result import RunResult
+
+    for kind in (dict[str, Any], dict[str, dict[str, Any]], Manifest, Marker, RunResult):
+        with suppress(UserError):
+            typed(None, kind)
+
+
+def _stack_without_sources(context: int = 1) -> list[inspect.FrameInfo]:
+    """`inspect.stack`, which torchrun calls with each event and which searches all modules every time."""
+    frames, frame = [], sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        where = (code.co_filename, frame.f_lineno, code.co_name)
+        frames.append(inspect.FrameInfo(frame, *where, None, None))
+        frame = frame.f_back
+    return frames
 
 
 def _start(exit_file: str, **request: Any) -> int:

@@ -12,8 +12,7 @@ from lpa.cli import COMMANDS
 
 pytestmark = pytest.mark.xdist_group("fuzz")
 
-# The line of the material is refused, as this takes long.
-DEMO = "demo --steps 1 --out out"
+# The line of `demo` is refused, as it takes long; tests/study/demo has it on a narrow terminal.
 QUICK = {command: LINES[command] for command in COMMANDS if command != "demo"}
 STOPPED = [
     "train recipe.yaml --data.path data --out out --train.stop_at 1",
@@ -45,9 +44,7 @@ def test_json_is_one_object(run, line):
     assert finished.stdout.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "line", [*QUICK.values(), *STOPPED, pytest.param(DEMO, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("line", [*QUICK.values(), *STOPPED])
 def test_a_narrow_terminal_that_knows_ascii_alone(run, line):
     finished = run(line, environment={"COLUMNS": "40", "PYTHONIOENCODING": "ascii"})
     assert finished.code == 0, finished.stderr

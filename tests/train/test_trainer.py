@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -119,16 +117,17 @@ def test_a_run_directory_holds_what_the_contract_says(straight):
     assert [r["step"] for r in read_metrics(straight) if "validation_loss" in r] == [25, 50, 60]
 
 
-def test_final_loads_with_the_auto_classes(straight):
-    script = f"""
+def test_final_loads_with_the_auto_classes(straight, lpa, tmp_path):
+    script = tmp_path / "load.py"
+    script.write_text(f"""
 import lpa
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({str(straight / "final")!r})
 tokenizer = AutoTokenizer.from_pretrained({str(straight / "final")!r})
 output = model.generate(**tokenizer("My fellow", return_tensors="pt"), max_new_tokens=4, do_sample=False)
 print(type(model).__name__, tokenizer.decode(output[0]).startswith("My fellow"), len(output[0]))
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+""")
+    result = lpa(script=script)
     assert result.stdout.split()[:2] == ["LPAForCausalLM", "True"], result.stderr
 
 

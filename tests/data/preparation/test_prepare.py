@@ -4,18 +4,15 @@ import json
 import os
 import random
 import resource
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runs import wait_until
 
 from lpa.data import Manifest, load_split_tokens, load_tokenizer, prepare
-from lpa.data.preparation import encode_splits
+from lpa.data.preparation import encode_jobs, encode_splits
 from lpa.data.preparation import shards as shards_module
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.locks import hold_directory
@@ -227,53 +224,76 @@ def digests(directory):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Enough text for several units and processes."""
+    """Enough text for some fifteen units of `small_jobs`."""
     path = tmp_path_factory.mktemp("large") / "large.txt"
     chance = random.Random(0)
     words = [f"word{n}" for n in range(3000)]
     with open(path, "w") as file:
-        for _ in range(60_000):
+        for _ in range(12_000):
             file.write(" ".join(chance.choices(words, k=20)) + "\n")
     return path
 
 
+# As `lpa`, with units so small that a text of two megabytes makes many, and processes that share them.
+SMALL_JOBS = """
+import sys
+from lpa.cli import main
+from lpa.data.preparation import encode_jobs, encode_splits
+if __name__ == "__main__":
+    encode_jobs.JOB_CHARACTERS = 2**17
+    encode_splits.SINGLE_PROCESS_BYTES = 2**17
+    main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def small_jobs(monkeypatch):
+    """Likewise, for preparations by this process."""
+    monkeypatch.setattr(encode_jobs, "JOB_CHARACTERS", 2**17)
+    monkeypatch.setattr(encode_splits, "SINGLE_PROCESS_BYTES", 2**17)
+
+
+@pytest.mark.usefixtures("small_jobs")
 def test_the_number_of_processes_changes_no_byte(tmp_path, large):
     for workers in (1, 3):
         prepare([large], tmp_path / str(workers), vocab_size=500, boundary="line", workers=workers)
     assert digests(tmp_path / "1") == digests(tmp_path / "3")
 
 
-@pytest.mark.slow
 def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, large, lpa):
-    command = ["prepare", large, "--vocab-size", 500, "--boundary", "line", "--out"]
-    start = time.monotonic()
-    # Imports and all, as the ones that are killed.
-    whole_command = [sys.executable, "-m", "lpa", *map(str, command), str(tmp_path / "whole")]
-    subprocess.run(whole_command, stdout=subprocess.DEVNULL, check=True)
-    whole = time.monotonic() - start
-    out, kept = tmp_path / "out", 0
-    chance = random.Random(1)
-    for _ in range(5):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lpa", *map(str, command), str(out)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(chance.uniform(0.3, 0.9) * whole)
-        process.send_signal(signal.SIGKILL)
+    script = tmp_path / "small_jobs.py"
+    script.write_text(SMALL_JOBS)
+    command = ("prepare", large, "--vocab-size", 500, "--boundary", "line", "--out")
+    finished = lpa(*command, tmp_path / "whole", script=script)
+    assert finished.code == 0, finished.stderr
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+
+    def units() -> int:
+        return len(list(partial.glob("jobs/*.json")))
+
+    before = 0
+    moments = (
+        lambda: (partial / "plan.json").exists(),
+        lambda: (partial / "tokenizer").exists(),
+        lambda: units() > 0,
+        lambda: units() > before,
+        lambda: units() > before,
+    )
+    for moment in moments:
+        before = units()
+        process = lpa.start(script, *command, out)
+        wait_until(moment, process)
+        process.kill()
         process.wait()
-        if out.exists():
-            break
-        units = tmp_path / ".out.partial" / "jobs"
-        kept = max(kept, len(list(units.glob("*.json"))) if units.exists() else 0)
-    if not out.exists():
-        assert kept, "no unit was finished before a kill"
-        finished = lpa(*command, out)
-        assert finished.code == 0, finished.stderr
+        assert not out.exists()
+    assert units() >= 3
+    finished = lpa(*command, out, script=script)
+    assert finished.code == 0, finished.stderr
     assert digests(out) == digests(tmp_path / "whole")
-    assert not (tmp_path / ".out.partial").exists()
+    assert not partial.exists()
 
 
+@pytest.mark.usefixtures("small_jobs")
 def test_finished_units_are_not_encoded_again(tmp_path, large, monkeypatch):
     from lpa.data.preparation.encode_jobs import JobEncoder
 

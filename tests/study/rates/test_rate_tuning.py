@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -123,12 +121,7 @@ def test_a_study_that_was_killed_gives_the_same_table(lpa, prepared, tmp_path):
     study = (*study, "--data", str(prepared), "--out")
     whole = lpa(*study, tmp_path / "whole")
     assert whole.code == 0, whole.stderr
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lpa", *study, str(tmp_path / "killed")],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = lpa.start("-m", "lpa", *study, tmp_path / "killed")
     try:
         wait_until(lambda: list(tmp_path.glob("killed/runs/*/checkpoints/step-*")), process)
     finally:

@@ -13,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lpa.errors import UserError
+from lpa.train.logging import loggers
 from lpa.train.logging.loggers import LOGGERS, check_loggers
 from lpa.train.logging.metrics import MetricsLog
 from lpa.train.logging.metrics_file import read_metrics
@@ -94,17 +95,12 @@ def test_a_logger_that_is_not_installed_is_named_with_its_extra(monkeypatch, nam
         check_loggers([name])
 
 
-def test_a_folder_of_that_name_is_not_an_installation(tmp_path):
-    code = (
-        "from lpa.train.logging import loggers\n"
-        "loggers.LOGGERS = ('left_behind',)\n"
-        "loggers.check_loggers(['left_behind'])"
-    )
+def test_a_folder_of_that_name_is_not_an_installation(tmp_path, monkeypatch):
     (tmp_path / "left_behind").mkdir()
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert "left_behind is not installed" in result.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(loggers, "LOGGERS", ("left_behind",))
+    with pytest.raises(UserError, match="left_behind is not installed"):
+        loggers.check_loggers(["left_behind"])
 
 
 @needs("wandb")

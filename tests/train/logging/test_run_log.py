@@ -94,17 +94,21 @@ def test_a_terminal_shows_a_bar_with_the_names_of_phases_and_no_log(options, tmp
     assert all(len(line) <= 80 for part in text.split("\n") for line in part.split("\r"))
 
 
-def test_the_library_alone_writes_nothing(prepared, tmp_path):
-    script = f"""
-from pathlib import Path
+LIBRARY = """
 import sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
 from small_runs import small_config
 from lpa.train.run import train
-train(small_config(Path({str(prepared)!r}), steps=2, log_every=1), Path({str(tmp_path / "run")!r}))
+train(small_config(Path(sys.argv[2]), steps=2, log_every=1), Path("run"))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+
+def test_the_library_alone_writes_nothing(lpa, prepared, tmp_path):
+    script = tmp_path / "library.py"
+    script.write_text(LIBRARY)
+    done = lpa(Path(__file__).parents[2], prepared, script=script, cwd=tmp_path)
+    assert done.code == 0, done.stderr
     assert done.stdout == ""
     # Torch and transformers speak there of the files that they write.
     assert not re.search(r"step|loss|training|tokens/s", done.stderr)
