@@ -84,6 +84,18 @@ def test_shards_are_verified_once_and_again_when_they_change(prepared, tmp_path,
         verified()
 
 
+def test_each_shard_is_verified_by_one_process(run_ranks, prepared, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(prepared, data, ignore=shutil.ignore_patterns(VERIFIED_FILE))
+    manifest = TrainingData(DataConfig(data, seq_len=32), 0, World.single_process("cpu")).manifest
+    (data / VERIFIED_FILE).unlink(missing_ok=True)
+    first, again = run_ranks(2, "verification.py", data, tmp_path / "names.json")
+    shards = [s.name for split in ("train", "validation") for s in manifest.split(split).shards]
+    assert first == [shards[0::2], shards[1::2]]
+    assert all(first), "each process has a share"
+    assert again == [[], []], "remembered for all"
+
+
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
 def test_workers_read_the_same_samples_however_they_start(prepared, start_method):
     dataset = TokenDataset(prepared, "train", seq_len=32, seed=0)

@@ -17,6 +17,14 @@ from lpa.train.distributed.launch import agree_on_generation, end_with_agent
 
 T = TypeVar("T")
 
+# What NCCL's watchdog does unless the environment says otherwise: it ends a process when an exchange fails
+# or takes too long, as torchrun asks too, and is itself watched. Where the main thread waits in the driver
+# nothing else could.
+NCCL_ENVIRONMENT = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "480",
+}
+
 # How long the others are given to say that they are alive, after a collective has failed.
 ALIVE_TIMEOUT_SECONDS = 3.0
 
@@ -65,6 +73,7 @@ def init_process_group(device: str, *, timeout: float) -> World:
     local_device = resolve_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if local_device.type == "cuda" else "gloo"
     if not dist.is_initialized():
+        _set_nccl_environment()
         wait_time = timedelta(seconds=timeout)
         store, rank, size = next(dist.rendezvous("env://", timeout=wait_time))
         generation = agree_on_generation(store, rank, size, timeout=timeout)
@@ -73,6 +82,11 @@ def init_process_group(device: str, *, timeout: float) -> World:
             backend, store=own_store, rank=rank, world_size=size, timeout=wait_time
         )
     return World(dist.get_rank(), size, local_device)
+
+
+def _set_nccl_environment() -> None:
+    for name, value in NCCL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def destroy_process_group() -> None:
