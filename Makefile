@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DOCS_READY := .venv/.docs-ready
 
-.PHONY: setup demo test check format docs
+.PHONY: setup demo test check format docs dist
 
 demo: $(READY)
 	$(BIN)/lpa demo $(ARGS)
@@ -28,12 +28,16 @@ format: $(READY)
 docs: $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
 
+# Wheel and source archive, in dist/, tried in an empty environment.
+dist:
+	PYTHON=$(PYTHON) scripts/dist $(ARGS)
+
 setup: $(READY)
 
 $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
-$(READY): pyproject.toml constraints.txt scripts/setup
+$(READY): pyproject.toml constraints.txt scripts/setup scripts/install_torch
 	PYTHON=$(PYTHON) scripts/setup
 	touch $@
