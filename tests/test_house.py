@@ -1,0 +1,32 @@
+"""The house: files of one idea, folders that one looks over at a glance, tests that all run together."""
+
+from collections import Counter
+from pathlib import Path
+
+import lpa
+
+SOURCE = Path(lpa.__file__).parent
+TESTS = Path(__file__).parent
+MOST_LINES = 450
+MOST_MODULES = 12
+
+
+def test_no_file_is_too_long():
+    lengths = {
+        str(path.relative_to(SOURCE)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in SOURCE.rglob("*.py")
+    }
+    assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_no_folder_has_too_many_modules():
+    modules = [path for path in SOURCE.rglob("*.py") if not path.name.startswith("__")]
+    counts = Counter(str(path.parent.relative_to(SOURCE)) for path in modules)
+    assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
+
+
+def test_no_two_modules_of_tests_have_one_name():
+    """pytest imports each by its name alone, so that two of one name stop the whole suite."""
+    names = Counter(path.name for path in TESTS.rglob("*.py") if "__" not in path.name)
+    del names["conftest.py"]  # which pytest tells apart
+    assert [name for name, count in names.items() if count > 1] == []
