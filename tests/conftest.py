@@ -12,6 +12,18 @@ from commands import TINY, CommandServer
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, saying so."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; see scripts/gpu_check"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and golden vectors beside the checkout."""
