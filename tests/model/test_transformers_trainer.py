@@ -100,8 +100,7 @@ def trainer_of(head, folder, *, stop_at=None, **options):
     )
 
 
-@pytest.mark.parametrize("loss_only", [False, True])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("accumulation", "loss_only"), [(1, False), (2, True)])
 @pytest.mark.parametrize("head", HEADS)
 def test_it_trains_and_evaluates_and_keeps_the_best(head, accumulation, loss_only, tmp_path):
     trainer = trainer_of(

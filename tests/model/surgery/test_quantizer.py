@@ -1,6 +1,7 @@
 """Models of other classes with low-rank pairs: saved, refused without this package, cast, made dense."""
 
 import copy
+import json
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,16 @@ def test_with_this_package_it_comes_back_whole_in_silence(directories, name, rec
         directories / name, output_loading_info=True
     )
     assert not any(found.values())
+
+
+def test_a_request_in_the_words_of_another_release_is_met(directories, tmp_path):
+    directory = tmp_path / "gpt2"
+    shutil.copytree(directories / "gpt2", directory)
+    config = json.loads((directory / "config.json").read_text())
+    config["fusion_config"] = {"low-rank pairs, as never said": True}
+    (directory / "config.json").write_text(json.dumps(config))
+    model = lpa.load(directory)
+    assert torch.equal(model(tokens()).logits, factorized("gpt2")(tokens()).logits)
 
 
 def test_saved_again_it_is_refused_as_before(directories, tmp_path):

@@ -23,9 +23,10 @@ from lpa.model.surgery.low_rank_modules import insert_dense_modules, insert_low_
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_FUSION = "low-rank pairs"
 _REQUEST = (
-    "low-rank pairs, which need `pip install lpa` and `import lpa`, or a dense copy of the model: "
-    "`lpa convert merge MODEL --out DENSE`"
+    f"{_FUSION}, which need `pip install lpa` and `import lpa`; or trust_remote_code=True, where the "
+    "directory holds modeling_low_rank.py; or a dense copy of the model: `lpa convert merge MODEL --out DENSE`"
 )
 
 
@@ -103,8 +104,9 @@ def _add_request(config: "PreTrainedConfig") -> None:
 
 
 def _remove_request(config: "PreTrainedConfig") -> None:
-    fusions = dict(getattr(config, "fusion_config", None) or {})
-    fusions.pop(_REQUEST, None)
+    fusions = getattr(config, "fusion_config", None) or {}
+    # Whatever a release adds to the name.
+    fusions = {name: of for name, of in fusions.items() if not name.startswith(_FUSION)}
     if fusions:
         config.fusion_config = fusions
     elif hasattr(config, "fusion_config"):
