@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _FUSION = "low-rank pairs"
 _REQUEST = (
     f"{_FUSION}, which need `pip install lpa` and `import lpa`; or trust_remote_code=True, where the "
-    "directory holds modeling_low_rank.py; or a dense copy of the model: `lpa convert merge MODEL --out DENSE`"
+    "directory holds modeling_low_rank.py; or a dense copy of the model: "
+    "`lpa convert merge MODEL --out DENSE`"
 )
 
 
