@@ -1,10 +1,12 @@
 """GaLore and APOLLO: AdamW whose states are those of a gradient projected to a low rank."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lpa.train.optim.matrix_optimizer import MatrixOptimizer, rank_of
 
 UPDATE_PROJ_GAP = 200  # steps that a projection lasts, in both papers
 _GALORE_SCALE = 0.25
@@ -14,56 +16,20 @@ _NORM_GROWTH = (
 )
 
 
-class _ProjectedAdamW(torch.optim.Optimizer):
+class _ProjectedAdamW(MatrixOptimizer):
     """What GaLore and APOLLO share: AdamW's moments of the projected gradient.
 
     The shorter side of a matrix is projected: of a gradient G (rows, columns) it is Pᵀ G with P
     (rows, rank) where there are fewer rows than columns, else G P with P (columns, rank).
-
-    Args:
-        params: matrices, or groups of them.
-        lr, betas, eps, weight_decay: as AdamW's.
-        rank: of the projected gradient; by default a quarter of each matrix's shorter side.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        rank: int | None = None,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-        self.rank = rank
-        self._numbers = {
-            parameter: number
-            for number, parameter in enumerate(p for g in self.param_groups for p in g["params"])
-        }
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update = self._update(parameter, parameter.grad, group)
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-group["lr"])
-        return loss
+    def step_matrix(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        update = self._update(weight, gradient, group)
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.add_(update, alpha=-group["lr"])
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         raise NotImplementedError
-
-    def _rank(self, gradient: Tensor) -> int:
-        shorter = min(gradient.shape)
-        return min(shorter, self.rank or max(1, shorter // 4))
 
     def _adam_direction(
         self, state: dict[str, Tensor], projected: Tensor, group: dict[str, Any]
@@ -86,7 +52,7 @@ class _ProjectedAdamW(torch.optim.Optimizer):
 def projected_state_count(shape: Sequence[int], rank: int | None, *, kept: bool) -> int:
     """Numbers in the states of a matrix: two projected moments, and P where it is kept."""
     shorter, longer = sorted(shape)
-    rank = min(shorter, rank or max(1, shorter // 4))
+    rank = rank_of(shape, rank)
     return 2 * rank * longer + (rank * shorter if kept else 0)
 
 
@@ -107,7 +73,9 @@ class GaLore(_ProjectedAdamW):
         rows, columns = gradient.shape
         if not state:
             state["step"] = torch.zeros(())  # on the CPU, where it is read without a wait
-            state["projection"] = gradient.new_zeros(min(rows, columns), self._rank(gradient))
+            state["projection"] = gradient.new_zeros(
+                min(rows, columns), rank_of(gradient.shape, self.rank)
+            )
         projection = state["projection"]
         if int(state["step"]) % UPDATE_PROJ_GAP == 0:
             # Of the side that is projected.
@@ -149,8 +117,8 @@ class APOLLO(_ProjectedAdamW):
 
     def _projection(self, parameter: Tensor, gradient: Tensor, step: int) -> Tensor:
         """P of this step, from the parameter's number and the steps done."""
-        rank = self._rank(gradient)
-        seed = 1_000_003 * self._numbers[parameter] + step // UPDATE_PROJ_GAP
+        rank = rank_of(gradient.shape, self.rank)
+        seed = self.seed_of(parameter, step // UPDATE_PROJ_GAP)
         generator = torch.Generator().manual_seed(seed)
         draw = torch.randn(min(gradient.shape), rank, generator=generator) / rank**0.5
         return draw.to(gradient)

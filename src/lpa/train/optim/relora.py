@@ -1,17 +1,19 @@
 """ReLoRA: full rank from a sequence of low-rank updates, each merged into the matrix."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lpa.train.optim.matrix_optimizer import MatrixOptimizer, rank_of
 
 _ALPHA = 32  # of LoRA: the update is ALPHA / rank times the product of the factors
 _WARMUP_STEPS = 50  # of the learning rate after each merge
 _PRUNED = 0.99  # the share of the entries whose moments a merge sets to zero
 
 
-class ReLoRA(torch.optim.Optimizer):
+class ReLoRA(MatrixOptimizer):
     """ReLoRA (Lialin et al. 2023, arXiv 2307.05695, algorithm 1) for dense matrices.
 
     The first period of `restart_every` steps trains whole matrices, the paper's warm start. In each later
@@ -26,9 +28,9 @@ class ReLoRA(torch.optim.Optimizer):
 
     Args:
         params: matrices, or groups of them.
-        lr, betas, eps, weight_decay: as AdamW's, of whatever is trained.
+        lr: as AdamW's, of whatever is trained.
         restart_every: steps of a period.
-        rank: of A and B; by default a quarter of each matrix's shorter side.
+        settings: betas, eps, weight_decay and rank, the rank of A and B, as of `MatrixOptimizer`.
     """
 
     # What is no longer there after the first period.
@@ -40,33 +42,12 @@ class ReLoRA(torch.optim.Optimizer):
         lr: float,
         *,
         restart_every: int,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        rank: int | None = None,
+        **settings: Any,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
+        super().__init__(params, lr, **settings)
         self.restart_every = restart_every
-        self.rank = rank
-        self._numbers = {
-            parameter: number
-            for number, parameter in enumerate(p for g in self.param_groups for p in g["params"])
-        }
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_matrix(parameter, parameter.grad, group)
-        return loss
-
-    def _step_matrix(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def step_matrix(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             self._init_state(state, weight)
@@ -89,7 +70,7 @@ class ReLoRA(torch.optim.Optimizer):
 
     def _init_state(self, state: dict[str, Tensor], weight: Tensor) -> None:
         rows, columns = weight.shape
-        rank = _factor_rank(weight.shape, self.rank)
+        rank = rank_of(weight.shape, self.rank)
         state["step"] = torch.zeros(())  # on the CPU, where it is read without a wait
         for name in self.droppable_states:
             state[name] = torch.zeros_like(weight)
@@ -102,7 +83,7 @@ class ReLoRA(torch.optim.Optimizer):
         for name in self.droppable_states:
             state.pop(name, None)
         down = state["down"]
-        generator = torch.Generator().manual_seed(1_000_003 * self._numbers[weight] + period)
+        generator = torch.Generator().manual_seed(self.seed_of(weight, period))
         bound = down.shape[1] ** -0.5  # LoRA's own start, kaiming_uniform_(a=√5)
         down.copy_(torch.empty(down.shape).uniform_(-bound, bound, generator=generator))
         state["up"].zero_()
@@ -141,10 +122,5 @@ def relora_state_count(shape: Sequence[int], rank: int | None) -> int:
     """Numbers in the states of a matrix in the first period, the most: its moments, and the factors with
     theirs."""
     rows, columns = shape
-    rank = _factor_rank(shape, rank)
+    rank = rank_of(shape, rank)
     return 2 * rows * columns + 3 * rank * (rows + columns)
-
-
-def _factor_rank(shape: Sequence[int], rank: int | None) -> int:
-    shorter = min(shape)
-    return min(shorter, rank or max(1, shorter // 4))
