@@ -50,7 +50,7 @@ def main() -> None:
         began = time.perf_counter()
         trainer.run()
         wall = time.perf_counter() - began
-        rest = trainer.clock.take()
+        rest = trainer.timer.pop()
         records = read_metrics(out)
         phases: dict[str, float] = {f"{name}_seconds": value for name, value in rest.items()}
         for record in records:
