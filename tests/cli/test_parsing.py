@@ -11,7 +11,9 @@ import pytest
 from lpa.cli import COMMANDS
 from lpa.cli import train as train_command
 from lpa.cli.parsing import PLACEMENTS, Parser
+from lpa.errors import UserError
 from lpa.model.configuration_lpa import PLACEMENTS as MODEL_PLACEMENTS
+from lpa.train.config import RunConfig
 
 
 @cache
@@ -289,3 +291,36 @@ def test_two_options_that_say_the_same_are_refused(pair, lpa, tmp_path):
     finished = lpa("train", "--data.path", tmp_path, "--out", tmp_path / "run", *options)
     assert finished.code == 2
     assert f"--train.{pair[0]}: got 64 beside --train.{pair[1]} 64" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        (
+            "steps: 30, tokens: 4096",
+            "train.steps: got 30 beside train.tokens 4096, which makes it 16",
+        ),
+        (
+            "batch_size: 3, batch_tokens: 256",
+            "train.batch_size: got 3 beside train.batch_tokens 256, which makes it 8",
+        ),
+        ("steps: 16, tokens: 4096", None),  # as a resolved run has them
+        ("batch_size: 8, batch_tokens: 256, steps: 2, tokens: 512", None),
+    ],
+)
+def test_two_fields_of_a_recipe_that_contradict_are_refused(
+    train, expected, lpa, prepared, tmp_path
+):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"data: {{path: {prepared}, seq_len: 32}}\ntrain: {{{train}}}\n")
+    planned = lpa("train", recipe, "--dry-run")
+    if expected is None:
+        RunConfig.load(recipe)
+        assert planned.code == 0, planned.stderr
+        return
+    assert planned.stderr.startswith(f"lpa: error: RECIPE {recipe}: {expected}; expected one of")
+    assert (planned.code, planned.stderr.count("\n")) == (2, 1)
+    with pytest.raises(UserError, match=re.escape(expected)):
+        RunConfig.load(recipe)
+    field = expected.split(":")[0]
+    assert lpa("train", recipe, "--dry-run", f"--{field}", 5).code == 0

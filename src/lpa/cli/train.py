@@ -118,11 +118,12 @@ def main(argv: list[str]) -> None:
     # A recipe is a file of defaults, so it must be read before the options that change it.
     if not argv[0].startswith("-"):
         argv = ["--config", *argv]
+    settled = {word.split("=")[0].removeprefix("--train.") for word in argv}
     for option, value in zip(argv, [*argv[1:], ""], strict=True):
         if option == "--config":
-            _check_recipe(Path(value))
+            _check_recipe(Path(value), settled)
         elif option.startswith("--config="):
-            _check_recipe(Path(option.removeprefix("--config=")))
+            _check_recipe(Path(option.removeprefix("--config=")), settled)
     parser = build_parser()
     arguments = parser.parse_args(argv)
     let_options_win(arguments, argv)
@@ -143,17 +144,15 @@ def main(argv: list[str]) -> None:
         _train(config, arguments)
 
 
-# Two fields that say the same: the second decides where it is set.
-_SAME = (("steps", "tokens"), ("batch_size", "batch_tokens"))
-
-
 def let_options_win(arguments: Any, argv: list[str]) -> None:
     """Drop `train.tokens` of a recipe where `--train.steps` is given, and the like.
 
     Both of a pair among the options are refused.
     """
+    from lpa.train.config.train_config import SAME_LENGTHS
+
     given = {word.split("=")[0] for word in argv}
-    for field, other in _SAME:
+    for field, other in SAME_LENGTHS:
         if f"--train.{field}" not in given:
             continue
         # An option may clear the other field: `--train.tokens null`.
@@ -272,7 +271,7 @@ def _print_simulation(plan: "RunPlan", step: "SimulatedStep") -> None:
     stdout().print(exchanges)
 
 
-def _check_recipe(path: Path) -> None:
+def _check_recipe(path: Path, settled: set[str]) -> None:
     """Say which file is at fault: the parser's own message would not."""
     from lpa.errors import UserError
     from lpa.train.config.recipe import check_recipe
@@ -282,6 +281,6 @@ def _check_recipe(path: Path) -> None:
             f"RECIPE {path}: no such file; expected a YAML file such as recipes/nano.yaml"
         )
     try:
-        check_recipe(path)
+        check_recipe(path, settled)
     except UserError as error:
         exit_with_error(f"RECIPE {error}")

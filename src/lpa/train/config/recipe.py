@@ -1,16 +1,21 @@
 """Recipes: files that say some of a run's configuration."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from lpa.errors import UserError
 from lpa.storage.records import read_yaml, typed
-from lpa.train.config import RunConfig
+from lpa.train.config import DataConfig, RunConfig, TrainConfig
 
 
-def check_recipe(path: Path) -> None:
+def check_recipe(path: Path, settled: Collection[str] = ()) -> None:
     """Whether a file is a recipe whose values are of the declared types; options may add what it lacks.
 
     Names of sections and fields are left to the parser of the command line.
+
+    Args:
+        settled: fields of `train` that options decide, whatever the recipe says.
 
     Raises:
         UserError: naming the file and the field.
@@ -23,3 +28,8 @@ def check_recipe(path: Path) -> None:
             own = "from_" if (section, name) == ("model", "from") else name
             if own in declared:
                 typed(value, declared[own], where=path, field=f"{section}.{name}")
+    seq_len = recipe.get("data", {}).get("seq_len", DataConfig.seq_len)
+    try:
+        TrainConfig.check_lengths(recipe.get("train", {}), seq_len, settled)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -72,7 +72,9 @@ class RunConfig:
         """
         sections = read_yaml(path, dict[str, dict[str, Any]])
         try:
-            return cls.from_dict(sections)
+            config = cls.from_dict(sections)
+            TrainConfig.check_lengths(sections.get("train", {}), config.data.seq_len)
+            return config
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 

@@ -1,9 +1,14 @@
 """The section `train` of a recipe: how long, in what portions and on what."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from lpa.errors import UserError
 from lpa.train.config.field_ranges import MOST, MOST_PROCESSES, check_positive, check_whole, require
+
+# Two fields that say the same: the second decides where it is set.
+SAME_LENGTHS = (("steps", "tokens"), ("batch_size", "batch_tokens"))
 
 
 @dataclass
@@ -106,6 +111,37 @@ class TrainConfig:
                 self.tokens,
                 f"at most {MOST:,} steps of {in_step:,} tokens",
             )
+
+    @staticmethod
+    def check_lengths(
+        fields: Mapping[str, Any], seq_len: int, settled: Collection[str] = ()
+    ) -> None:
+        """Whether two fields of one file that say the same say it alike, as those of a resolved run do.
+
+        Args:
+            fields: of the section `train`, of the declared types.
+            seq_len: tokens of a sample.
+            settled: fields that options decide, whatever the file says.
+
+        Raises:
+            UserError: naming both.
+        """
+        given = {name: fields.get(name) for pair in SAME_LENGTHS for name in pair}
+        given = {name: value for name, value in given.items() if value is not None}
+        try:
+            resolved = TrainConfig(**given)
+            resolved.resolve_length(seq_len)
+        except UserError:  # options may mend it; the whole configuration is checked later
+            return
+        for name, other in SAME_LENGTHS:
+            if not {name, other} <= given.keys() or {name, other} & set(settled):
+                continue
+            meant = getattr(resolved, name)
+            if given[name] != meant:
+                raise UserError(
+                    f"train.{name}: got {given[name]} beside train.{other} {given[other]}, "
+                    f"which makes it {meant}; expected one of the two"
+                )
 
     def resolve_micro_batch_size(self, processes: int) -> int:
         """Samples per forward pass, for so many processes that see different samples.
