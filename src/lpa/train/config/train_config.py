@@ -126,8 +126,10 @@ class TrainConfig:
         Raises:
             UserError: naming both.
         """
-        given = {name: fields.get(name) for pair in SAME_LENGTHS for name in pair}
-        given = {name: value for name, value in given.items() if value is not None}
+        names = [name for pair in SAME_LENGTHS for name in pair]
+        given: dict[str, Any] = {
+            name: fields[name] for name in names if fields.get(name) is not None
+        }
         try:
             resolved = TrainConfig(**given)
             resolved.resolve_length(seq_len)
