@@ -154,6 +154,7 @@ class Trainer:
                 model_config=self.model_config,
                 device=self.world.device,
                 layout=str(self.layout),
+                processes=self.world.size,
             )
             self._reader = None
             if self.state.evaluation_pending and self.state.step < settings.steps:
@@ -356,14 +357,17 @@ class Trainer:
         if self.data.validation is None:
             state.evaluation_pending = False
             return None
+        tokens = self.data.validation[: limit + 1] if limit else self.data.validation
+        per_batch = self.config.data.seq_len * self.micro_batch_size
+        batches = -(-len(tokens) // (per_batch * self.layout.data_parallel_size))
         with (
             self.timer("evaluation"),
-            self._run_log.phase("evaluating"),
+            self._run_log.phase("evaluating", batches) as advance,
             inference_context(self.model, self.layout),
         ):
             result = validate(
                 self.model,
-                self.data.validation[: limit + 1] if limit else self.data.validation,
+                tokens,
                 self.data.manifest.split("validation"),
                 seq_len=self.config.data.seq_len,
                 batch_size=self.micro_batch_size,
@@ -372,7 +376,7 @@ class Trainer:
                 rank_and_size=(self.dp_rank, self.layout.data_parallel_size),
                 is_counted=self._is_counted,
                 eos_token_id=self.data.document_end,
-                should_stop=self._stop_requests.poll,
+                should_stop=lambda: bool(advance() or self._stop_requests.poll()),
             )
         state.evaluation_pending = result is None
         if result is None:

@@ -35,7 +35,7 @@ def test_a_file_receives_a_line_for_each_record(lpa, options, tmp_path):
     lines = [line[20:] for line in finished.stderr.splitlines()]
     names = [line.split()[0] for line in lines[:5]]
     assert names == ["model", "device", "precision", "length", "output"]
-    assert "8 steps; 128 tokens each, 1,024 in all" in lines[3]
+    assert re.search(r"8 steps; 128 tokens each, 1,024 in all; about \d+ s$", lines[3])
     assert sum("validation loss" in line for line in lines) == 2
     assert sum("checkpoint saved" in line for line in lines) == 2
     assert lines[-1] == f"finished: the model is in {tmp_path / 'run/final'}"
@@ -90,6 +90,9 @@ def test_a_terminal_shows_a_bar_with_the_names_of_phases_and_no_log(options, tmp
     for name in ("model ", "device ", "precision ", "length ", "output "):
         assert f"{name}" in text
     assert "training attention" in text
+    # The bar stays while others show what comes after the last step.
+    for phase in ("evaluating", "saving a checkpoint", "saving the model"):
+        assert re.search(rf"8/8 .*\n.*{phase}", text.replace("\r", "")), phase
     assert re.search(r"\d/8 \d+ s left +loss \d\.\d", text)
     assert all(len(line) <= 80 for part in text.split("\n") for line in part.split("\r"))
 

@@ -7,17 +7,18 @@ says.
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
+from lpa.device import training_flops
 from lpa.display import console
-from lpa.display.units import format_duration
+from lpa.display.units import format_count, format_duration
 from lpa.model.configuration_lpa import LPAConfig
-from lpa.model.cost import parameter_count
+from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.scoring.perplexity import Perplexity
 from lpa.train.config import RunConfig
 from lpa.train.logging.metrics import MetricsLog
@@ -66,13 +67,20 @@ class RunLog(AbstractContextManager["RunLog"]):
             self._metrics = None
 
     def start(
-        self, state: TrainState, *, model_config: LPAConfig, device: torch.device, layout: str
+        self,
+        state: TrainState,
+        *,
+        model_config: LPAConfig,
+        device: torch.device,
+        layout: str,
+        processes: int,
     ) -> None:
         """Open the metrics, and say in five lines what the run is about to do.
 
         Args:
             state: where the run begins.
             layout: how the processes divide the work.
+            processes: how many there are.
         """
         step = state.step
         self._first_step, self._start = step, time.perf_counter()
@@ -90,14 +98,17 @@ class RunLog(AbstractContextManager["RunLog"]):
         name = str(model.from_) if model.from_ else model.preset
         tokens = train.batch_size * self._config.data.seq_len
         resumed = f", {step:,} of them done" if step else ""
+        flops = training_flops_per_token(model_config, self._config.data.seq_len) * tokens
+        rate = processes * training_flops(device, getattr(torch, train.dtype))
+        expected = format_duration(flops * (self._steps - step) / rate)
         for line in (
             f"model      {name}, placement {model_config.placement}, "
-            f"{parameter_count(model_config):,} parameters",
+            f"{format_count(parameter_count(model_config))} parameters",
             f"device     {device}, {layout}",
             f"precision  {train.dtype}"
             + ("" if train.dtype == "float32" else ", weights and optimizer states in float32"),
-            f"length     {self._steps:,} steps{resumed}; {tokens:,} tokens each, "
-            f"{self._steps * tokens:,} in all",
+            f"length     {self._steps:,} steps{resumed}; {format_count(tokens)} tokens each, "
+            f"{format_count(self._steps * tokens)} in all; about {expected}",
             f"output     {self._out}",
         ):
             self.info(line)
@@ -145,14 +156,22 @@ class RunLog(AbstractContextManager["RunLog"]):
         return (time.perf_counter() - self._start) / max(done, 1) * (self._steps - step)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Let the bar show what is done beside training steps."""
-        if self._display is None or self._bar is None:
-            yield
+    def phase(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+        """Show what is done beside training steps as a bar of its own.
+
+        Args:
+            total: steps of it, where they are known.
+
+        Yields:
+            What to call before each of them.
+        """
+        display = self._display
+        if display is None or self._bar is None:
+            yield lambda: None
             return
-        self._display.update(self._bar, description=name)
-        yield
-        self._display.update(self._bar, description=self._description)
+        bar = display.add_task(name, total=total, status="")
+        yield lambda: display.advance(bar)
+        display.remove_task(bar)
 
     def info(self, line: str) -> None:
         """One line of the log."""
