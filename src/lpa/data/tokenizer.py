@@ -10,9 +10,19 @@ from typing import Any
 
 from lpa.data.sentencepiece import load_sentencepiece
 from lpa.data.text_encoder import switch_off
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 
 END_OF_TEXT = "<|endoftext|>"
+# Name -> its special tokens, and how a conversation is written with them (Jinja, as transformers reads it).
+CHAT_TEMPLATES: dict[str, tuple[tuple[str, ...], str]] = {
+    "chatml": (
+        ("<|im_start|>", "<|im_end|>"),
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    )
+}
 _NUM_BYTES = 256
 # How much of a word the trainer sees at once: its work grows with the square of the length of words.
 # No word of ordinary text is as long; DNA, Chinese on one line and runs of spaces are.
@@ -39,25 +49,30 @@ _FAST_SETTINGS = {
 }
 
 
-def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
+def train_tokenizer(
+    documents: Iterator[str], vocab_size: int, chat_template: str | None = None
+) -> Any:
     """A byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2) as a transformers tokenizer.
 
     Words of more than 512 characters are learned from in parts of 512.
 
     Args:
         documents: texts to learn merges from.
-        vocab_size: tokens in all, counting 256 bytes and the end-of-text token.
+        vocab_size: tokens in all, counting 256 bytes and the special tokens.
+        chat_template: a name of `CHAT_TEMPLATES`, whose special tokens and template it gets.
 
     Raises:
-        UserError: `vocab_size` leaves no room for the bytes.
+        UserError: `vocab_size` leaves no room for the bytes, or there is no such template.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if vocab_size <= _NUM_BYTES:
+    chat_tokens, template = _chat_template(chat_template)
+    special = [END_OF_TEXT, *chat_tokens]
+    if vocab_size < _NUM_BYTES + len(special):
         raise UserError(
-            f"vocab_size: got {vocab_size}; expected at least {_NUM_BYTES + 1}: "
-            f"every byte and {END_OF_TEXT}"
+            f"vocab_size: got {vocab_size}; expected at least {_NUM_BYTES + len(special)}: "
+            f"every byte and {', '.join(special)}"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,7 +80,7 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -73,12 +88,40 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> Any:
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     texts = (part for text in documents for part in without_long_words(text, words))
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    trained = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
     )
+    trained.chat_template = template
+    return trained
+
+
+def _chat_template(name: str | None) -> tuple[tuple[str, ...], str | None]:
+    if name is None:
+        return (), None
+    if name not in CHAT_TEMPLATES:
+        raise UserError(f"--chat-template: got {name!r}; {expected_one_of(name, CHAT_TEMPLATES)}")
+    return CHAT_TEMPLATES[name]
+
+
+def copy_tokenizer(source: Path, directory: Path, max_length: int) -> None:
+    """Copy the files of a tokenizer to those of a model of so many positions.
+
+    `model_max_length`, at which transformers and TRL truncate, becomes the positions where it is more or
+    is not given.
+    """
+    shutil.copytree(source, directory, dirs_exist_ok=True)
+    file = directory / _CONFIG_FILE
+    if file.is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        known = config.get("model_max_length")
+        if not isinstance(known, int | float) or known > max_length:
+            text = json.dumps(
+                config | {"model_max_length": max_length}, indent=2, ensure_ascii=False
+            )
+            file.write_text(text + "\n", encoding="utf-8")
 
 
 def without_long_words(text: str, words: Any) -> Iterator[str]:

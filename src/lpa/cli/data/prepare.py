@@ -38,6 +38,11 @@ def build_parser() -> Parser:
         "name of the hub",
     )
     parser.add_argument(
+        "--chat-template",
+        choices=["chatml"],
+        help="give the tokenizer that is trained this template of conversations and its special tokens",
+    )
+    parser.add_argument(
         "--validation", nargs="+", type=str, default=[], help="sources of the validation split"
     )
     parser.add_argument("--test", nargs="+", type=str, default=[], help="sources of the test split")
@@ -117,6 +122,7 @@ def main(argv: list[str]) -> None:
             arguments.out,
             vocab_size=arguments.vocab_size,
             tokenizer=arguments.tokenizer,
+            chat_template=arguments.chat_template,
             validation=arguments.validation,
             test=arguments.test,
             validation_fraction=arguments.validation_fraction,

@@ -17,7 +17,7 @@ from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest
 from lpa.data.preparation.chunking import Chunker
 from lpa.data.preparation.encode_jobs import Encoding
 from lpa.data.preparation.encode_splits import Finished, encode_all
-from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig
+from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig, TokenizerChoice
 from lpa.data.preparation.shards import write_shards
 from lpa.data.preparation.splitting import SourceScan, SplitAssigner, scan_sources
 from lpa.data.preparation.work_directory import keep_finished_units, work_directory
@@ -49,6 +49,7 @@ def prepare(
     *,
     vocab_size: int | None = None,
     tokenizer: str | Path | None = None,
+    chat_template: str | None = None,
     validation: Sequence[str | Path | Source] = (),
     test: Sequence[str | Path | Source] = (),
     validation_fraction: float = 0.01,
@@ -69,6 +70,8 @@ def prepare(
         out: the directory to make.
         vocab_size: train a byte-level BPE of this size on the training documents, or
         tokenizer: use this one (see `load_tokenizer`).
+        chat_template: give the tokenizer that is trained this template of conversations and its special
+            tokens: `chatml`.
         validation: separate held-out text to validate with.
         test: separate held-out text to test with.
         validation_fraction: the share of `sources` to hold out where `validation` names none (see
@@ -95,6 +98,8 @@ def prepare(
     """
     if (vocab_size is None) == (tokenizer is None):
         raise UserError("expected one of --vocab-size and --tokenizer")
+    if chat_template is not None and tokenizer is not None:
+        raise UserError("--chat-template: goes with --vocab-size; a tokenizer has its own")
     if not sources:
         raise UserError("SOURCE: got no file; expected at least one")
     if workers is not None and workers < 1:
@@ -128,14 +133,17 @@ def prepare(
         workers=workers or _available_cores(),
     )
     _check_fractions(config.fractions)
-    with work_directory(out, config, vocab_size, tokenizer) as partial:
+    tokenizer_choice = TokenizerChoice(
+        vocab_size, None if tokenizer is None else str(tokenizer), chat_template
+    )
+    with work_directory(out, config, tokenizer_choice) as partial:
         with keep_finished_units(partial):
             scan = scan_sources(
                 config.sources_by_split["train"], config.fractions, deduplicate=deduplicate
             )
             if scan.documents == 0:
                 raise UserError(f"{', '.join(map(str, sources))}: no text")
-            encoder = _get_tokenizer(partial, config, scan, vocab_size, tokenizer, on_progress)
+            encoder = _get_tokenizer(partial, config, scan, tokenizer_choice, on_progress)
             encoding = Encoding(
                 partial / TOKENIZER_DIRECTORY / "tokenizer.json",
                 encoder.eos_token_id,
@@ -168,20 +176,21 @@ def _get_tokenizer(
     partial: Path,
     config: PrepareConfig,
     scan: SourceScan,
-    vocab_size: int | None,
-    tokenizer: str | Path | None,
+    choice: TokenizerChoice,
     on_progress: ProgressCallback,
 ) -> Any:
     """The tokenizer, trained or loaded, kept among the unfinished work."""
     tokenizer_directory = partial / TOKENIZER_DIRECTORY
     if tokenizer_directory.exists():
         return _open_tokenizer(tokenizer_directory)
-    if tokenizer is not None:
-        encoder = _open_tokenizer(tokenizer)
+    if choice.tokenizer is not None:
+        encoder = _open_tokenizer(choice.tokenizer)
     else:
+        vocab_size = choice.vocab_size
         assert vocab_size is not None
         on_progress("training the tokenizer", 0, 0)
-        encoder = train_tokenizer(_tokenizer_training_text(config, scan), vocab_size)
+        text = _tokenizer_training_text(config, scan)
+        encoder = train_tokenizer(text, vocab_size, choice.chat_template)
         if len(encoder) < vocab_size:
             warnings.warn(
                 f"vocab_size: the text yields only {len(encoder)} of {vocab_size} tokens",

@@ -11,6 +11,21 @@ AllLeftOut = dict[str, list[LeftOut]]
 
 
 @dataclass
+class TokenizerChoice:
+    """Which tokenizer to use: one that is trained, or one that exists.
+
+    Attributes:
+        vocab_size: of the one to train; None where it exists.
+        tokenizer: where it is.
+        chat_template: of the one to train (see `lpa.data.tokenizer.CHAT_TEMPLATES`).
+    """
+
+    vocab_size: int | None
+    tokenizer: str | None
+    chat_template: str | None
+
+
+@dataclass
 class PrepareConfig:
     """What to prepare, and from what.
 

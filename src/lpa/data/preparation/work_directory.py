@@ -5,10 +5,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from lpa.data.preparation.encode_jobs import finished_units
-from lpa.data.preparation.prepare_config import PrepareConfig
+from lpa.data.preparation.prepare_config import PrepareConfig, TokenizerChoice
 from lpa.errors import UserError
 from lpa.storage.files import write_text_atomic
 from lpa.storage.locks import hold_directory
@@ -16,20 +17,14 @@ from lpa.storage.outputs import content_of, resolve_output, staging_directory
 
 
 @contextmanager
-def work_directory(
-    out: Path, config: PrepareConfig, vocab_size: int | None, tokenizer: str | Path | None
-) -> Iterator[Path]:
+def work_directory(out: Path, config: PrepareConfig, choice: TokenizerChoice) -> Iterator[Path]:
     """The folder of unfinished work: that of an earlier process, or an empty one.
 
     It goes when the work is complete or the input is bad; it stays when the process is stopped, or has
     finished units before it meets bad input. Of another job only units are kept: each says what it is of.
     """
     partial = staging_directory(resolve_output(out), "partial")
-    identity = {
-        "job": config.describe(paths=True),
-        "vocab_size": vocab_size,
-        "tokenizer": None if tokenizer is None else str(tokenizer),
-    }
+    identity = {"job": config.describe(paths=True), **asdict(choice)}
     with hold_directory(partial, output=out):
         plan = partial / "plan.json"
         text = json.dumps(identity, indent=2)

@@ -1,6 +1,5 @@
 """A model in training as a Hugging Face directory."""
 
-import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from lpa.data.manifest import TOKENIZER_DIRECTORY
+from lpa.data.tokenizer import copy_tokenizer
 from lpa.errors import LPAWarning, UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.hub.model_card import CardContent
@@ -64,6 +64,6 @@ def export_model(
         plain.generation_config.pad_token_id = config.eos_token_id
         with atomic_directory(out, MODEL, overwrite=True) as directory:
             save_model(plain, directory, replace(card, title=out.resolve().parent.name))
-            shutil.copytree(data / TOKENIZER_DIRECTORY, directory, dirs_exist_ok=True)
+            copy_tokenizer(data / TOKENIZER_DIRECTORY, directory, config.max_position_embeddings)
 
     run_on_all_ranks(lambda: try_to_write() if world.is_main else None)
