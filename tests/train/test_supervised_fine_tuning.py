@@ -25,14 +25,14 @@ def chat_run(tmp_path_factory, lpa, tiny):
     prepared = lpa(*words.split(), cwd=folder)
     assert prepared.code == 0, prepared.stderr
     options = ["--data.path", "d", "--out", "run", "--train.steps", 2, *tiny]
-    trained = lpa("train", *options, "--data.seq_len", 64, cwd=folder)
+    trained = lpa("train", *options, "--data.seq_len", 96, cwd=folder)
     assert trained.code == 0, trained.stderr
     return folder / "run" / "final"
 
 
 def test_the_tokenizer_has_template_special_tokens_and_length(chat_run):
     tokenizer = AutoTokenizer.from_pretrained(chat_run)
-    assert tokenizer.model_max_length == 64
+    assert tokenizer.model_max_length == 96
     shown = tokenizer.apply_chat_template(TALK, tokenize=False)
     assert shown == (
         "<|im_start|>user\nWho governs?<|im_end|>\n<|im_start|>assistant\nThe people.<|im_end|>\n"
@@ -55,7 +55,7 @@ def test_fine_tuning_lowers_the_loss(chat_run, tmp_path, packing):
         train_dataset=Dataset.from_list([{"messages": TALK}] * 16),
         args=trl.SFTConfig(
             output_dir=str(tmp_path),
-            max_length=64,
+            max_length=96,
             packing=packing,
             max_steps=12,
             per_device_train_batch_size=2,
