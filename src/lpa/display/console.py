@@ -63,7 +63,7 @@ class _Done(ProgressColumn):
     """Steps done of all, where these are known."""
 
     def render(self, task: Task) -> Text:
-        done = format_count(task.completed)
+        done = format_count(task.completed) if task.completed or task.total is not None else ""
         return Text(done if task.total is None else f"{done}/{format_count(task.total)}")
 
 
