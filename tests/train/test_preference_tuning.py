@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from small_models import small_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 trl = pytest.importorskip("trl")
 
@@ -28,10 +28,11 @@ def tokenizer(prepared):
 
 
 def test_preferences_are_learned(tokenizer, tmp_path):
-    """DPO without a reference model, of which TRL makes a copy of the model by itself."""
+    """DPO without a reference model, which TRL loads itself from where the model came from."""
     from datasets import Dataset
 
-    model = small_model(vocab_size=300).train()
+    small_model(vocab_size=300).save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     before = copy.deepcopy(model.state_dict())
     trainer = trl.DPOTrainer(
         model=model,
