@@ -33,6 +33,20 @@ FUNCTIONS = {
     "push": "push",
 }
 
+# Likewise, where the function is not of those that `import lpa` offers.
+FUNCTIONS_OF_MODULES = {
+    "eval minimal-pairs": "lpa.eval.minimal_pairs.evaluate:evaluate_minimal_pairs",
+    "eval harness": "lpa.eval.harness:run_harness",
+    "analyze": "lpa.eval.analysis.analyze:analyze",
+    "generate": "lpa.eval.generate:generate_text",
+    "convert gguf": "lpa.convert.gguf.gguf_export:export_gguf",
+    "push": "lpa.model.hub.push:push",
+    "demo": "lpa.study.demo.demo:run_demo",
+}
+
+# What functions call a model that can only be a path.
+PATHS_OF_MODELS = ("model_path", "directory")
+
 # Options that say how a command speaks; a recipe; and those that do something else in its place: a plan of
 # a run, the costs of the study's rivals.
 OF_THE_SHELL = {
@@ -49,6 +63,9 @@ OF_PYTHON = {
 
 # Required by the command, as a path needs it; a live model does not.
 NEEDED_BY_PATHS = {("convert factorize", "out"), ("convert merge", "out"), ("train", "out")}
+
+# Required by the function alone, as the command has something for whoever gives nothing.
+OFFERED_BY_COMMANDS = {("generate", "prompt"), ("demo", "out")}
 
 
 def parser_of(command):
@@ -117,18 +134,25 @@ except UserError as error:
     assert "absent.yaml" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", FUNCTIONS)
+def function_of(command):
+    if command in FUNCTIONS:
+        return getattr(package, FUNCTIONS[command])
+    module, _, name = FUNCTIONS_OF_MODULES[command].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("command", [*FUNCTIONS, *FUNCTIONS_OF_MODULES])
 def test_a_command_has_the_arguments_and_defaults_of_its_function(command):
-    function = getattr(package, FUNCTIONS[command])
+    function = function_of(command)
     parameters = {
-        name: parameter.default
+        "model" if name in PATHS_OF_MODELS else name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in OF_PYTHON or (command, name) == ("prepare", "tokenizer")
     }
     options = {name: default for name, default in options_of(command).items() if "." not in name}
     assert set(options) == set(parameters)
     for name, default in options.items():
-        if (command, name) in NEEDED_BY_PATHS:
+        if (command, name) in NEEDED_BY_PATHS | OFFERED_BY_COMMANDS:
             continue
         assert plain(default) == plain(parameters[name]), name
 

@@ -42,7 +42,7 @@ LINES = {
     "runs": "runs run stopped",
     "eval perplexity": "eval perplexity run --data data --device cpu",
     "eval compare": "eval compare run merged --data data --device cpu",
-    "eval minimal-pairs": "eval minimal-pairs run --data data --device cpu",
+    "eval minimal-pairs": "eval minimal-pairs run --pairs pairs.jsonl --device cpu",
     "eval glue": "eval glue run --tasks sst2 --data glue --seeds 1 --epochs 1 --out scores --device cpu",
     "eval harness": "eval harness run --tasks task.yaml --limit 2 --device cpu",
     "analyze": "analyze run --data notes.txt --tokens 64 --ranks 4 --device cpu --out out",
@@ -124,6 +124,8 @@ def _write_texts(folder: Path) -> None:
     (folder / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     question = {"question": "We the", "choices": ["people", "xyzzy"], "answer": 0}
     (folder / "questions.jsonl").write_text((json.dumps(question) + "\n") * 2)
+    pair = {"sentence_good": "We are.", "sentence_bad": "We is.", "UID": "agreement"}
+    (folder / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 2)
     (folder / "glue" / "SST-2").mkdir(parents=True)
     for name in ("train", "dev"):
         pairs = [
