@@ -6,6 +6,7 @@ import pytest
 from small_models import small_model
 
 from lpa.cli.train import build_parser, run_config
+from lpa.device import planned_device_type, resolve_dtype
 from lpa.train.dry_run import plan_run
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -44,7 +45,9 @@ def test_the_healing_recipe(tmp_path, monkeypatch):
     config = run_config(parser, parser.parse_args(["--config", str(HEALING)]))
     plan = plan_run(config)
     assert config.to_dict()["model"]["from"] == "converted"
-    assert plan.memory_bytes_per_device["teacher"] == 4 * parent.num_parameters()
+    dtype = resolve_dtype(config.train.dtype, planned_device_type(config.train.device))
+    teacher = dtype.itemsize * parent.num_parameters()
+    assert plan.memory_bytes_per_device["teacher"] == teacher
 
 
 def test_the_command_prints_what_a_recipe_takes(lpa, tmp_path):

@@ -99,6 +99,13 @@ def resolve_dtype(name: str, device_type: str) -> torch.dtype:
     return getattr(torch, name)
 
 
+def planned_device_type(name: str) -> str:
+    """The kind of device that a name will stand for, also of a machine whose GPUs are not here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name.split(":")[0]
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """The name by which a configuration or an option knows a precision."""
     return str(dtype).removeprefix("torch.")

@@ -127,6 +127,7 @@ def main(argv: list[str]) -> None:
     from lpa.study.bundled_data import prepare_bundled_for_scale
     from lpa.study.design.grid import expand_grid
     from lpa.study.design.grid_files import tuned_names
+    from lpa.study.design.study_index import recorded_dtype
     from lpa.study.design.tuned_settings import read_tuned
     from lpa.study.rates.rate_tuning import first_rates, tune_learning_rates
 
@@ -144,6 +145,7 @@ def main(argv: list[str]) -> None:
             tokens_per_parameter=arguments.tokens_per_parameter,
             only=arguments.variants,
             tuned=tuned,
+            dtype=recorded_dtype(arguments.out, arguments.scale) if arguments.out else None,
         )
 
     study = grid()

@@ -9,6 +9,8 @@ from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.grid_files import SCALES, STUDIES, read_claims, read_grid
 from lpa.study.design.run_id import run_id
+from lpa.study.design.study_index import recorded_dtype
+from lpa.study.execution.job_runner import create_jobs
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -49,6 +51,33 @@ def test_tuned_settings_reach_the_placement_they_are_for_but_not_tuning_itself()
     assert rates["q"] == rates["qkvo"] == 0.5
     plain, given = expand_grid("tuning", "nano"), expand_grid("tuning", "nano", tuned=tuned)
     assert plain.variants == given.variants
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_all_runs_of_a_study_have_one_precision_that_no_other_machine_changes(scale):
+    chosen = scale in ("femto", "pico", "nano", "micro")
+    declared = "float32" if scale == "tiny" else "bfloat16"
+    for dtype in ("float32", "bfloat16"):
+        study = expand_grid("placement", scale, dtype=dtype)
+        used = {study.config(v, 0, Path("data")).train.dtype for v in study.variants}
+        assert used == {dtype if chosen else declared}
+        assert study.base.get("train.dtype") != "float32"  # unsaid, as in studies of before
+
+
+def test_a_study_goes_on_in_the_precision_of_its_directory(prepared, tmp_path):
+    assert recorded_dtype(tmp_path, "femto") is None
+    began = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        study = expand_grid("placement", "femto", vocab_size=300, dtype=dtype)
+        began[dtype] = [job.run_id for job in create_jobs(study, 1, out, prepared)]
+        assert recorded_dtype(out, "femto") == dtype
+        assert recorded_dtype(out, "pico") is None
+        again = expand_grid(
+            "placement", "femto", vocab_size=300, dtype=recorded_dtype(out, "femto")
+        )
+        assert [job.run_id for job in create_jobs(again, 1, out, prepared)] == began[dtype]
+    assert not set(began["float32"]) & set(began["bfloat16"])
 
 
 def test_a_run_is_known_by_what_decides_its_figures():

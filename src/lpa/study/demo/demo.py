@@ -88,6 +88,7 @@ def demo_config(data: Path, *, steps: int = STEPS, seed: int = 0) -> RunConfig:
             log_every=5,
             eval_every=max(1, steps // 6),
             device="cpu",
+            dtype="auto",
             threads=1,
         ),
         checkpoint=CheckpointConfig(every=0),

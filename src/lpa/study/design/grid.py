@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lpa.device import dtype_name, fast_dtype, planned_device_type
 from lpa.errors import UserError, expected_one_of
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import parameter_count, training_flops_per_token
@@ -81,6 +82,7 @@ def expand_grid(
     tokens_per_parameter: float | None = None,
     only: Sequence[str] = (),
     tuned: dict[str, dict[str, Any]] | None = None,
+    dtype: str | None = None,
 ) -> Study:
     """All variants of a study at a scale, with their costs.
 
@@ -91,6 +93,8 @@ def expand_grid(
             warm-up then takes a hundredth of the steps. All variants see the same number of tokens.
         only: the names of the variants to keep; by default all.
         tuned: settings found by tuning, over the scale's, by placement or where the grid says so by variant.
+        dtype: of the arithmetic where the scale leaves it open; by default what is fast on this machine. All
+            runs of a study share it, on whatever machines they run.
 
     Raises:
         UserError: no such study or scale, a setting that is not accepted, or tuned settings of some of
@@ -115,6 +119,7 @@ def expand_grid(
         tunes=grid.get("tunes", False),
         base={},
     )
+    base = _with_dtype(base, dtype)
     vocabulary = vocab_size or declared["vocab_size"]
     if tokens_per_parameter is not None:
         base |= _length_by_parameters(base, tokens_per_parameter, vocabulary)
@@ -179,6 +184,16 @@ def _select(study: Study, only: Sequence[str]) -> list[Variant]:
                 "is compared with"
             )
     return kept
+
+
+def _with_dtype(base: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """The settings with `train.dtype` decided; float32, the default of the field, goes unsaid."""
+    declared = base.get("train.dtype", "float32")
+    if declared == "auto":
+        device_type = planned_device_type(base.get("train.device", "auto"))
+        declared = dtype or dtype_name(fast_dtype(device_type))
+    unsaid = {name: value for name, value in base.items() if name != "train.dtype"}
+    return unsaid if declared == "float32" else base | {"train.dtype": declared}
 
 
 def _length_by_parameters(

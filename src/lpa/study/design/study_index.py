@@ -46,6 +46,18 @@ def index_path(study: Study, out: Path) -> Path:
     return out / f"{study.name}-{study.scale}.json"
 
 
+def recorded_dtype(out: Path, scale: str) -> str | None:
+    """The precision of the studies at a scale that a directory holds already; None where it holds none."""
+    for name in STUDIES:
+        path = out / f"{name}-{scale}.json"
+        try:
+            if path.is_file():
+                return read_index(path).base.get("train.dtype", "float32")
+        except UserError:  # its own study says what is wrong with it
+            continue
+    return None
+
+
 def is_index(path: Path) -> bool:
     """Whether a file is the index of a study, by its name or else its content."""
     if _NAME.fullmatch(path.name):

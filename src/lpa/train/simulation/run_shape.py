@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lpa.data.manifest import MANIFEST_FILE, Manifest
-from lpa.device import resolve_dtype
+from lpa.device import planned_device_type, resolve_dtype
 from lpa.errors import UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.modeling_lpa import LPAForCausalLM
@@ -59,15 +59,12 @@ class RunShape:
             if config.model.from_ is None
             else load_source_config(config.model.from_)
         )
-        on_gpu = settings.device.startswith("cuda") or (
-            settings.device == "auto" and torch.cuda.is_available()
-        )
         passes = settings.batch_size // (layout.data_parallel_size * micro_batch_size)
         return cls(
             processes=processes,
             layout=layout,
             model_config=model_config,
-            dtype=resolve_dtype(settings.dtype, "cuda" if on_gpu else "cpu"),
+            dtype=resolve_dtype(settings.dtype, planned_device_type(settings.device)),
             seq_len=seq_len,
             micro_batch_size=micro_batch_size,
             forward_passes=passes,
