@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from small_runs import UnequalDocuments
 
 from lpa.data.dataset import TokenDataset, verify_shard
 from lpa.data.verification import VERIFIED_FILE
@@ -13,8 +14,8 @@ from lpa.train.config import DataConfig
 from lpa.train.distributed.process_group import World
 
 
-def read(dataset, dp_rank, dp_size, *, start=0, steps=3, batch_size=8, micro_batch_size=2):
-    reader = BatchReader(
+def reader_of(dataset, dp_rank=0, dp_size=1, *, start=0, steps=3, batch_size=8, micro_batch_size=2):
+    return BatchReader(
         dataset,
         torch.device("cpu"),
         start=start,
@@ -25,6 +26,10 @@ def read(dataset, dp_rank, dp_size, *, start=0, steps=3, batch_size=8, micro_bat
         dp_size=dp_size,
         num_workers=0,
     )
+
+
+def read(dataset, dp_rank, dp_size, *, steps=3, **settings):
+    reader = reader_of(dataset, dp_rank, dp_size, steps=steps, **settings)
     return [reader.next_step() for _ in range(steps)]
 
 
@@ -44,6 +49,20 @@ def test_a_micro_batch_knows_its_samples(prepared):
         for row, number in enumerate(batch.sample_indices):
             assert torch.equal(batch.inputs["input_ids"][row], dataset[number]["input_ids"])
         assert batch.num_targets == 2 * 32
+
+
+def test_what_is_read_ahead_is_what_would_be_read_next(prepared):
+    dataset = UnequalDocuments(prepared, "train", seq_len=32, seed=0)
+    reader, other = (reader_of(dataset, steps=2) for _ in range(2))
+    for last in (False, True):
+        batches = reader.next_step()
+        targets = reader.read_ahead()
+        assert targets == reader.read_ahead()
+        expected = other.next_step()
+        assert [b.sample_indices for b in batches] == [b.sample_indices for b in expected]
+        assert (targets == 0) == last
+    with pytest.raises(StopIteration):
+        reader.next_step()
 
 
 def test_the_identity_is_of_tokens_and_tokenizer(prepared):

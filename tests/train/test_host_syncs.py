@@ -60,19 +60,6 @@ def test_an_evaluation_is_read_once_at_its_end(prepared):
     assert traffic.reads == {"item": 1}
 
 
-def test_what_is_read_ahead_is_what_would_be_read_next(prepared):
-    trainer, other = (small_trainer(prepared, unequal=True, steps=2) for _ in range(2))
-    for last in (False, True):
-        batches = trainer.next_batches()
-        targets = trainer._reader.read_ahead()
-        assert targets == trainer._reader.read_ahead()
-        expected = other.next_batches()
-        assert [b.sample_indices for b in batches] == [b.sample_indices for b in expected]
-        assert (targets == 0) == last
-    with pytest.raises(StopIteration):
-        trainer.next_batches()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("passes", "sync_each_batch"), [(1, False), (4, False), (4, True)])
 def test_processes_meet_once_a_step(run_ranks, prepared, tmp_path, passes, sync_each_batch):
