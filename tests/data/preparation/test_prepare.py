@@ -224,7 +224,7 @@ def digests(directory):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Enough text for some fifteen units of `small_jobs`."""
+    """Enough text for some fifteen jobs of `small_jobs`."""
     path = tmp_path_factory.mktemp("large") / "large.txt"
     chance = random.Random(0)
     words = [f"word{n}" for n in range(3000)]
@@ -234,7 +234,7 @@ def large(tmp_path_factory):
     return path
 
 
-# As `lpa`, with units so small that a text of two megabytes makes many, and processes that share them.
+# As `lpa`, with jobs so small that a text of two megabytes makes many, and processes that share them.
 SMALL_JOBS = """
 import sys
 from lpa.cli import main
@@ -268,25 +268,25 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, large, lpa):
     assert finished.code == 0, finished.stderr
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
 
-    def units() -> int:
+    def jobs() -> int:
         return len(list(partial.glob("jobs/*.json")))
 
     before = 0
     moments = (
         lambda: (partial / "plan.json").exists(),
         lambda: (partial / "tokenizer").exists(),
-        lambda: units() > 0,
-        lambda: units() > before,
-        lambda: units() > before,
+        lambda: jobs() > 0,
+        lambda: jobs() > before,
+        lambda: jobs() > before,
     )
     for moment in moments:
-        before = units()
+        before = jobs()
         process = lpa.start(script, *command, out)
         wait_until(moment, process)
         process.kill()
         process.wait()
         assert not out.exists()
-    assert units() >= 3
+    assert jobs() >= 3
     finished = lpa(*command, out, script=script)
     assert finished.code == 0, finished.stderr
     assert digests(out) == digests(tmp_path / "whole")
@@ -294,7 +294,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, large, lpa):
 
 
 @pytest.mark.usefixtures("small_jobs")
-def test_finished_units_are_not_encoded_again(tmp_path, large, monkeypatch):
+def test_finished_jobs_are_not_encoded_again(tmp_path, large, monkeypatch):
     from lpa.data.preparation.encode_jobs import JobEncoder
 
     encode, calls = JobEncoder.encode, []
@@ -460,9 +460,9 @@ BAD_ROWS = {
 def test_a_bad_row_late_in_the_text_keeps_what_is_finished(
     tmp_path, tokenizer, monkeypatch, kind, workers
 ):
-    from lpa.data.preparation import encode_jobs as units_module
+    from lpa.data.preparation import encode_jobs as jobs_module
 
-    monkeypatch.setattr(units_module, "JOB_CHARACTERS", 2000)
+    monkeypatch.setattr(jobs_module, "JOB_CHARACTERS", 2000)
     monkeypatch.setattr(encode_splits, "SINGLE_PROCESS_BYTES", 0)
     row, message = BAD_ROWS[kind]
     rows = [json.dumps({"text": f"document {n} has number {n * n}"}) for n in range(500)]
@@ -472,10 +472,10 @@ def test_a_bad_row_late_in_the_text_keeps_what_is_finished(
         path.write_text("\n".join(rows) + "\n", encoding="utf-8", errors="surrogateescape")
 
     options = {"tokenizer": tokenizer, "validation_fraction": 0.1, "workers": workers}
-    units = tmp_path / ".out.partial" / "jobs"
+    jobs = tmp_path / ".out.partial" / "jobs"
 
     def written():
-        return {file.name: file.stat().st_mtime_ns for file in units.glob("*.npy")}
+        return {file.name: file.stat().st_mtime_ns for file in jobs.glob("*.npy")}
 
     write(*rows[:400], row, *rows[400:])
     with pytest.raises(UserError) as error:
@@ -483,9 +483,7 @@ def test_a_bad_row_late_in_the_text_keeps_what_is_finished(
     assert message in str(error.value)
     first = written()
     assert len(first) > 5
-    assert f"the {len(first)} units that are finished are kept in {units.parent}" in str(
-        error.value
-    )
+    assert f"the {len(first)} jobs that are finished are kept in {jobs.parent}" in str(error.value)
     assert not (tmp_path / "out").exists()
 
     write(*rows[:490], "oops")
@@ -494,9 +492,9 @@ def test_a_bad_row_late_in_the_text_keeps_what_is_finished(
     assert len(written()) > len(first)
     assert first.items() <= written().items()  # not encoded again
 
-    write(*rows[:300], *rows[310:])  # which changes all units from there on
+    write(*rows[:300], *rows[310:])  # which changes all jobs from there on
     prepare([path], tmp_path / "out", **options)
-    assert not units.parent.exists()
+    assert not jobs.parent.exists()
     prepare([path], tmp_path / "fresh", **options)
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
@@ -507,9 +505,9 @@ def test_a_damaged_unit_is_encoded_again(tmp_path, tokenizer, content):
     path.write_text("some words " * 100)
     options = {"tokenizer": tokenizer, "validation_fraction": 0}
     prepare([path], tmp_path / "fresh", **options)
-    units = tmp_path / ".out.partial" / "jobs"
-    units.mkdir(parents=True)
-    (units / "train-0000000.json").write_text(content)
-    (units / "train-0000001.json").write_text(content)
+    jobs = tmp_path / ".out.partial" / "jobs"
+    jobs.mkdir(parents=True)
+    (jobs / "train-0000000.json").write_text(content)
+    (jobs / "train-0000001.json").write_text(content)
     prepare([path], tmp_path / "out", **options)
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")

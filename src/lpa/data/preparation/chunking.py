@@ -1,4 +1,4 @@
-"""Documents cut into pieces that a tokenizer encodes to the same ids as the whole."""
+"""Documents cut into chunks that a tokenizer encodes to the same ids as the whole."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar

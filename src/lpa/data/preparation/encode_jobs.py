@@ -1,6 +1,6 @@
-"""Units of work: some megabytes of pieces, encoded to files that outlive the process.
+"""Jobs: some megabytes of chunks each, encoded to files that outlive the process.
 
-A finished unit says of which text and by which encoding it was made, so that another process may use it
+A finished job says of which text and by which encoding it was made, so that another process may use it
 again, whatever has changed around that text.
 """
 
@@ -31,7 +31,7 @@ JOB_CHARACTERS = 2**21
 
 @dataclass
 class JobStats:
-    """What a unit holds of one split; `digest` identifies what it was made of (see `Encoding.digest`)."""
+    """What a job holds of one split; `digest` identifies what it was made of (see `Encoding.digest`)."""
 
     digest: str
     tokens: Count = 0
@@ -42,7 +42,7 @@ class JobStats:
 
 
 def group_chunks(chunks: Iterable[SplitChunk]) -> Iterator[list[SplitChunk]]:
-    """Pieces in groups of about `JOB_CHARACTERS`; the same pieces always make the same groups."""
+    """Chunks in groups of about `JOB_CHARACTERS`; the same chunks always make the same groups."""
     group: list[SplitChunk] = []
     size = 0
     for chunk in chunks:
@@ -60,19 +60,19 @@ def job_path(directory: Path, split: str, number: int) -> Path:
 
 
 def load_job_stats(directory: Path, split: str, number: int) -> JobStats | None:
-    """What a finished unit holds of a split, or None where it is not finished or damaged."""
+    """What a finished job holds of a split, or None where it is not finished or damaged."""
     path = job_path(directory, split, number)
     try:
-        unit = read_json(path.with_suffix(".json"), JobStats)
+        job = read_json(path.with_suffix(".json"), JobStats)
     except UserError:  # not there yet, or damaged
         return None
     tokens = open_npy(path.with_suffix(".npy"))
-    whole = tokens is not None and tokens.dtype.kind == "u" and tokens.shape == (unit.tokens,)
-    return unit if whole else None
+    whole = tokens is not None and tokens.dtype.kind == "u" and tokens.shape == (job.tokens,)
+    return job if whole else None
 
 
-def finished_units(directory: Path) -> int:
-    """How many units of all splits a folder holds."""
+def finished_jobs(directory: Path) -> int:
+    """How many jobs of all splits a folder holds."""
     return sum(1 for _ in directory.glob("*.json"))
 
 
@@ -111,7 +111,7 @@ class Encoding:
         )
 
     def digest(self, chunks: list[SplitChunk]) -> str:
-        """Identifies what the tokens of some pieces depend on: their text, where documents end, and this."""
+        """Identifies what the tokens of some chunks depend on: their text, where documents end, and this."""
         digest = hashlib.blake2b(key=self._key, digest_size=16)
         digest.update(repr([(len(chunk.text), chunk.is_last) for chunk in chunks]).encode())
         digest.update("".join(chunk.text for chunk in chunks).encode())
@@ -134,11 +134,11 @@ def write_array(path: Path, parts: Iterable[np.ndarray], length: int, dtype: str
 
 
 class JobEncoder:
-    """Encodes units with one thread; made once per process.
+    """Encodes jobs with one thread; made once per process.
 
     Args:
         encoding: how.
-        directory: where units are written.
+        directory: where jobs are written.
     """
 
     def __init__(self, encoding: Encoding, directory: Path) -> None:
@@ -154,7 +154,7 @@ class JobEncoder:
         self._folder = directory
 
     def encode(self, number: int, split: str, chunks: list[SplitChunk]) -> JobStats:
-        """Write the tokens of a split's pieces, then, as a mark that they are complete, their figures."""
+        """Write the tokens of a split's chunks, then, as a mark that they are complete, their figures."""
         result = JobStats(self._encoding.digest(chunks))
         parts: list[np.ndarray] = []
         encoded = self._encode_texts([chunk.text for chunk in chunks])

@@ -1,4 +1,4 @@
-"""All text of a preparation as encoded units, here or in processes."""
+"""All text of a preparation as encoded jobs, here or in processes."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,7 +22,7 @@ from lpa.data.preparation.splitting import SourceScan, SplitAssigner, SplitChunk
 
 SINGLE_PROCESS_BYTES = 2**22  # below this, starting processes takes longer than the work
 
-# Split -> the numbers of its units, in order.
+# Split -> the numbers of its jobs, in order.
 Finished = dict[str, list[int]]
 
 
@@ -50,7 +50,7 @@ def encode_all(
     encoding: Encoding,
     on_progress: ProgressCallback,
 ) -> tuple[Finished, AllLeftOut]:
-    """Encode all units that are not finished; returns the numbers of all, and what is left out."""
+    """Encode all jobs that are not finished; returns the numbers of all, and what is left out."""
     total, done = config.size(), 0
     repeated = any(listed.source.weight > 1 for listed in config.sources_by_split["train"])
     left_out = config.left_out()
@@ -82,14 +82,14 @@ def encode_all(
     return finished, left_out
 
 
-# The number of a unit, one of its splits, and the pieces of that split.
+# The number of a job, one of its splits, and the chunks of that split.
 EncodeItem = tuple[int, str, list[SplitChunk]]
 
 
 def _encode_in_processes(
     items: Iterator[EncodeItem], workers: int, arguments: tuple[Any, ...]
 ) -> None:
-    """Encode units in processes, a few more at a time than there are, so that memory stays bounded."""
+    """Encode jobs in processes, a few more at a time than there are, so that memory stays bounded."""
     with ProcessPoolExecutor(
         workers,
         mp_context=get_context("spawn"),  # threads of this process make forking unsafe

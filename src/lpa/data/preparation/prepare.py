@@ -1,6 +1,6 @@
 """Documents to a prepared data directory: tokenizer, token shards, manifest.
 
-Work is kept beside the output in `.<name>.partial/` until it is complete: units of some megabytes, each
+Work is kept beside the output in `.<name>.partial/` until it is complete: jobs of some megabytes, each
 finished or not. A process that was killed or met a bad row leaves them, and the same command
 resumes from there and produces the same bytes, even where the text has been corrected in between.
 """
@@ -20,7 +20,7 @@ from lpa.data.preparation.encode_splits import Finished, encode_all
 from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig, TokenizerChoice
 from lpa.data.preparation.shards import write_shards
 from lpa.data.preparation.splitting import SourceScan, SplitAssigner, scan_sources
-from lpa.data.preparation.work_directory import keep_finished_units, work_directory
+from lpa.data.preparation.work_directory import keep_finished_jobs, work_directory
 from lpa.data.sources.listing import SourceFiles, list_files
 from lpa.data.sources.source import Source
 from lpa.data.tokenizer import (
@@ -90,7 +90,7 @@ def prepare(
         The manifest: vocabulary, and tokens and documents of each split.
 
     Raises:
-        UserError: bad input, named; nothing is left behind but units that were finished before a bad
+        UserError: bad input, named; nothing is left behind but jobs that were finished before a bad
             row was met. Or no space left; what is finished stays.
 
     Example:
@@ -137,7 +137,7 @@ def prepare(
         vocab_size, None if tokenizer is None else str(tokenizer), chat_template
     )
     with work_directory(out, config, tokenizer_choice) as partial:
-        with keep_finished_units(partial):
+        with keep_finished_jobs(partial):
             scan = scan_sources(
                 config.sources_by_split["train"], config.fractions, deduplicate=deduplicate
             )
@@ -228,7 +228,7 @@ def _finalize(
     *,
     overwrite: bool,
 ) -> Manifest:
-    """Put the units together, write the manifest, and move the result to its place."""
+    """Put the jobs together, write the manifest, and move the result to its place."""
     result = partial / "result"
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()

@@ -19,7 +19,7 @@ SplitBounds = list[tuple[int, str]]
 
 
 class SplitChunk(NamedTuple):
-    """A piece of text of a split, and whether a document of that split ends with it."""
+    """A chunk of text of a split, and whether a document of that split ends with it."""
 
     split: str
     text: str
@@ -79,7 +79,7 @@ def scan_sources(
 
 
 class SplitAssigner:
-    """The documents of some sources, cut into pieces that each belong to a split.
+    """The documents of some sources, cut into chunks that each belong to a split.
 
     Whole documents are held out by a hash of their beginning, so that a document stays in its split
     when others are added. Where there are too few of them, the end of each is held out.
@@ -100,7 +100,7 @@ class SplitAssigner:
         limit: int | None = None,
         left_out: Sequence[LeftOut] | None = None,
     ) -> Iterator[SplitChunk]:
-        """All pieces in order; a source of weight above 1 is gone through more than once.
+        """All chunks in order; a source of weight above 1 is gone through more than once.
 
         Args:
             chunker: cuts the documents.
@@ -195,7 +195,7 @@ def _line_boundary(text: str, position: int) -> int:
 
 
 def _assign_by_bounds(chunks: Iterable[tuple[SplitBounds, Fragment]]) -> Iterator[SplitChunk]:
-    """Each piece to the split in which it begins; a document of a split ends where the next begins."""
+    """Each chunk to the split in which it begins; a document of a split ends where the next begins."""
     offset = 0
     pending: SplitChunk | None = None
     for bounds, chunk in chunks:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from lpa.data.preparation.encode_jobs import finished_units
+from lpa.data.preparation.encode_jobs import finished_jobs
 from lpa.data.preparation.prepare_config import PrepareConfig, TokenizerChoice
 from lpa.errors import UserError
 from lpa.storage.files import write_text_atomic
@@ -21,10 +21,11 @@ def work_directory(out: Path, config: PrepareConfig, choice: TokenizerChoice) ->
     """The folder of unfinished work: that of an earlier process, or an empty one.
 
     It goes when the work is complete or the input is bad; it stays when the process is stopped, or has
-    finished units before it meets bad input. Of another job only units are kept: each says what it is of.
+    finished jobs before it meets bad input. Of another preparation only jobs are kept: each says what it
+    is of.
     """
     partial = staging_directory(resolve_output(out), "partial")
-    identity = {"job": config.describe(paths=True), **asdict(choice)}
+    identity = {"preparation": config.describe(paths=True), **asdict(choice)}
     with hold_directory(partial, output=out):
         plan = partial / "plan.json"
         text = json.dumps(identity, indent=2)
@@ -52,17 +53,17 @@ def work_directory(out: Path, config: PrepareConfig, choice: TokenizerChoice) ->
 
 
 class _UnfinishedError(UserError):
-    """Bad input that was met when units were finished, which are kept."""
+    """Bad input that was met when jobs were finished, which are kept."""
 
 
 @contextmanager
-def keep_finished_units(partial: Path) -> Iterator[None]:
+def keep_finished_jobs(partial: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if finished := finished_units(partial / "jobs"):
+        if finished := finished_jobs(partial / "jobs"):
             raise _UnfinishedError(
-                f"{error}; the {finished:,} units that are finished are kept in {partial}: correct this and "
+                f"{error}; the {finished:,} jobs that are finished are kept in {partial}: correct this and "
                 "give the same command again, or remove that directory"
             ) from error
         raise
