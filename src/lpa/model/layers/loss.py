@@ -101,7 +101,8 @@ def _loss_and_gradients(
     tokens = targets.masked_fill(~scored, 0).unsqueeze(1)
     total = torch.zeros((), dtype=exact, device=targets.device)
     of_hidden = torch.empty_like(hidden_states) if 0 in wanted else None
-    of_weight = torch.zeros_like(weight, dtype=exact) if 1 in wanted else None
+    # Of the first chunk it becomes that chunk's product.
+    of_weight = weight.new_zeros((), dtype=exact).expand_as(weight) if 1 in wanted else None
     of_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and 2 in wanted else None
     for rows in _chunks(len(targets), weight):
         logits = (inputs[rows] @ matrix.T).to(exact)
@@ -113,14 +114,15 @@ def _loss_and_gradients(
         if not wanted:
             continue
         share = (scored[rows] / num_items).to(exact).unsqueeze(1)
-        of_logits = (logits - normalizer).exp_().mul_(share).scatter_add_(1, tokens[rows], -share)
+        of_logits = logits.sub_(normalizer).exp_().mul_(share).scatter_add_(1, tokens[rows], -share)
         if of_bias is not None:
             of_bias += of_logits.sum(0)
         of_logits = of_logits.to(dtype)
         if of_hidden is not None:
             of_hidden[rows] = of_logits @ matrix
         if of_weight is not None:
-            of_weight += of_logits.T @ inputs[rows]
+            product = (of_logits.T @ inputs[rows]).to(exact)
+            of_weight = product if rows.start == 0 else of_weight.add_(product)
     if of_weight is not None:
         of_weight = of_weight.to(weight.dtype)
     if of_bias is not None and bias is not None:
