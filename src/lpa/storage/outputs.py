@@ -64,9 +64,12 @@ def resolve_output(path: Path) -> Path:
 
 def _follow_links(path: Path, option: str) -> Path:
     try:
-        return path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{option} {path}: its symbolic links lead in a circle") from error
+        target: Path | None = path.resolve()
+    except (OSError, RuntimeError):  # up to Python 3.12; from 3.13 on a link is left
+        target = None
+    if target is None or target.is_symlink():
+        raise UserError(f"{option} {path}: its symbolic links lead in a circle")
+    return target
 
 
 def check_output_file(
