@@ -1,6 +1,6 @@
 """One budget as the ranks of all projections: the curves and costs that `allocate_ranks` weighs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,17 +97,21 @@ def ranks_for_budget(
             name: float(out_features * in_features)
             for name, (out_features, in_features) in shapes.items()
         }
-    moments = _moments(model, found, windows) if windows is not None and method != "svd" else {}
+    whitens = windows is not None and method != "svd"
     curves: dict[str, Any] = {}
-    for done, (name, module) in enumerate(found.items()):
-        weight, moment = dense_weight(module), moments.get(name)
+    for name, moment in (
+        _moments(model, found, windows)
+        if windows is not None and whitens
+        else ((name, None) for name in found)
+    ):
         if budget.criterion == "spectra":
-            tails = tail_energies(weight, moment)
+            tails = tail_energies(dense_weight(found[name]), moment)
             curves[name] = [tail / max(tails[0], 1e-300) for tail in tails]
         else:
             assert windows is not None
-            curves[name] = _loss_curve(model, name, module, moment, windows)
-        on_progress("curves", done + 1, len(found))
+            curves[name] = _loss_curve(model, name, found[name], moment, windows)
+        on_progress("curves", len(curves), len(found))
+    curves = {name: curves[name] for name in found}
     total = budget.fraction * sum(dense.values())
     ranks = {n: r for n, r in allocate_ranks(curves, costs, total, dense_costs=dense).items() if r}
     if not ranks:
@@ -117,16 +121,25 @@ def ranks_for_budget(
     return ranks
 
 
-def _moments(model: Any, found: Mapping[str, nn.Module], windows: Tensor) -> dict[str, Tensor]:
+def _moments(
+    model: Any, found: Mapping[str, nn.Module], windows: Tensor
+) -> Iterator[tuple[str, Tensor | None]]:
+    """Each projection with the moment of its inputs; only those of one decoder layer are held at a time.
+
+    A projection outside of the decoder layers has none.
+    """
     prefix, layers = find_decoder_layers(model)
     stream = capture_layer_inputs(model, windows)
-    moments = {}
+    outside = set(found)
     for index, layer in enumerate(layers):
         layer_modules = {n: m for n, m in found.items() if n.startswith(f"{prefix}.{index}.")}
+        outside -= layer_modules.keys()
         for group in input_moments(stream, layer, index, layer_modules) if layer_modules else []:
-            moments.update(dict.fromkeys(group.names, group.moment))
+            for name in group.names:
+                yield name, group.moment
         stream.advance(layer, index)
-    return moments
+    for name in outside:
+        yield name, None
 
 
 def _loss_curve(

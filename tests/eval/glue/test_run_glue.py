@@ -173,7 +173,7 @@ def test_two_processes_do_not_score_a_model_on_one_task(result, run, data):
 
 
 def test_no_such_task_and_no_seed(run, data):
-    with pytest.raises(UserError, match="--task: got 'cola2'; expected one of cola, sst2, mrpc"):
+    with pytest.raises(UserError, match="--tasks: got 'cola2'; expected one of cola, sst2, mrpc"):
         run_glue([run], ["cola2"], data=data)
     with pytest.raises(UserError, match="--seeds: got 0; expected at least 1"):
         run_glue([run], ["sst2"], data=data, seeds=0)

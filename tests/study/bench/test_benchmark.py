@@ -61,7 +61,7 @@ def test_dense_and_low_rank_are_measured_side_by_side(lpa, tmp_path):
     ("arguments", "message"),
     [
         (["giant"], "preset: got 'giant'"),
-        (["nano", "--placement", "some"], "--placement: got 'some'"),
+        (["nano", "--placement", "some"], "--placement: got some; expected one of none"),
         (["nano", "--rounds", "0"], "--rounds: got 0; expected a whole number from 1"),
         (["nano", "--seq-len", "4096"], "--seq-len: got 4096; the model has 1024 positions"),
     ],

@@ -99,7 +99,7 @@ def test_the_report_stands_alone(demo):
     figures = json.loads((demo / "stdout.json").read_text())
     for name in ("dense", "lpa"):
         assert f"{figures[name]['test_perplexity']:.2f}" in page
-        assert f"{figures[name]['parameters']:,}" in page
+        assert f"{figures[name]['parameters'] / 1e6:.2f}M" in page
     ratio = figures["lpa"]["test_perplexity"] / figures["dense"]["test_perplexity"]
     assert f"<td>{ratio:.3f}</td>" in page
 

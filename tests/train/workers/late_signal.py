@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,10 +28,10 @@ def main() -> None:
     trainer = small_trainer(Path(data), world, out=Path(run), steps=2)
     export = trainer.export
 
-    def signalled(name: str) -> None:
+    def signalled(*arguments: Any) -> None:
         if world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        export(name)
+        export(*arguments)
 
     trainer.export = signalled
     trainer.run()
