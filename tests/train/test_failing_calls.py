@@ -103,6 +103,15 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "final" / "model.safetensors")
 
 
+def first_and_last_of_each_folder(seen: Counter[str]) -> dict[str, int]:
+    """What lies between them in a folder is written by the same loop."""
+    by_folder: dict[str, list[str]] = {}
+    for key in seen:
+        by_folder.setdefault(str(Path(key).parent), []).append(key)
+    kept = {key for keys in by_folder.values() for key in (keys[0], keys[-1])}
+    return {key: times for key, times in seen.items() if key in kept}
+
+
 @pytest.mark.slow
 def test_no_failing_call_is_a_traceback_or_loses_the_run(train, tmp_path, monkeypatch, capsys):
     calls = Calls(monkeypatch, tmp_path / "whole")
@@ -111,7 +120,7 @@ def test_no_failing_call_is_a_traceback_or_loses_the_run(train, tmp_path, monkey
     assert {"replace run/final", "fsync run/checkpoints", "replace run/result.json"} <= set(
         calls.seen
     )
-    for number, (key, times) in enumerate(calls.seen.items()):
+    for number, (key, times) in enumerate(first_and_last_of_each_folder(calls.seen).items()):
         run = tmp_path / str(number) / "run"
         failing = Calls(monkeypatch, run.parent)
         failing.failing = (key, times, errno.ESTALE if key.startswith("replace") else errno.EIO)

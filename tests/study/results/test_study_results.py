@@ -10,7 +10,6 @@ import pytest
 import yaml
 from markupsafe import escape
 
-from lpa.display.html import draw_svg
 from lpa.display.printable import printable
 from lpa.errors import UserError
 from lpa.storage.run_directory import TEST_FILE
@@ -220,8 +219,7 @@ def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
     result = read_study(index)
     words = " ".join(summarize(result))
     write_study_report([result], index.parent / "report.html")
-    for draw in study_figures(result).values():
-        assert "<svg" in draw_svg(draw)
+    assert len(list(index.parent.glob("report-figures/*.svg"))) == len(study_figures(result))
     if variant == "dense":
         change = texts(result)["attention"]["change"]
         undecided = value == 0.0 or not math.isfinite(value)
@@ -239,21 +237,16 @@ def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
         assert "Undecided against dense, as a perplexity is not finite: attention" in words
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(("wall_seconds", value) for value in (0, 0.0, 1e308)),
-        *(("tokens_per_second", value) for value in (0, 0.0, 1e308)),
-        *(("peak_memory_bytes", value) for value in (0, 2**62)),
-    ],
-)
-def test_a_cost_of_nought_or_beyond_sums_is_reported(placement, field, value):
+@pytest.mark.parametrize("value", [0, 0.0, 1e308])
+def test_a_cost_of_nought_or_beyond_sums_is_reported(placement, value):
     index, runs = placement
     for run in runs.values():
         result = json.loads((run / "result.json").read_text())
-        # A whole number of more bits is refused as the file is read.
-        number = value if isinstance(result[field], float) else min(int(value), 2**63 - 1)
-        (run / "result.json").write_text(json.dumps(result | {field: number}))
+        for field in ("wall_seconds", "tokens_per_second", "peak_memory_bytes"):
+            # A whole number of more bits is refused as the file is read.
+            whole = not isinstance(result[field], float)
+            result[field] = min(int(value), 2**62) if whole else value
+        (run / "result.json").write_text(json.dumps(result))
     result = read_study(index)
     write_study_report([result], index.parent / "report.html")
     assert texts(result)["attention"]["verdict"] == "better"

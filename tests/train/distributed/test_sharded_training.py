@@ -17,7 +17,7 @@ from lpa.train.distributed.parallelize import ParallelLayout
 # In one worker: the layouts of so many processes are run together, once.
 pytestmark = pytest.mark.xdist_group("shards")
 
-OF_TWO = ["1,2,1", "2,1,1", "1,1,2"]
+OF_TWO = ["1,2,1", "1,1,2"]  # replicas alone are tried in test_parallelize
 OF_FOUR = ["1,2,2", "2,2,1"]
 ALONE = ParallelLayout(1, 1, 1)
 
