@@ -5,24 +5,11 @@ import json
 
 import pytest
 import torch
+from harness_task import TASK
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpa.cli import COMMANDS
 from lpa.device import resolve_device, resolve_dtype
-
-HARNESS_TASK = """\
-task: continuation
-dataset_path: json
-dataset_kwargs:
-  data_files: {data}
-test_split: train
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list:
-  - metric: acc
-"""
 
 # What each command is tried with; `{…}` are the fixtures below. The key says which commands there are.
 ARGUMENTS = {
@@ -44,7 +31,7 @@ def material(run, prepared, tmp_path_factory) -> dict:
     (folder / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     question = {"question": "My fellow", "choices": ["citizens", "bananas"], "answer": 0}
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
-    (folder / "task.yaml").write_text(HARNESS_TASK.format(data=folder / "questions.jsonl"))
+    (folder / "task.yaml").write_text(TASK.format(data=folder / "questions.jsonl"))
     (folder / "glue" / "SST-2").mkdir(parents=True)
     for name in ("train", "dev"):
         table = "sentence\tlabel\na cat\t1\na dog\t0\n"

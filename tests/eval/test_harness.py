@@ -2,25 +2,12 @@ import json
 
 import pytest
 import torch
+from harness_task import TASK
 
 from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
 from lpa.eval.harness import run_harness
 from lpa.eval.loading import load_with_tokenizer
-
-TASK = """\
-task: continuation
-dataset_path: json
-dataset_kwargs:
-  data_files: {data}
-test_split: train
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list:
-  - metric: acc
-"""
 
 QUESTIONS = [
     {"question": "My fellow", "choices": ["citizens", "bananas", "?"], "answer": 0},

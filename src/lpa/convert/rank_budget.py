@@ -1,6 +1,6 @@
 """One budget as the ranks of all projections: the curves and costs that `allocate_ranks` weighs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,13 +97,11 @@ def ranks_for_budget(
             name: float(out_features * in_features)
             for name, (out_features, in_features) in shapes.items()
         }
-    whitens = windows is not None and method != "svd"
+    moments: Iterable[tuple[str, Tensor | None]] = ((name, None) for name in found)
+    if windows is not None and method != "svd":
+        moments = _moments(model, found, windows)
     curves: dict[str, Any] = {}
-    for name, moment in (
-        _moments(model, found, windows)
-        if windows is not None and whitens
-        else ((name, None) for name in found)
-    ):
+    for name, moment in moments:
         if budget.criterion == "spectra":
             tails = tail_energies(dense_weight(found[name]), moment)
             curves[name] = [tail / max(tails[0], 1e-300) for tail in tails]

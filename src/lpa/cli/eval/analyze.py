@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from lpa.cli.eval.eval_common import add_split_argument
 from lpa.cli.parsing import Count, Parser, add_model_arguments, add_output_arguments, to_json
 
 
@@ -21,11 +22,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--data", type=str, help="a prepared data directory, or text as `lpa prepare` takes it"
     )
-    parser.add_argument(
-        "--split",
-        type=str,
-        help="the split of prepared data; by default test, or validation where there is no test split",
-    )
+    add_split_argument(parser)
     parser.add_argument(
         "--tokens",
         type=Count,

@@ -9,6 +9,15 @@ from lpa.callbacks import StepCallback
 from lpa.cli.parsing import Count, to_json
 
 
+def add_split_argument(parser: Any) -> None:
+    """Which split of prepared data."""
+    parser.add_argument(
+        "--split",
+        type=str,
+        help="the split of prepared data; by default test, or validation where there is no test split",
+    )
+
+
 def add_text_arguments(parser: Any) -> None:
     """Which held-out text, and how a model reads it."""
     parser.add_argument(
@@ -19,11 +28,7 @@ def add_text_arguments(parser: Any) -> None:
         help="prepared data directories, or text as `lpa prepare` takes it: files, directories or "
         "globs, with #boundary=line and the like",
     )
-    parser.add_argument(
-        "--split",
-        type=str,
-        help="the split of prepared data; by default test, or validation where there is no test split",
-    )
+    add_split_argument(parser)
     parser.add_argument(
         "--mode",
         choices=["blocks", "sliding", "documents"],

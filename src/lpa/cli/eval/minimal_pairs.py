@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.eval.eval_common import print_json, score_each_text
+from lpa.cli.eval.eval_common import add_split_argument, print_json, score_each_text
 from lpa.cli.parsing import Count, Parser, add_json_flag, add_model_arguments
 
 
@@ -30,11 +30,7 @@ def build_parser() -> Parser:
         type=Path,
         help="a JSON Lines file of pairs in place of --data, with sentence_good, sentence_bad and UID",
     )
-    parser.add_argument(
-        "--split",
-        type=str,
-        help="the split of prepared data; by default test, or validation where there is no test split",
-    )
+    add_split_argument(parser)
     parser.add_argument(
         "--pairs-per-phenomenon",
         type=Count,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lpa.display.html import COLORS, DrawFunction
+from lpa.display.units import format_count
 from lpa.study.results.comparison import Comparison
 from lpa.study.results.judgement import Judgement, judge
 from lpa.study.results.statistics import Difference, Summary
@@ -91,7 +92,7 @@ def _row_cells(row: VariantRow, found: Judgement | None) -> list[str]:
             gain += " (extrapolated)"
     return [
         row.variant,
-        f"{row.tokens / 1e6:,.1f}M",
+        format_count(row.tokens),
         perplexity,
         *_comparison_cells(found.equal_tokens if found else None),
         *_comparison_cells(found.equal_flops if found else None),

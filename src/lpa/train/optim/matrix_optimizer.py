@@ -1,13 +1,14 @@
 """What optimizers share that step matrix after matrix, with states or updates of a low rank."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from lpa.train.optim.group_optimizer import GroupOptimizer
 
-class MatrixOptimizer(torch.optim.Optimizer):
+
+class MatrixOptimizer(GroupOptimizer):
     """AdamW's settings, a rank, and a step for each matrix that has a gradient.
 
     Args:
@@ -34,17 +35,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
             for number, parameter in enumerate(p for g in self.param_groups for p in g["params"])
         }
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.step_matrix(parameter, parameter.grad, group)
-        return loss
+    def step_group(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                self.step_matrix(parameter, parameter.grad, group)
 
     def step_matrix(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """One step of one matrix, in place."""

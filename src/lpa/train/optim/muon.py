@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from lpa.device import fast_dtype
 from lpa.train.distributed.dtensor import full_tensor, shard_like
+from lpa.train.optim.group_optimizer import GroupOptimizer
 
 # Of the iteration x ← a x + (b x xᵀ + c (x xᵀ)²) x (Jordan et al. 2024), whose slope at zero is steep.
 _A, _B, _C = 3.4445, -4.775, 2.0315
@@ -20,7 +21,7 @@ _EPSILON = 1e-7
 _STACK = 2**24  # numbers of a stack that one process works on at once, where a matrix is smaller
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(GroupOptimizer):
     """Muon (Jordan et al. 2024) in a dtype of choice.
 
     In bfloat16 on a CPU it is `torch.optim.Muon` to the bit, unless a side of a matrix is 16 or less: torch
@@ -66,20 +67,13 @@ class Muon(torch.optim.Optimizer):
                     )
         self.dtype = dtype
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameters in stacks(p for p in group["params"] if p.grad is not None):
-                updates = [self._momentum(parameter, group) for parameter in parameters]
-                size = group["lr"] * 0.2 * math.sqrt(max(parameters[0].shape))
-                for parameter, update in zip(parameters, _orthogonalize(updates), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-size)
-        return loss
+    def step_group(self, group: dict[str, Any]) -> None:
+        for parameters in stacks(p for p in group["params"] if p.grad is not None):
+            updates = [self._momentum(parameter, group) for parameter in parameters]
+            size = group["lr"] * 0.2 * math.sqrt(max(parameters[0].shape))
+            for parameter, update in zip(parameters, _orthogonalize(updates), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-size)
 
     def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """What is orthogonalized, rounded before it is gathered, which in bfloat16 halves the bytes."""

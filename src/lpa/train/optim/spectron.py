@@ -1,13 +1,14 @@
 """Spectron: steps of the factors that bound the spectral norm of the step of their product."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lpa.device import fast_dtype
+from lpa.train.optim.group_optimizer import GroupOptimizer
 from lpa.train.optim.muon import newton_schulz
 
 # Power iteration ends when the norm grows by less than this.
@@ -15,7 +16,7 @@ _TOLERANCE = 1e-5
 _MOST_ITERATIONS = 300
 
 
-class Spectron(torch.optim.Optimizer):
+class Spectron(GroupOptimizer):
     """Spectron (Janson et al. 2026, arXiv 2602.12429) for low-rank pairs.
 
     Both factors of a pair step by ρ times the orthogonalized momentum, so that
@@ -52,18 +53,11 @@ class Spectron(torch.optim.Optimizer):
         self.bound = bound
         self.dtype = dtype
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            factors = iter(group["params"])
-            for pair in zip(factors, factors, strict=True):
-                if all(factor.grad is not None for factor in pair):
-                    self._step_pair(pair, group)
-        return loss
+    def step_group(self, group: dict[str, Any]) -> None:
+        factors = iter(group["params"])
+        for pair in zip(factors, factors, strict=True):
+            if all(factor.grad is not None for factor in pair):
+                self._step_pair(pair, group)
 
     def _step_pair(self, pair: tuple[Tensor, Tensor], group: dict[str, Any]) -> None:
         updates = [self._orthogonal_momentum(factor, group["momentum"]) for factor in pair]
