@@ -95,6 +95,26 @@ def run(tmp_path_factory, prepared, lpa) -> Path:
 
 
 @pytest.fixture(scope="session")
+def merged(run, tmp_path_factory) -> Path:
+    """A trained model as a stock Llama."""
+    from lpa.convert.merge import merge_directory
+
+    out = tmp_path_factory.mktemp("merged") / "llama"
+    merge_directory(run / "final", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def exported(merged, tmp_path_factory) -> Path:
+    """It as a GGUF file of float32."""
+    from lpa.convert.gguf.gguf_export import export_gguf
+
+    out = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    export_gguf(merged, out, dtype="float32")
+    return out
+
+
+@pytest.fixture(scope="session")
 def tiny_study(tmp_path_factory, prepared, lpa) -> Path:
     """Where a study of dense and LPA, two seeds each, was run to its end."""
     from study_runs import start_study

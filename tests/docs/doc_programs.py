@@ -19,8 +19,9 @@ from doc_markdown import ROOT
 PROGRAMS = ("lpa", "torchrun", "python", "python3", "pip", "make", "srun", "scontrol")
 
 # A run of a moment: a tiny model in one device's layout, whatever the recipe says.
+_SAMPLES = ["--data.seq_len", "64"]
 _RUN = [
-    *("--data.seq_len", "64", "--train.batch_size", "4", "--train.device", "cpu"),
+    *("--train.batch_size", "4", "--train.device", "cpu"),
     *("--train.steps", "4", "--train.tokens", "null", "--train.batch_tokens", "null"),
     *("--train.micro_batch_size", "null", "--train.eval_tokens", "500", "--train.compile", "false"),
     *("--train.dtype", "float32", "--train.threads", "1", "--optim.warmup_steps", "2"),
@@ -111,7 +112,7 @@ def scaled_down(arguments: list[str]) -> list[str]:
     match arguments:
         case ["train", *rest] if not {"--dry-run", "--print_config"} & set(rest):
             healing = any(word == "--model.from" for word in rest)
-            return [*arguments, *([] if healing else _MODEL), *_RUN]
+            return [*arguments, *([] if healing else [*_MODEL, *_SAMPLES]), *_RUN]
         case ["study", *rest] if "--dry-run" not in rest:
             return [*arguments, "--dry-run"]
         case ["generate", *_]:

@@ -13,8 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
+from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.train.config import RunConfig
 from lpa.train.dry_run import plan_run
+from lpa.train.init_weights import with_source_seq_len
 from lpa.train.run import train
 
 NO_MODEL = {"hidden_size": None, "intermediate_size": None, "num_hidden_layers": None}
@@ -115,14 +118,47 @@ def test_every_layout_starts_and_trains_as_one_process_does(run_ranks, prepared,
             assert result["norms"][name] == pytest.approx(norm, rel=2e-3, abs=1e-6), name
 
 
+def test_the_context_is_that_of_the_source(prepared, run, tmp_path):
+    """Also of a run that is resumed where the source is gone."""
+    own = tmp_path / "source"
+    shutil.copytree(run, own)
+    settings = {"steps": 4, "batch_size": 4, "device": "cpu", "eval_tokens": 500}
+
+    def config(**changes) -> RunConfig:
+        return RunConfig.from_dict(
+            {
+                "data": {"path": str(prepared)},
+                "model": {"from": str(own)},
+                "train": settings | changes,
+            }
+        )
+
+    assert plan_run(config()).tokens_per_step == 4 * 32
+    train(config(tokens=500, stop_at=2), tmp_path / "run")
+    assert RunConfig.load(tmp_path / "run" / "config.yaml").data.seq_len == 32
+    shutil.rmtree(own)
+    result = train(config(tokens=500), tmp_path / "run", resume=True)
+    assert result.tokens == 512
+
+
+def test_a_long_context_is_not_taken_whole(tmp_path):
+    LPAConfig(max_position_embeddings=4096, architectures=["LPAForCausalLM"]).save_pretrained(
+        tmp_path
+    )
+    sections = {"data": {"path": "data"}, "model": {"from": str(tmp_path)}}
+    assert with_source_seq_len(RunConfig.from_dict(sections)).data.seq_len == 512
+
+
 def test_what_decides_the_architecture_stands_alone(prepared, source):
     with pytest.raises(UserError, match=r"model.rank: got 8; expected nothing beside model.from"):
         small_config(prepared, model={**NO_MODEL, "from_": source, "rank": 8})
 
 
 def test_directories_that_a_run_cannot_start_from(prepared, source, tmp_path):
-    with pytest.raises(UserError, match=r"model.from .*absent: no such directory; expected what"):
+    with pytest.raises(UserError, match=r"model.from .*absent: no such directory; expected a run"):
         healing_trainer(prepared, tmp_path / "absent")
+    with pytest.raises(UserError, match=r"is a GGUF file; .*lpa convert factorize .*\.gguf --out"):
+        healing_trainer(prepared, tmp_path / "model.gguf")
     llama = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=300,

@@ -176,9 +176,8 @@ def run_config(parser: Parser, arguments: Any) -> "RunConfig":
 
     source = arguments.model.pop("from")
     sections = parser.instantiate_classes(arguments)
-    config = RunConfig(**{name: sections[name] for name in SECTIONS})
-    config.model = replace(config.model, from_=source)
-    return config
+    sections.model = replace(sections.model, from_=source)
+    return RunConfig(**{name: sections[name] for name in SECTIONS})
 
 
 def _train(config: "RunConfig", arguments: Any) -> None:

@@ -16,6 +16,7 @@ from lpa.convert.merge import TOKENIZER_FILES
 from lpa.convert.rank_budget import RankBudget, ranks_for_budget
 from lpa.convert.to_lpa import to_lpa_config, to_lpa_model
 from lpa.errors import UserError
+from lpa.gguf_import import is_gguf, load_gguf
 from lpa.model.hub.model_card import CardContent, facts_of_card, short_name
 from lpa.model.hub.model_directory import save_model
 from lpa.model.loading import load_model, model_directory, open_config
@@ -243,9 +244,7 @@ def load_dense(source: Path) -> tuple[Any, Any]:
     Raises:
         UserError: there is none, it cannot be loaded, or its weights are quantized.
     """
-    if source.is_file() or source.suffix == ".gguf":
-        from lpa.convert.gguf.gguf_import import load_gguf
-
+    if is_gguf(source):
         return load_gguf(source)
     from lpa.data.tokenizer import load_model_tokenizer
 

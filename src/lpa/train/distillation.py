@@ -1,5 +1,6 @@
 """Learning from what another model, mostly the dense parent, says of each next token."""
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from lpa.data.dataset import IGNORE_INDEX
 from lpa.data.manifest import Manifest
 from lpa.errors import UserError
-from lpa.model.loading import load_model, open_causal_config
+from lpa.gguf_import import gguf_elements, is_gguf, load_gguf
+from lpa.model.loading import load_model, model_directory, open_causal_config
 from lpa.model.weights import open_weights
 from lpa.train.config import DistillConfig, RunConfig
 from lpa.train.distributed.parallelize import ParallelLayout
-from lpa.train.init_weights import check_same_tokenizer
+from lpa.train.init_weights import check_same_tokenizer, check_same_vocabulary
 
 # Tokens whose logits, the student's and the teacher's, are held at a time.
 _CHUNK = 256
+_FIELD = "distill.teacher"
 
 
 class Distiller:
@@ -54,11 +57,9 @@ class Distiller:
             )
         self.weight = config.weight
         self.temperature = config.temperature
-        directory = _check_directory(config.teacher)
-        check_same_tokenizer("distill.teacher", directory, data)
-        self.teacher: Any = load_model(directory, field="distill.teacher", dtype=dtype)
+        self.teacher, sha256 = _open_teacher(config.teacher, data, dtype)
         self.teacher.requires_grad_(False).to(device)
-        self.fingerprints = {"distill.weights": open_weights(directory, "distill.teacher").sha256()}
+        self.fingerprints = {"distill.weights": sha256}
         self._vocab_size = manifest.vocab_size
         rows = self.teacher.get_output_embeddings().weight.shape[0]
         if rows < self._vocab_size:
@@ -178,21 +179,28 @@ def cross_entropy_loss(model: nn.Module, inputs: dict[str, Tensor], num_items: i
     return model(**inputs, num_items_in_batch=num_items, use_cache=False, return_logits=False).loss
 
 
-def teacher_bytes(directory: Path, dtype: torch.dtype) -> int:
+def _open_teacher(path: Path, data: Path, dtype: torch.dtype) -> tuple[Any, str]:
+    """The model of a run, of a Hugging Face directory or of a GGUF file, and the SHA-256 of its weights."""
+    if is_gguf(path):
+        model, tokenizer = load_gguf(path, _FIELD)
+        tokens = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
+        check_same_vocabulary(_FIELD, path, tokens, data)
+        with open(path, "rb") as file:
+            return model.to(dtype), hashlib.file_digest(file, "sha256").hexdigest()
+    directory = model_directory(path, _FIELD)
+    check_same_tokenizer(_FIELD, directory, data)
+    model = load_model(directory, field=_FIELD, dtype=dtype)
+    return model, open_weights(directory, _FIELD).sha256()
+
+
+def teacher_bytes(path: Path, dtype: torch.dtype) -> int:
     """The memory that a teacher's weights take.
 
     Raises:
-        UserError: it is no directory of a causal language model.
+        UserError: there is no causal language model.
     """
-    field = "distill.teacher"
-    open_causal_config(_check_directory(directory), field)
-    return open_weights(directory, field).elements * dtype.itemsize
-
-
-def _check_directory(directory: Path) -> Path:
-    if not directory.is_dir():
-        raise UserError(
-            f"distill.teacher {directory}: no such directory; expected a causal language model of "
-            "transformers, written by save_pretrained"
-        )
-    return directory
+    if is_gguf(path):
+        return gguf_elements(path, _FIELD) * dtype.itemsize
+    directory = model_directory(path, _FIELD)
+    open_causal_config(directory, _FIELD)
+    return open_weights(directory, _FIELD).elements * dtype.itemsize

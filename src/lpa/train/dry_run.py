@@ -12,6 +12,7 @@ from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.train.config import RunConfig
 from lpa.train.distillation import teacher_bytes
 from lpa.train.distributed.parallelize import parallelize
+from lpa.train.init_weights import with_source_seq_len
 from lpa.train.optim.muon import muon_temporary_bytes
 from lpa.train.optim.optimizers import (
     check_single_process,
@@ -104,6 +105,7 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
     Raises:
         UserError: a field that the run would refuse.
     """
+    config = with_source_seq_len(config)
     shape = RunShape.of(config, processes)
     settings, layout = config.train, shape.layout
     with fake_process_group(shape.processes):

@@ -11,18 +11,20 @@ from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
 from lpa.data.tokenizer import load_vocabulary
 from lpa.device import resolve_dtype
 from lpa.errors import UserError
+from lpa.gguf_import import is_gguf
 from lpa.lowrank import LowRankLinear
 from lpa.model.activation_checkpointing import apply_activation_checkpointing
 from lpa.model.compile import compile_layers
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.attention import check_attention
-from lpa.model.loading import open_config
+from lpa.model.loading import model_directory, open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.weights import Weights, open_weights
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json
 from lpa.storage.run_directory import INITIAL_WEIGHTS_FILE
 from lpa.train.config import RunConfig
+from lpa.train.config.sections import MOST_INHERITED_SEQ_LEN
 from lpa.train.distributed.dtensor import shard_like
 from lpa.train.distributed.meta_init import build_meta_model, init_buffers, materialize
 from lpa.train.distributed.parallelize import ParallelLayout, parallelize
@@ -46,8 +48,8 @@ class InitialWeights:
         """Raises:
         UserError: it is not the directory of a model that `lpa train` can start from.
         """
-        config = load_source_config(directory)
-        return cls(open_weights(directory, "model.from").sha256(), config.to_dict())
+        config, weights = load_source_config(directory), source_directory(directory)
+        return cls(open_weights(weights, "model.from").sha256(), config.to_dict())
 
     def save(self, run: Path) -> None:
         write_text_atomic(run / INITIAL_WEIGHTS_FILE, json.dumps(asdict(self), indent=2) + "\n")
@@ -72,21 +74,31 @@ def find_initial_weights(config: RunConfig, resumed: Path | None) -> InitialWeig
         return None
     if resumed is not None:
         return InitialWeights.load(resumed)
-    check_same_tokenizer("model.from", directory, config.data.path)
+    check_same_tokenizer("model.from", source_directory(directory), config.data.path)
     return InitialWeights.from_directory(directory)
 
 
-def load_source_config(directory: Path) -> LPAConfig:
-    """The configuration of a directory that holds an `LPAForCausalLM`.
+def source_directory(path: Path) -> Path:
+    """The Hugging Face directory that `model.from` means.
 
     Raises:
-        UserError: it holds none.
+        UserError: there is none.
     """
-    if not (directory / "config.json").is_file():
-        what = "has no config.json" if directory.is_dir() else "no such directory"
+    if is_gguf(path):
         raise UserError(
-            f"model.from {directory}: {what}; expected what `lpa convert factorize` or a run's final/ is"
+            f"model.from {path}: is a GGUF file; expected a directory such as it becomes: lpa convert "
+            f"factorize {path} --out DIR"
         )
+    return model_directory(path, "model.from")
+
+
+def load_source_config(path: Path) -> LPAConfig:
+    """The configuration of an `LPAForCausalLM` that `model.from` means.
+
+    Raises:
+        UserError: there is none.
+    """
+    directory = source_directory(path)
     config = open_config(directory, "model.from")
     kinds = config.architectures
     kind = kinds[0] if isinstance(kinds, list) and kinds else config.model_type
@@ -97,6 +109,19 @@ def load_source_config(directory: Path) -> LPAConfig:
             "of your own"
         )
     return config
+
+
+def with_source_seq_len(config: RunConfig) -> RunConfig:
+    """A run, its `data.seq_len` where it says none the positions of its model, at most 512.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if config.data.seq_len:
+        return config
+    assert config.model.from_ is not None  # or the configuration has chosen
+    positions = load_source_config(config.model.from_).max_position_embeddings
+    return config.with_seq_len(min(positions, MOST_INHERITED_SEQ_LEN))
 
 
 def resolve_model_config(
@@ -140,6 +165,13 @@ def check_same_tokenizer(field: str, directory: Path, data: Path) -> None:
         model_tokenizer = load_vocabulary(directory)
     except UserError as error:
         raise UserError(f"{field} {directory}: {error}") from error
+    check_same_vocabulary(field, directory, model_tokenizer, data)
+
+
+def check_same_vocabulary(
+    field: str, path: Path, model_tokenizer: dict[str, int] | None, data: Path
+) -> None:
+    """The same of tokens and their numbers, None where the model has none."""
     data_tokenizer = load_vocabulary(data / TOKENIZER_DIRECTORY)
     if (
         model_tokenizer is not None
@@ -147,8 +179,8 @@ def check_same_tokenizer(field: str, directory: Path, data: Path) -> None:
         and model_tokenizer != data_tokenizer
     ):
         raise UserError(
-            f"{field} {directory}: its tokenizer is not that of the data; prepare the data with it: "
-            f"lpa prepare --tokenizer {directory}"
+            f"{field} {path}: its tokenizer is not that of the data; prepare the data with it: "
+            f"lpa prepare --tokenizer {path}"
         )
 
 
@@ -217,7 +249,7 @@ def load_weights(
     Raises:
         UserError: weights are missing, too many, of another shape, or unreadable.
     """
-    weights = open_weights(directory, "model.from")
+    weights = open_weights(source_directory(directory), "model.from")
     _check_fit(model, config, weights)
     model.to_empty(device=device)
     model.tie_weights()

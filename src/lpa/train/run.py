@@ -38,7 +38,7 @@ from lpa.train.checkpoint.resume_checks import (
     check_same_config,
     check_unchanged,
     read_saved_config,
-    with_saved_dtype,
+    with_saved_choices,
 )
 from lpa.train.config import RunConfig
 from lpa.train.distributed.launch import agent_id
@@ -53,6 +53,7 @@ from lpa.train.distributed.process_group import (
     missing_ranks,
     run_on_all_ranks,
 )
+from lpa.train.init_weights import with_source_seq_len
 from lpa.train.result import RunResult, RunStopped
 from lpa.train.trainer import Trainer
 
@@ -176,6 +177,7 @@ def _start_run(
     show_bar: bool,
 ) -> RunResult | RunStopped:
     run_on_all_ranks(lambda: _check_run_directory(out, overwrite))
+    config = run_on_all_ranks(lambda: with_source_seq_len(config))
     config = _with_dtype_for_all_ranks(config, world)
     trainer = run_on_all_ranks(lambda: Trainer(config, out, world, show_bar=show_bar))
     barrier()  # nobody looks at `out` any more
@@ -200,11 +202,11 @@ def _resume_run(
 ) -> RunResult | RunStopped:
     def check() -> tuple[RunConfig, RunResult | None]:
         saved = read_saved_config(out / CONFIG_FILE)
-        result = _finished_result(out, config.train.steps)
+        resumed = with_source_seq_len(with_saved_choices(config, saved))
+        result = _finished_result(out, resumed.train.steps)
         if result is None:
             _checkpoints_to_try(out, checkpoint)
             _check_models(out)
-        resumed = with_saved_dtype(config, saved)
         check_same_config(saved, resumed, allowed=allow_change)
         return resumed, result
 

@@ -21,7 +21,7 @@ def run_config(**sections) -> RunConfig:
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [
-        (DataConfig, {"path": "x", "seq_len": 0}, "data.seq_len: got 0; expected at least 1"),
+        (DataConfig, {"path": "x", "seq_len": -1}, "data.seq_len: got -1; expected at least 0"),
         (OptimConfig, {"lr": float("nan")}, "optim.lr: got nan; expected a positive number"),
         (OptimConfig, {"lr": float("inf")}, "optim.lr: got inf"),
         (OptimConfig, {"lr": -1.0}, "optim.lr: got -1.0"),
@@ -54,6 +54,13 @@ def test_bad_values_are_refused_by_name(section, fields, message):
     with pytest.raises(UserError) as error:
         section(**fields)
     assert message in str(error.value)
+
+
+def test_lengths_that_cannot_be_compared_yet_are_given_once():
+    """Of a recipe whose context is that of `model.from`."""
+    TrainConfig.check_lengths({"steps": 3}, 0)
+    with pytest.raises(UserError, match=r"train.steps: got 3 beside train.tokens 9; expected one"):
+        TrainConfig.check_lengths({"steps": 3, "tokens": 9}, 0)
 
 
 def test_the_model_takes_vocabulary_and_positions_from_the_data():

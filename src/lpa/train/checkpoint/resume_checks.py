@@ -47,8 +47,8 @@ def read_saved_config(path: Path) -> dict[str, Any]:
     return read_yaml(path, dict[str, dict[str, Any]])
 
 
-def with_saved_dtype(current: RunConfig, saved: dict[str, Any]) -> RunConfig:
-    """The precision that a run began with, where `train.dtype: auto` leaves the choice.
+def with_saved_choices(current: RunConfig, saved: dict[str, Any]) -> RunConfig:
+    """The precision and context that a run began with, where `auto` and 0 leave the choice.
 
     Args:
         current: the run as it is asked for now.
@@ -56,8 +56,9 @@ def with_saved_dtype(current: RunConfig, saved: dict[str, Any]) -> RunConfig:
     """
     began_with = saved.get("train", {}).get("dtype")
     if current.train.dtype == "auto" and began_with in ("float32", "bfloat16"):
-        return current.with_dtype(began_with)
-    return current
+        current = current.with_dtype(began_with)
+    seq_len = saved.get("data", {}).get("seq_len")
+    return current.with_seq_len(seq_len) if isinstance(seq_len, int) else current
 
 
 def check_same_config(

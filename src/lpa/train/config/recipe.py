@@ -6,7 +6,8 @@ from typing import Any, get_type_hints
 
 from lpa.errors import UserError
 from lpa.storage.records import read_yaml, typed
-from lpa.train.config import DataConfig, RunConfig, TrainConfig
+from lpa.train.config import RunConfig, TrainConfig
+from lpa.train.config.sections import DEFAULT_SEQ_LEN
 
 
 def check_recipe(path: Path, settled: Collection[str] = ()) -> None:
@@ -28,7 +29,9 @@ def check_recipe(path: Path, settled: Collection[str] = ()) -> None:
             own = "from_" if (section, name) == ("model", "from") else name
             if own in declared:
                 typed(value, declared[own], where=path, field=f"{section}.{name}")
-    seq_len = recipe.get("data", {}).get("seq_len", DataConfig.seq_len)
+    seq_len = recipe.get("data", {}).get("seq_len") or 0
+    if not seq_len and recipe.get("model", {}).get("from") is None:
+        seq_len = DEFAULT_SEQ_LEN
     try:
         TrainConfig.check_lengths(recipe.get("train", {}), seq_len, settled)
     except UserError as error:

@@ -11,13 +11,22 @@ from lpa.storage.records import read_yaml, typed
 from lpa.train.config.field_ranges import require
 from lpa.train.config.model_config import ModelConfig
 from lpa.train.config.optim_config import OptimConfig
-from lpa.train.config.sections import CheckpointConfig, DataConfig, DistillConfig, ParallelConfig
+from lpa.train.config.sections import (
+    DEFAULT_SEQ_LEN,
+    CheckpointConfig,
+    DataConfig,
+    DistillConfig,
+    ParallelConfig,
+)
 from lpa.train.config.train_config import TrainConfig
 
 
 @dataclass
 class RunConfig:
-    """A whole run; what `config.yaml` in a run directory holds."""
+    """A whole run; what `config.yaml` in a run directory holds.
+
+    `data.seq_len` stays 0 only beside `model.from`, until the model that it names is opened.
+    """
 
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -28,7 +37,10 @@ class RunConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
-        self.train.resolve_length(self.data.seq_len)
+        if not self.data.seq_len and self.model.from_ is None:
+            self.data = replace(self.data, seq_len=DEFAULT_SEQ_LEN)
+        if self.data.seq_len:
+            self.train.resolve_length(self.data.seq_len)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by section and field."""
@@ -44,6 +56,12 @@ class RunConfig:
         if dtype == self.train.dtype:
             return self
         return replace(self, train=replace(self.train, dtype=dtype))  # type: ignore[arg-type]
+
+    def with_seq_len(self, seq_len: int) -> "RunConfig":
+        """The same run with so many tokens per sample, where it says none."""
+        if self.data.seq_len:
+            return self
+        return replace(self, data=replace(self.data, seq_len=seq_len), train=replace(self.train))
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "RunConfig":

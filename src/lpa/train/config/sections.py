@@ -5,6 +5,10 @@ from pathlib import Path
 
 from lpa.train.config.field_ranges import MOST_PROCESSES, check_positive, check_whole, require
 
+# Of a run that says no `data.seq_len`, without `model.from`; and the most that one with it takes.
+DEFAULT_SEQ_LEN = 256
+MOST_INHERITED_SEQ_LEN = 512
+
 
 @dataclass
 class DataConfig:
@@ -12,7 +16,8 @@ class DataConfig:
 
     Attributes:
         path: a prepared data directory.
-        seq_len: tokens per sample; also the positions that the model is made for.
+        seq_len: tokens per sample; also the positions that the model is made for. 0: 256, or with
+            model.from as many as that model has positions, at most 512.
         intra_document_mask: whether documents in one sample are kept from attending to each other.
         num_workers: processes that read samples ahead of time; 0: the training process reads.
         verify: whether to compare the checksums of the training shards before the first step. The
@@ -20,14 +25,14 @@ class DataConfig:
     """
 
     path: Path
-    seq_len: int = 256
+    seq_len: int = 0
     intra_document_mask: bool = False
     num_workers: int = 0
     verify: bool = True
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)  # which Python code may give as text
-        check_whole("data", self, "seq_len")
+        check_whole("data", self, "seq_len", least=0)
         check_whole("data", self, "num_workers", least=0, most=MOST_PROCESSES)
 
 
@@ -86,8 +91,8 @@ class DistillConfig:
     temperature in KL.
 
     Attributes:
-        teacher: the Hugging Face directory of a causal language model with the tokenizer of the data;
-            null: no teacher.
+        teacher: a causal language model with the tokenizer of the data: a run, a Hugging Face directory or
+            a GGUF file; null: no teacher.
         temperature: larger ones weigh unlikely tokens more.
         weight: of the teacher's part, from 0 to 1.
     """

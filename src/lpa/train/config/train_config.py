@@ -120,7 +120,7 @@ class TrainConfig:
 
         Args:
             fields: of the section `train`, of the declared types.
-            seq_len: tokens of a sample.
+            seq_len: tokens of a sample; 0: not known yet, so that nothing can agree.
             settled: fields that options decide, whatever the file says.
 
         Raises:
@@ -132,17 +132,19 @@ class TrainConfig:
         }
         try:
             resolved = TrainConfig(**given)
-            resolved.resolve_length(seq_len)
+            if seq_len:
+                resolved.resolve_length(seq_len)
         except UserError:  # options may mend it; the whole configuration is checked later
             return
         for name, other in SAME_LENGTHS:
             if not {name, other} <= given.keys() or {name, other} & set(settled):
                 continue
             meant = getattr(resolved, name)
-            if given[name] != meant:
+            if not seq_len or given[name] != meant:
+                makes = f", which makes it {meant}" if seq_len else ""
                 raise UserError(
-                    f"train.{name}: got {given[name]} beside train.{other} {given[other]}, "
-                    f"which makes it {meant}; expected one of the two"
+                    f"train.{name}: got {given[name]} beside train.{other} {given[other]}{makes}; "
+                    "expected one of the two"
                 )
 
     def resolve_micro_batch_size(self, processes: int) -> int:

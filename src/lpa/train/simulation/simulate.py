@@ -20,6 +20,7 @@ from lpa.train.distributed.parallelize import (
     parallelize,
     prepare_pass,
 )
+from lpa.train.init_weights import with_source_seq_len
 from lpa.train.optim.grad_clip import clip_grad_norm, square_grad_norm
 from lpa.train.optim.muon import Muon
 from lpa.train.optim.optimizers import Optimizers, build_optimizers
@@ -60,6 +61,7 @@ def simulate_step(config: RunConfig, processes: int | None = None) -> SimulatedS
     """
     if config.distill.teacher is not None:
         raise UserError("--simulate: got a run with a teacher; expected distill.teacher null")
+    config = with_source_seq_len(config)
     shape = RunShape.of(config, processes)
     with fake_process_group(shape.processes):
         model = shape.build_meta_model(config)

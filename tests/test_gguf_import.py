@@ -9,8 +9,8 @@ from damaged_models import MARK, foreign_code
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lpa.convert.gguf.gguf_export import export_gguf
-from lpa.convert.gguf.gguf_import import load_gguf
 from lpa.errors import UserError
+from lpa.gguf_import import load_gguf
 
 TEXT = "My fellow Americans: it's 1998,   and 12 of us  \n\n are strong!"
 

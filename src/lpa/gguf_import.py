@@ -1,6 +1,7 @@
 """A GGUF file as a model of transformers, for what is to be done with it in torch."""
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,30 @@ _MAGIC = b"GGUF"
 _SPLITS_DIGITS = ("smollm", "starcoder", "refact", "command-r")
 
 
-def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def is_gguf(path: Path) -> bool:
+    """Whether a path means a GGUF file, there or not, rather than a directory."""
+    return path.is_file() or path.suffix == ".gguf"
+
+
+def load_gguf(path: Path, field: str = "model") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a GGUF file, in float32 and in evaluation mode.
 
     By transformers' own reader, which also turns llama.cpp's order of query and key rows back. Quantized
     weights become the numbers that they stand for; the model is an ordinary one that trains and saves.
 
+    Args:
+        field: what to call the file in messages.
+
     Raises:
         UserError: no such file, no GGUF file, a damaged one, an architecture that transformers does
             not read, or the package `gguf` is missing.
     """
-    if not path.is_file():
-        raise UserError(f"model {path}: no such file; expected a GGUF file")
-    with open(path, "rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise UserError(f"model {path}: is not a GGUF file")
-    try:
-        import gguf
-    except ImportError as error:
-        raise UserError("gguf: the package is not installed; pip install 'lpa[gguf]'") from error
+    where = f"{field} {path}"
+    gguf = _reading_package(path, where)
     # Relative paths would be looked for on the hub too.
     directory = path.parent.resolve()
     if (directory / ADAPTER).is_file():
-        raise UserError(f"model {path}: beside it, {ADAPTER_REFUSED}")
+        raise UserError(f"{where}: beside it, {ADAPTER_REFUSED}")
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": directory,
         "gguf_file": path.name,
@@ -53,7 +55,7 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     # The reader fails in numpy's words on a file that ends early, transformers in its own on what it does
     # not know. A byte holds at most eight weights, and tied ones are registered twice.
     with (
-        refusals(f"model {path}: cannot be read as GGUF"),
+        _refusals(where),
         quiet(),
         limited_size(16 * path.stat().st_size, 2**20, "its metadata", "its tensors hold"),
     ):
@@ -77,8 +79,40 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             ]
         )
     _forget_quantization(model)
-    check_vocabulary(vocabulary_size(tokenizer), model.config, f"model {path}: its tokenizer")
+    check_vocabulary(vocabulary_size(tokenizer), model.config, f"{where}: its tokenizer")
     return model.eval(), tokenizer
+
+
+def gguf_elements(path: Path, field: str = "model") -> int:
+    """Numbers of all tensors of a GGUF file together, by its header.
+
+    Raises:
+        UserError: as `load_gguf`, as far as the header tells.
+    """
+    where = f"{field} {path}"
+    gguf = _reading_package(path, where)
+    with _refusals(where):
+        reader = gguf.GGUFReader(path)
+        _check_sizes(reader)
+        return sum(int(tensor.n_elements) for tensor in reader.tensors)
+
+
+def _reading_package(path: Path, where: str) -> Any:
+    """The package `gguf`, for a file that begins as one of its format does."""
+    if not path.is_file():
+        raise UserError(f"{where}: no such file; expected a GGUF file")
+    with open(path, "rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise UserError(f"{where}: is not a GGUF file")
+    try:
+        import gguf
+    except ImportError as error:
+        raise UserError("gguf: the package is not installed; pip install 'lpa[gguf]'") from error
+    return gguf
+
+
+def _refusals(where: str) -> AbstractContextManager[None]:
+    return refusals(f"{where}: cannot be read as GGUF")
 
 
 def _check_sizes(reader: Any) -> None:
