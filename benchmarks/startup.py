@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from models import MODELS, NAMES
-from side_by_side import machine
+from common.machine import describe_machine
+from common.models import MODELS, NAMES
 from transformers import AutoModelForCausalLM
 
 import lpa  # noqa: F401, registers the model type
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    print(machine())
+    print(describe_machine())
     processes = {
         "python": process("-c", "pass"),
         "python, import lpa": process("-c", "import lpa"),

@@ -117,7 +117,7 @@ def exported(merged, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_study(tmp_path_factory, prepared, lpa) -> Path:
     """Where a study of dense and LPA, two seeds each, was run to its end."""
-    from study_runs import start_study
+    from helpers.study_runs import start_study
 
     out = tmp_path_factory.mktemp("study") / "out"
     assert start_study(lpa, out, prepared).wait(timeout=300) == 0

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from damaged_models import MARK, foreign_code
+from helpers.damaged_models import MARK, foreign_code
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lpa.convert.gguf.gguf_export import export_gguf

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from small_models import small_model
+from helpers.small_models import small_model
 
 from lpa.cli.train import build_parser, run_config
 from lpa.device import planned_device_type, resolve_dtype

@@ -108,7 +108,7 @@ def prepared_tokens(model, text, folder):
 
 def sampled(model, prepared, folder):
     """What `train.sample_every` writes, with the tokenizer in the data."""
-    from small_runs import small_config
+    from helpers.small_runs import small_config
 
     data = shutil.copytree(prepared, folder / "data")
     shutil.copytree(model, data / "tokenizer", dirs_exist_ok=True)

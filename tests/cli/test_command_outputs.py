@@ -81,7 +81,7 @@ def command(request, run, prepared, tiny):
         elif name == "demo":
             rest[name] = ["--steps", 1]
         elif name == "eval glue":
-            rest[name] = [run, "--task", "sst2", "--data", of("glue")]
+            rest[name] = [run, "--tasks", "sst2", "--data", of("glue")]
         elif name == "bench":
             shape = ["--seq-len", 8, "--batch-size", 1, "--rounds", 1, "--threads", 1]
             rest[name] = ["nano", *shape, "--device", "cpu"]

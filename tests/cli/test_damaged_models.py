@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damaged_models import CONFIGS, MARK, MODELS, WEIGHT_FILES
-from small_runs import small_config, small_trainer
+from helpers.damaged_models import CONFIGS, MARK, MODELS, WEIGHT_FILES
+from helpers.small_runs import small_config, small_trainer
 
 import lpa as package
 from lpa.convert.factorize import FactorizeConfig, factorize_directory

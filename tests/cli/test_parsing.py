@@ -250,7 +250,11 @@ def test_bare_lpa_and_bare_groups_print_help(lpa):
         assert lpa(group).stdout == lpa(group, "--help").stdout
 
 
-@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000 + "]" * 5000, "{a: " * 2000 + "}" * 2000])
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 5000, "[" * 5000 + "]" * 5000, "{a: " * 2000 + "}" * 2000],
+    ids=["a long number", "deep lists", "deep mappings"],
+)
 @pytest.mark.parametrize("option", ["train", "model.ranks", "train.loggers", "optim.lr"])
 def test_what_yaml_cannot_hold_is_one_line(option, value, capsys):
     with pytest.raises(SystemExit) as exit_:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from harness_task import TASK
+from helpers.harness_task import TASK
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpa.cli import COMMANDS
@@ -16,7 +16,7 @@ ARGUMENTS = {
     "eval perplexity": "{run} --data {data}",
     "eval compare": "{run} {run} --data {data} --seq-len 16",
     "eval minimal-pairs": "{run} --pairs {pairs}",
-    "eval glue": "{run} --task sst2 --data {glue} --seeds 1 --epochs 1 --max-length 16 --out {out}",
+    "eval glue": "{run} --tasks sst2 --data {glue} --seeds 1 --epochs 1 --max-length 16 --out {out}",
     "eval harness": "{run} --tasks {task}",
     "analyze": "{run} --data {data} --tokens 64 --ranks 2 --out {out}",
     "generate": "{run} --prompt fellow --max-new-tokens 3",

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import wait_until
+from helpers.runs import wait_until
 
 from lpa.cli.process import _OPERATING_SYSTEM, command_process
 from lpa.errors import UserError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import tiny
+from helpers.architectures import tiny
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from architectures import CONFIGS, tiny
+from helpers.architectures import CONFIGS, tiny
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from small_models import small_model
+from helpers.small_models import small_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
 from lpa.convert.factorize import factorize

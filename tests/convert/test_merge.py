@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
-from architectures import tiny
-from small_models import small_model
+from helpers.architectures import tiny
+from helpers.small_models import small_model
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 import lpa

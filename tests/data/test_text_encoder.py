@@ -4,9 +4,9 @@ import json
 from functools import cache
 
 import pytest
+from helpers.tokenizer_kinds import tokenizer_kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import tokenizer_kind
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from lpa.data.preparation.word_cache import WordCacheEncoder

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from tokenizer_kinds import tokenizer_kind
+from helpers.tokenizer_kinds import tokenizer_kind
 from tokenizers import Tokenizer
 
 from lpa.convert.factorize import load_dense

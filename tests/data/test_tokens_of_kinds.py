@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tokenizer_kinds import tokenizer_kind
+from helpers.tokenizer_kinds import tokenizer_kind
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

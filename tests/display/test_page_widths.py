@@ -1,7 +1,7 @@
 """Pages of one model and of two, at the width of a window and of a phone."""
 
 import pytest
-from browser import BROWSER, layout_of
+from helpers.browser import BROWSER, layout_of
 from matplotlib.figure import Figure
 
 from lpa.eval.analysis.analysis_report import _heads

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from harness_task import TASK
+from helpers.harness_task import TASK
 
 from lpa.convert.merge import merge_directory
 from lpa.errors import UserError

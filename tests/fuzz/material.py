@@ -82,7 +82,7 @@ def build(folder: Path, lpa: Callable[..., Any]) -> None:
     """Make the material with the commands themselves.
 
     Args:
-        lpa: as of tests/commands.py.
+        lpa: a `CommandServer`.
     """
     folder.mkdir()
     _write_texts(folder)

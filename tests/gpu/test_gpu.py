@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 import torch
-from runs import assert_same_weights
-from small_models import small_model
-from small_runs import small_config, small_trainer
+from helpers.runs import assert_same_weights
+from helpers.small_models import small_model
+from helpers.small_runs import small_config, small_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpa.device import peak_memory_bytes, resolve_device

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from small_models import small_model
+from helpers.small_models import small_model
 
 from lpa.errors import UserError
 from lpa.model.activation_checkpointing import (

@@ -3,8 +3,8 @@
 import peft
 import pytest
 import torch
-from architectures import tiny
-from small_models import small_model
+from helpers.architectures import tiny
+from helpers.small_models import small_model
 
 import lpa
 from lpa.lowrank import LowRankLinear

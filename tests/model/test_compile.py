@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import small_model
+from helpers.small_models import small_model
 
 from lpa.model.compile import _GRAPHS_PER_LAYER, compile_layers, eager_layers
 

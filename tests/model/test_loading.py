@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from damaged_models import MARK, edit_json, foreign_code
+from helpers.damaged_models import MARK, edit_json, foreign_code
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaModel
 
@@ -17,7 +17,7 @@ from lpa.model.loading import model_directory
 from lpa.model.loading_checks import limited_size
 
 sys.path.append(str(Path(__file__).parents[1] / "convert"))
-from architectures import CONFIGS, tiny
+from helpers.architectures import CONFIGS, tiny
 
 SIZES = {
     "vocab_size": 96,

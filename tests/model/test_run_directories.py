@@ -1,7 +1,7 @@
 """What transformers says of a run directory, whose model lies one folder below."""
 
 import pytest
-from small_models import small_model
+from helpers.small_models import small_model
 from transformers import (
     AutoConfig,
     AutoModel,

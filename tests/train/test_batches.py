@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from small_runs import UnequalDocuments
+from helpers.small_runs import UnequalDocuments
 
 from lpa.data.dataset import TokenDataset, verify_shard
 from lpa.data.verification import VERIFIED_FILE

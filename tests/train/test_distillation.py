@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import assert_same_weights
-from small_runs import small_config, small_trainer
+from helpers.runs import assert_same_weights
+from helpers.small_runs import small_config, small_trainer
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lpa.errors import UserError

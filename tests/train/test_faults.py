@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from runs import (
+from helpers.runs import (
     Launched,
     assert_same_weights,
     free_port,

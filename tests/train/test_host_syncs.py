@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from device_traffic import DeviceTraffic
-from small_runs import small_trainer
+from helpers.device_traffic import DeviceTraffic
+from helpers.small_runs import small_trainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 # One read, of what all must know, and the host's part of that, which is sent without a wait.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_weights, final_weights
+from helpers.runs import assert_same_weights, final_weights
+from helpers.small_runs import small_config, small_trainer
 from safetensors.torch import load_file
-from small_runs import small_config, small_trainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.errors import UserError

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_models import small_model
+from helpers.small_models import small_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 trl = pytest.importorskip("trl")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.small_runs import small_config
 from safetensors.torch import load_file
-from small_runs import small_config
 
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.locks import hold_directory

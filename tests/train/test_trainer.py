@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import untimed_metrics
+from helpers.runs import untimed_metrics
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 

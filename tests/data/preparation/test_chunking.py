@@ -1,9 +1,9 @@
 """Cut documents encode to the ids of whole ones, whatever the tokenizer does with spaces."""
 
 import pytest
+from helpers.tokenizer_kinds import tokenizer_kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import tokenizer_kind
 
 from lpa.data import bundled_corpus, load_tokenizer, read_documents
 from lpa.data.preparation import chunking as pieces_module

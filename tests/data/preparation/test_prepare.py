@@ -2,28 +2,17 @@ import hashlib
 import itertools
 import json
 import os
-import random
 import resource
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import wait_until
 
 from lpa.data import Manifest, load_split_tokens, load_tokenizer, prepare
-from lpa.data.preparation import encode_jobs, encode_splits
 from lpa.data.preparation import shards as shards_module
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.locks import hold_directory
-
-
-@pytest.fixture
-def lines(tmp_path):
-    """A thousand short documents that can be distinguished."""
-    path = tmp_path / "lines.txt"
-    path.write_text("".join(f"document {n} has number {n * n}\n" for n in range(1000)))
-    return path
 
 
 def decode(directory, split):
@@ -167,162 +156,12 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, lines, options, message
     assert [path.name for path in tmp_path.iterdir()] == [lines.name]
 
 
-def test_a_manifest_of_another_version_is_refused(tmp_path, lines):
-    out = tmp_path / "out"
-    prepare([lines], out, vocab_size=300)
-    fields = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").write_text(json.dumps(fields | {"schema_version": 99}))
-    with pytest.raises(UserError, match="schema_version 99"):
-        Manifest.load(out)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"vocab_size": 65537},
-            "dtype 'uint16' cannot hold a vocabulary of 65537; expected uint32",
-        ),
-        ({"dtype": "object"}, "dtype 'object' cannot hold a vocabulary of 300; expected uint16"),
-    ],
-)
-def test_a_manifest_that_cannot_be_is_refused(tmp_path, lines, change, message):
-    out = tmp_path / "out"
-    prepare([lines], out, vocab_size=300)
-    fields = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").write_text(json.dumps(fields | change))
-    with pytest.raises(UserError, match=message):
-        Manifest.load(out)
-
-
-def test_shards_that_changed_places_are_refused(tmp_path, lines, monkeypatch):
-    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 100)
-    out = tmp_path / "out"
-    prepare([lines], out, vocab_size=300)
-    fields = json.loads((out / "manifest.json").read_text())
-    fields["splits"]["train"]["shards"].reverse()
-    (out / "manifest.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match=r"train has shard .* where train-00000\.npy belongs"):
-        Manifest.load(out)
-
-
 def test_text_too_short_to_hold_any_of_it_out_is_refused(tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("short")
     with pytest.raises(UserError, match="validation: no text is left for it"):
         prepare([path], tmp_path / "out", vocab_size=257)
     assert not (tmp_path / "out").exists()
-
-
-def digests(directory):
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """Enough text for some fifteen jobs of `small_jobs`."""
-    path = tmp_path_factory.mktemp("large") / "large.txt"
-    chance = random.Random(0)
-    words = [f"word{n}" for n in range(3000)]
-    with open(path, "w") as file:
-        for _ in range(12_000):
-            file.write(" ".join(chance.choices(words, k=20)) + "\n")
-    return path
-
-
-# As `lpa`, with jobs so small that a text of two megabytes makes many, and processes that share them.
-SMALL_JOBS = """
-import sys
-from lpa.cli import main
-from lpa.data.preparation import encode_jobs, encode_splits
-if __name__ == "__main__":
-    encode_jobs.JOB_CHARACTERS = 2**17
-    encode_splits.SINGLE_PROCESS_BYTES = 2**17
-    main(sys.argv[1:])
-"""
-
-
-@pytest.fixture
-def small_jobs(monkeypatch):
-    """Likewise, for preparations by this process."""
-    monkeypatch.setattr(encode_jobs, "JOB_CHARACTERS", 2**17)
-    monkeypatch.setattr(encode_splits, "SINGLE_PROCESS_BYTES", 2**17)
-
-
-@pytest.mark.usefixtures("small_jobs")
-def test_the_number_of_processes_changes_no_byte(tmp_path, large):
-    for workers in (1, 3):
-        prepare([large], tmp_path / str(workers), vocab_size=500, boundary="line", workers=workers)
-    assert digests(tmp_path / "1") == digests(tmp_path / "3")
-
-
-def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, large, lpa):
-    script = tmp_path / "small_jobs.py"
-    script.write_text(SMALL_JOBS)
-    command = ("prepare", large, "--vocab-size", 500, "--boundary", "line", "--out")
-    finished = lpa(*command, tmp_path / "whole", script=script)
-    assert finished.code == 0, finished.stderr
-    out, partial = tmp_path / "out", tmp_path / ".out.partial"
-
-    def jobs() -> int:
-        return len(list(partial.glob("jobs/*.json")))
-
-    before = 0
-    moments = (
-        lambda: (partial / "plan.json").exists(),
-        lambda: (partial / "tokenizer").exists(),
-        lambda: jobs() > 0,
-        lambda: jobs() > before,
-        lambda: jobs() > before,
-    )
-    for moment in moments:
-        before = jobs()
-        process = lpa.start(script, *command, out)
-        wait_until(moment, process)
-        process.kill()
-        process.wait()
-        assert not out.exists()
-    assert jobs() >= 3
-    finished = lpa(*command, out, script=script)
-    assert finished.code == 0, finished.stderr
-    assert digests(out) == digests(tmp_path / "whole")
-    assert not partial.exists()
-
-
-@pytest.mark.usefixtures("small_jobs")
-def test_finished_jobs_are_not_encoded_again(tmp_path, large, monkeypatch):
-    from lpa.data.preparation.encode_jobs import JobEncoder
-
-    encode, calls = JobEncoder.encode, []
-
-    def encode_two(self, *arguments):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(arguments)
-        return encode(self, *arguments)
-
-    options = {"vocab_size": 300, "boundary": "line", "workers": 1}
-    with monkeypatch.context() as patch:
-        patch.setattr(JobEncoder, "encode", encode_two)
-        with pytest.raises(KeyboardInterrupt):
-            prepare([large], tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
-    numbers = []
-
-    def count(self, number, *arguments):
-        numbers.append(number)
-        return encode(self, number, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JobEncoder, "encode", count)
-        prepare([large], tmp_path / "out", **options)
-    assert not {(call[0], call[1]) for call in calls} & {(n, "train") for n in numbers[1:]}
-    prepare([large], tmp_path / "whole", **options)
-    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
 def test_two_processes_do_not_prepare_one_directory(tmp_path, lines):
@@ -432,11 +271,6 @@ def test_no_token_is_lost_or_invented(tmp_path_factory, tokenizer, documents, fr
         assert splits["train"].bytes == sum(len(d.encode()) for d in kept)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory, prepared):
-    return prepared / "tokenizer"
-
-
 def test_documents_of_no_and_of_a_million_tokens(tmp_path, tokenizer):
     long = "x y " * 500_000
     path = tmp_path / "a.jsonl"
@@ -444,70 +278,3 @@ def test_documents_of_no_and_of_a_million_tokens(tmp_path, tokenizer):
     prepare([path], tmp_path / "out", tokenizer=tokenizer, validation_fraction=0)
     assert decode(tmp_path / "out", "train") == [long, "end"]
     assert Manifest.load(tmp_path / "out").splits["train"].tokens > 1_000_000
-
-
-BAD_ROWS = {
-    "a row that is no text": ('{"text": 1}', "line 401: column 'text' is a number"),
-    "a row that is no JSON": ('{"text": "a', "line 401: Invalid control character"),
-    "a byte that is not UTF-8": ('{"text": "caf\udce9"}', "line 401: byte 0xe9 is not UTF-8"),
-    "a row without the column": ('{"body": "a"}', "line 401: no text in column 'text'"),
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "workers"), [*((kind, 1) for kind in BAD_ROWS), ("a row that is no text", 2)]
-)
-def test_a_bad_row_late_in_the_text_keeps_what_is_finished(
-    tmp_path, tokenizer, monkeypatch, kind, workers
-):
-    from lpa.data.preparation import encode_jobs as jobs_module
-
-    monkeypatch.setattr(jobs_module, "JOB_CHARACTERS", 2000)
-    monkeypatch.setattr(encode_splits, "SINGLE_PROCESS_BYTES", 0)
-    row, message = BAD_ROWS[kind]
-    rows = [json.dumps({"text": f"document {n} has number {n * n}"}) for n in range(500)]
-    path = tmp_path / "a.jsonl"
-
-    def write(*rows):
-        path.write_text("\n".join(rows) + "\n", encoding="utf-8", errors="surrogateescape")
-
-    options = {"tokenizer": tokenizer, "validation_fraction": 0.1, "workers": workers}
-    jobs = tmp_path / ".out.partial" / "jobs"
-
-    def written():
-        return {file.name: file.stat().st_mtime_ns for file in jobs.glob("*.npy")}
-
-    write(*rows[:400], row, *rows[400:])
-    with pytest.raises(UserError) as error:
-        prepare([path], tmp_path / "out", **options)
-    assert message in str(error.value)
-    first = written()
-    assert len(first) > 5
-    assert f"the {len(first)} jobs that are finished are kept in {jobs.parent}" in str(error.value)
-    assert not (tmp_path / "out").exists()
-
-    write(*rows[:490], "oops")
-    with pytest.raises(UserError, match="line 491"):
-        prepare([path], tmp_path / "out", **options)
-    assert len(written()) > len(first)
-    assert first.items() <= written().items()  # not encoded again
-
-    write(*rows[:300], *rows[310:])  # which changes all jobs from there on
-    prepare([path], tmp_path / "out", **options)
-    assert not jobs.parent.exists()
-    prepare([path], tmp_path / "fresh", **options)
-    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
-
-
-@pytest.mark.parametrize("content", ["null", "[]", "{}", "", '{"tokens": 1}', "\0"])
-def test_a_damaged_unit_is_encoded_again(tmp_path, tokenizer, content):
-    path = tmp_path / "a.txt"
-    path.write_text("some words " * 100)
-    options = {"tokenizer": tokenizer, "validation_fraction": 0}
-    prepare([path], tmp_path / "fresh", **options)
-    jobs = tmp_path / ".out.partial" / "jobs"
-    jobs.mkdir(parents=True)
-    (jobs / "train-0000000.json").write_text(content)
-    (jobs / "train-0000001.json").write_text(content)
-    prepare([path], tmp_path / "out", **options)
-    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")

@@ -4,9 +4,9 @@ import unicodedata
 
 import numpy as np
 import pytest
+from helpers.tokenizer_kinds import tokenizer_kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import tokenizer_kind
 from tokenizers import AddedToken, Tokenizer
 
 from lpa.data import bundled_corpus, read_documents

@@ -1,6 +1,9 @@
+import gzip
+import json
+
 import pytest
 
-from lpa.data import Source
+from lpa.data import Source, bundled_corpus, read_documents
 from lpa.errors import UserError
 
 
@@ -54,3 +57,21 @@ def test_an_option_that_is_not_accepted_is_named(tmp_path, monkeypatch, text, me
     with pytest.raises(UserError) as error:
         Source.parse(text)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("split", "speeches"), [("train", 33), ("validation", 2), ("test", 3)])
+def test_the_bundled_corpus_is_whole_speeches_without_stage_directions(split, speeches):
+    documents = list(read_documents([bundled_corpus(split)]))
+    assert len(documents) == speeches
+    text = "\n".join(documents).lower()
+    for trace in ("[", "]", "laughter.", "audience member", "(applause)", "white house correction"):
+        assert trace not in text, trace
+
+
+def test_no_speech_is_in_two_splits():
+    ids = [
+        json.loads(line)["id"]
+        for split in ("train", "validation", "test")
+        for line in gzip.decompress(bundled_corpus(split).read_bytes()).decode().splitlines()
+    ]
+    assert len(ids) == len(set(ids)) == 38

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import small_model
+from helpers.small_models import small_model
 
 from lpa.eval.analysis.attention_heads import _sums, head_stats
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from small_models import small_model
+from helpers.small_models import small_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 

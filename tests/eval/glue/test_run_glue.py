@@ -180,7 +180,7 @@ def test_no_such_task_and_no_seed(run, data):
 
 
 def test_a_directory_that_is_no_model_is_named(lpa, data, tmp_path):
-    finished = lpa("eval", "glue", tmp_path, "--task", "sst2", "--data", data)
+    finished = lpa("eval", "glue", tmp_path, "--tasks", "sst2", "--data", data)
     assert finished.code == 2
     assert finished.stderr.count("\n") == 1
     assert "has no config.json" in finished.stderr

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import yaml
-from architectures import tiny
+from helpers.architectures import tiny
+from helpers.small_models import small_model
 from huggingface_hub import ModelCard
-from small_models import small_model
 
 import lpa
 from lpa.model.hub.model_card import CARD_FILE, CardContent, facts_of_card, write_model_card

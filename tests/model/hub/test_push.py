@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub.constants
 import pytest
-from small_models import small_model
+from helpers.small_models import small_model
 
 import lpa
 from lpa.errors import UserError

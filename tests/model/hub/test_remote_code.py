@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import torch
-from architectures import tiny
+from helpers.architectures import tiny
+from helpers.small_models import small_model
 from safetensors.torch import load_file, save_file
-from small_models import small_model
 
 import lpa
 from lpa.model import LPAForSequenceClassification

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from small_models import small_model
+from helpers.small_models import small_model
 
 from lpa.errors import UserError
 from lpa.model.compile import eager_layers

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from small_models import small_model
+from helpers.small_models import small_model
 
 from lpa.model import LPAForCausalLM, preset_config
 from lpa.model.layers.latent_cache import LatentCache

@@ -4,7 +4,7 @@ import accelerate
 import peft
 import pytest
 import torch
-from small_models import small_model
+from helpers.small_models import small_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune

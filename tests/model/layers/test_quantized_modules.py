@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import small_model
+from helpers.small_models import small_model
 from torch import nn
 
 from lpa.lowrank import is_plain_linear

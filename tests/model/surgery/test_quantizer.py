@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from architectures import CONFIGS, tiny
+from helpers.architectures import CONFIGS, tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from study_runs import fork_workers
+from helpers.study_runs import fork_workers
 
 from lpa.data import Manifest
 from lpa.errors import UserError

@@ -6,7 +6,13 @@ import signal
 
 import pytest
 import yaml
-from study_runs import fork_workers, freeze_when, start_study, study_to_stop, terminate_frozen
+from helpers.study_runs import (
+    fork_workers,
+    freeze_when,
+    start_study,
+    study_to_stop,
+    terminate_frozen,
+)
 
 from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid

@@ -7,8 +7,8 @@ import time
 
 import filelock
 import pytest
-from runs import wait_until
-from study_runs import is_worked_on, study_to_stop
+from helpers.runs import wait_until
+from helpers.study_runs import is_worked_on, study_to_stop
 
 from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid

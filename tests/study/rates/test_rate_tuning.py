@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import yaml
-from runs import wait_until
+from helpers.runs import wait_until
 
 from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from browser import BROWSER, layout_of
+from helpers.browser import BROWSER, layout_of
 
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
 

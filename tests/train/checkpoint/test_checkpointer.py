@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.small_runs import small_config, small_trainer
 from safetensors import safe_open
-from small_runs import small_config, small_trainer
 
 from lpa.errors import LPAWarning, UserError
 from lpa.train.checkpoint import store

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sharded_models import SEED, STARTS, config_of, gathered, sharded
+from helpers.sharded_models import SEED, STARTS, config_of, gathered, sharded
 
 from lpa.model import LPAForCausalLM
 from lpa.train.distributed.parallelize import ParallelLayout

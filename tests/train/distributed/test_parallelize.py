@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from small_runs import small_config, small_trainer
+from helpers.small_runs import small_config, small_trainer
 
 from lpa.errors import UserError
 from lpa.train.config import ParallelConfig

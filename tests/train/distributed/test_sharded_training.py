@@ -5,10 +5,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import sharded_models
 import torch
+from helpers import sharded_models
+from helpers.sharded_models import SHARDED_STARTS, STARTS, TRAININGS, config_of, gathered, sharded
 from safetensors.torch import load_file
-from sharded_models import SHARDED_STARTS, STARTS, TRAININGS, config_of, gathered, sharded
 
 from lpa.train.distributed.dtensor import full_tensor, shard_like
 from lpa.train.distributed.parallelize import ParallelLayout

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import free_port
+from helpers.runs import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = sorted((ROOT / "scripts" / "slurm").glob("*.sbatch"))

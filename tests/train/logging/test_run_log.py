@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import torchrun
+from helpers.runs import torchrun
 
 STEP = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d step (\d+)/(\d+)  loss \d+\.\d+  lr \d\.\d+e-\d+  "
@@ -101,7 +101,7 @@ LIBRARY = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from small_runs import small_config
+from helpers.small_runs import small_config
 from lpa.train.run import train
 train(small_config(Path(sys.argv[2]), steps=2, log_every=1), Path("run"))
 """

@@ -1,8 +1,8 @@
 import json
 
 import torch
+from helpers.small_runs import small_config
 from safetensors.torch import load_file
-from small_runs import small_config
 
 from lpa.train.run import train
 

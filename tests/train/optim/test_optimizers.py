@@ -1,6 +1,6 @@
 import pytest
 import torch
-from small_models import small_config
+from helpers.small_models import small_config
 
 from lpa.errors import UserError
 from lpa.model import LPAForCausalLM

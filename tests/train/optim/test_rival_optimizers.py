@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from small_models import small_config
-from small_runs import small_trainer
+from helpers.small_models import small_config
+from helpers.small_runs import small_trainer
 
 from lpa.errors import UserError
 from lpa.model import LPAForCausalLM
@@ -63,7 +63,7 @@ def test_a_resumed_run_is_the_run(name, prepared, tmp_path):
 
 @every_optimizer
 def test_the_plan_has_its_bytes_and_refuses_several_processes(name, prepared):
-    from small_runs import small_config as run_config
+    from helpers.small_runs import small_config as run_config
 
     config = run_config(prepared, optim=settings(name))
     adamw = plan_run(run_config(prepared)).memory_bytes_per_device["optimizer"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from device_traffic import DeviceTraffic
-from small_runs import small_trainer
+from helpers.device_traffic import DeviceTraffic
+from helpers.small_runs import small_trainer
 
 from lpa.train.distributed.process_group import destroy_process_group, init_process_group
 

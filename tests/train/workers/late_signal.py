@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from small_runs import small_trainer
+from helpers.small_runs import small_trainer
 
 from lpa.train.distributed.process_group import destroy_process_group, init_process_group
 

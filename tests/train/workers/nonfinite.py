@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from small_runs import small_trainer
+from helpers.small_runs import small_trainer
 
 from lpa.errors import UserError
 from lpa.train.distributed.process_group import (

@@ -16,7 +16,7 @@ def project_fused(projections: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     product as wide as the ranks together runs nearer to the machine's peak than several narrow ones, and x
     is read once, as is its gradient. The second factors run one by one: batched they take longer. For the few
     tokens of a decoding step stacking costs more than it saves, so there each pair is called separately
-    (`benchmarks/fused_projections.py`), as is whatever is more than a pair of plain linear maps
+    (`benchmarks/model/fused_projections.py`), as is whatever is more than a pair of plain linear maps
     (wrapped, hooked,
     quantized, spread over processes).
 

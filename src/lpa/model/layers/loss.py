@@ -10,8 +10,8 @@ from torch import Tensor
 from lpa.model.layers.ops import is_transformed
 
 _IGNORED = -100  # as in torch: no target
-# Rows of logits at a time. Smaller chunks run below a CPU's peak (`benchmarks/loss.py`); on a GPU a chunk
-# takes the memory of all hidden states.
+# Rows of logits at a time. Smaller chunks run below a CPU's peak (`benchmarks/model/loss.py`); on a GPU a
+# chunk takes the memory of all hidden states.
 _CPU_ROWS = 512
 
 

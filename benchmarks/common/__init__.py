@@ -1,0 +1,1 @@
+"""What the scripts here share."""

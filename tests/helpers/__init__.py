@@ -1,0 +1,1 @@
+"""What tests build: models, runs and studies of moments, and what they watch."""

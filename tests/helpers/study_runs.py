@@ -1,0 +1,101 @@
+"""Tiny studies in process their own groups."""
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+from commands import CommandServer, StartedProcess
+
+from helpers.runs import wait_until
+from lpa.study.execution.job_runner import Job
+
+WORKERS = Path(__file__).parents[1] / "study" / "workers"
+
+
+def start_study(
+    lpa: CommandServer, out: Path, data: Path, script: str = "two_variants.py"
+) -> StartedProcess:
+    """A script of tests/study/workers: by default dense and LPA, two seeds each."""
+    return lpa.start(WORKERS / script, out, data)
+
+
+def fork_workers(lpa: CommandServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a study that this process starts are forks of the server, with all that it imported."""
+
+    def popen(command: list[str], *, stdout: Any, env: dict[str, str], **_: Any) -> StartedProcess:
+        return lpa.start(*command[1:], environment=env, output=Path(stdout.name))
+
+    monkeypatch.setattr("lpa.study.execution.job_runner.subprocess.Popen", popen)
+
+
+@contextmanager
+def study_to_stop(
+    lpa: CommandServer, out: Path, data: Path, script: str = "two_variants.py"
+) -> Iterator[StartedProcess]:
+    """`start_study` for a test that ends it; whatever of its group is left then is killed."""
+    process = start_study(lpa, out, data, script)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def freeze_when(condition: Callable[[], Any], process: StartedProcess) -> None:
+    """Stop the whole group at a moment at which the condition holds, however slow the machine is."""
+
+    def frozen() -> bool:
+        if not condition():
+            return False
+        os.killpg(process.pid, signal.SIGSTOP)
+        # One that has not halted yet would take the next signal before it does.
+        wait_until(lambda: all(map(_is_stopped, _children(process))), process)
+        if condition():
+            return True
+        os.killpg(process.pid, signal.SIGCONT)
+        return False
+
+    wait_until(frozen, process, timeout=300)
+
+
+def terminate_frozen(process: StartedProcess) -> None:
+    """SIGTERM to a frozen study, which tells its runs before any of them continues."""
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    wait_until(lambda: all(map(_has_sigterm_pending, _children(process))), process)
+    os.killpg(process.pid, signal.SIGCONT)
+
+
+def _children(process: StartedProcess) -> list[str]:
+    found = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [pid for file in found for pid in file.read_text().split()]
+
+
+def _is_stopped(pid: str) -> bool:
+    """Whether all threads are, or the process has ended."""
+    try:
+        stats = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # a thread has just ended
+        return False
+    return all(stat.rpartition(")")[2].split()[0] in "TZX" for stat in stats)
+
+
+def _has_sigterm_pending(pid: str) -> bool:
+    [pending] = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def is_worked_on(job: Job) -> bool:
+    """Whether any process holds the lock of a run."""
+    try:
+        with filelock.FileLock(job.lock, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
