@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from muon import cpu_name
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.machine import cpu_name
 from common.models import loss_of
 
 from lpa.device import dtype_name, fast_dtype

@@ -12,6 +12,7 @@ With torchrun the matrices are sharded over the processes, and the time is the m
 import argparse
 import os
 import statistics
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -21,15 +22,13 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.machine import cpu_name
+
 from lpa.device import fast_dtype
 from lpa.model.presets import preset_config
 from lpa.train.distributed.meta_init import build_meta_model
 from lpa.train.optim.muon import Muon
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "CPU")
 
 
 def main() -> None:
