@@ -19,11 +19,11 @@ def expected_one_of(given: object, known: Iterable[object]) -> str:
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:
     """The end of an error: the nearest of the known words, or nothing where none is near."""
-    near = nearest(str(given), known)
+    near = closest_match(str(given), known)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def nearest(given: str, known: Iterable[str]) -> list[str]:
+def closest_match(given: str, known: Iterable[str]) -> list[str]:
     """The known words that are spelled almost like what was given, the nearest first."""
     from difflib import get_close_matches
 

@@ -15,7 +15,12 @@ from transformers import (
 
 from lpa.data.tokenizer import check_vocabulary, from_pretrained, vocabulary_size
 from lpa.errors import UserError
-from lpa.model.loading_checks import check_whole, limited_size, quiet, refusals
+from lpa.model.weight_checks import (
+    as_user_error,
+    check_missing_keys,
+    limit_model_size,
+    silence_loading,
+)
 from lpa.model.weights import ADAPTER, ADAPTER_REFUSED
 
 _MAGIC = b"GGUF"
@@ -56,8 +61,8 @@ def load_gguf(path: Path, field: str = "model") -> tuple[PreTrainedModel, PreTra
     # not know. A byte holds at most eight weights, and tied ones are registered twice.
     with (
         _refusals(where),
-        quiet(),
-        limited_size(16 * path.stat().st_size, 2**20, "its metadata", "its tensors hold"),
+        silence_loading(),
+        limit_model_size(16 * path.stat().st_size, 2**20, "its metadata", "its tensors hold"),
     ):
         reader = gguf.GGUFReader(path)
         splitting = _content(reader, "tokenizer.ggml.pre")
@@ -70,7 +75,7 @@ def load_gguf(path: Path, field: str = "model") -> tuple[PreTrainedModel, PreTra
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        check_whole(model, found, UserError)
+        check_missing_keys(model, found, UserError)
     if splitting in _SPLITS_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -112,7 +117,7 @@ def _reading_package(path: Path, where: str) -> Any:
 
 
 def _refusals(where: str) -> AbstractContextManager[None]:
-    return refusals(f"{where}: cannot be read as GGUF")
+    return as_user_error(f"{where}: cannot be read as GGUF")
 
 
 def _check_sizes(reader: Any) -> None:

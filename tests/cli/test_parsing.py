@@ -284,7 +284,7 @@ def test_an_option_beats_the_field_of_a_recipe_that_says_the_same(
     argv += ["--data.path", str(prepared), *options]
     parser = parser_of("train")
     arguments = parser.parse_args(argv)
-    train_command.let_options_win(arguments, argv)
+    train_command.apply_option_precedence(arguments, argv)
     config = train_command.run_config(parser, arguments)
     assert (config.train.steps, config.train.batch_size) == (steps, batch_size)
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lpa.storage.locks import hold_directory
+from lpa.storage.locks import lock_directory
 
 # In one worker: they share a study.
 pytestmark = pytest.mark.xdist_group("study command")
@@ -47,7 +47,7 @@ def test_the_report_prints_tables_and_never_replaces_a_directory(study, lpa, tmp
 
 def test_two_processes_do_not_run_one_study(lpa, prepared, tmp_path):
     command = ("study", "placement", *SMALL, "--data", prepared, "--out", "out")
-    with hold_directory(tmp_path / "out", part="placement-tiny"):
+    with lock_directory(tmp_path / "out", part="placement-tiny"):
         before = sorted(tmp_path.rglob("*"))
         finished = lpa(*command, cwd=tmp_path)
         assert sorted(tmp_path.rglob("*")) == before

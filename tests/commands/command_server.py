@@ -101,12 +101,12 @@ def _build_schemas() -> None:
     from lpa.data.manifest import Manifest
     from lpa.errors import UserError
     from lpa.storage.outputs import Marker
-    from lpa.storage.records import typed
+    from lpa.storage.records import parse_value
     from lpa.train.result import RunResult
 
     for kind in (dict[str, Any], dict[str, dict[str, Any]], Manifest, Marker, RunResult):
         with suppress(UserError):
-            typed(None, kind)
+            parse_value(None, kind)
 
 
 def _stack_without_sources(context: int = 1) -> list[inspect.FrameInfo]:

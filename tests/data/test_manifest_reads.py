@@ -9,7 +9,7 @@ import pytest
 
 from lpa.cli import main
 from lpa.data.manifest import MANIFEST_FILE
-from lpa.eval.minimal_pairs.pairs import pairs_of_data
+from lpa.eval.minimal_pairs.pairs import pairs_from_data
 
 _watched: list[Path] = []
 _opened: list[str] = []
@@ -75,5 +75,5 @@ def test_the_manifest_is_read_once(name, prepared, run, tiny, tmp_path, capsys):
 
 def test_text_for_minimal_pairs_reads_it_once(prepared):
     with watched(prepared):
-        next(pairs_of_data(prepared, None))
+        next(pairs_from_data(prepared, None))
     assert reads_of(prepared) == 1

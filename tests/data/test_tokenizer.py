@@ -217,7 +217,7 @@ def test_training_sees_no_word_that_takes_the_square_of_its_length(name):
     tokenizer = train_tokenizer(iter([text]), 300)
     assert len(tokenizer(text)["input_ids"]) < len(text.encode())
     backend = tokenizer.backend_tokenizer
-    seen = list(tokenizer_module.without_long_words(text, backend.pre_tokenizer))
+    seen = list(tokenizer_module.split_long_words(text, backend.pre_tokenizer))
     assert "".join(seen) == text
     words = [
         end - start

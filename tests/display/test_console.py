@@ -4,14 +4,14 @@ import pytest
 from rich.table import Table
 
 from lpa.display.console import bar_per_task, progress_display, stderr, stdout
-from lpa.display.printable import printable
+from lpa.display.escape import escape_unprintable
 
 LITERAL = ["[bold]x[/nope]", "[/]", ":smile:", "$x$", "<b>", "100%", "{name}"]
 
 
 @pytest.mark.parametrize("name", [*LITERAL, "red \x1b[31m", "\x9b2J", "bell \x07", "\u202eflow"])
 def test_names_reach_the_terminal_as_they_are(name, monkeypatch):
-    shown = printable(name)
+    shown = escape_unprintable(name)
     assert (shown == name) == (name in LITERAL)
     screen = io.StringIO()
     console = stdout(width=120)

@@ -14,7 +14,7 @@ import lpa
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.loading import load_with_tokenizer
 from lpa.model.loading import model_directory
-from lpa.model.loading_checks import limited_size
+from lpa.model.weight_checks import limit_model_size
 
 sys.path.append(str(Path(__file__).parents[1] / "convert"))
 from helpers.architectures import CONFIGS, tiny
@@ -190,11 +190,11 @@ def test_a_limit_of_size_ends_with_its_block(llama):
         pytest.raises(
             UserError, match=r"^this describes a model of over 3,072 parameters, far more than"
         ),
-        limited_size(3000, 100, "this", "the test holds"),
+        limit_model_size(3000, 100, "this", "the test holds"),
     ):
         LlamaForCausalLM(LlamaConfig(**SIZES))
     LlamaForCausalLM(LlamaConfig(**SIZES))
-    with limited_size(10**6, 100, "this", "the test holds"):
+    with limit_model_size(10**6, 100, "this", "the test holds"):
         GPT2LMHeadModel(CONFIGS["gpt2"]())
 
 

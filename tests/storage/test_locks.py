@@ -8,14 +8,14 @@ import sys
 import pytest
 
 from lpa.errors import UserError
-from lpa.storage.locks import hold_directory
+from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import Marker
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from lpa.storage.locks import hold_directory
-with hold_directory(Path(sys.argv[1])):
+from lpa.storage.locks import lock_directory
+with lock_directory(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -35,24 +35,24 @@ def other(tmp_path):
 
 def test_the_second_is_told_who_holds_it(tmp_path, other):
     said = rf"is in use by process {other.pid} on {re.escape(socket.gethostname())} since 20\d\d-"
-    with pytest.raises(UserError, match=said), hold_directory(tmp_path / "out"):
+    with pytest.raises(UserError, match=said), lock_directory(tmp_path / "out"):
         pass
 
 
 def test_parts_of_a_directory_are_held_apart(tmp_path):
-    with hold_directory(tmp_path, part="one"):
-        with hold_directory(tmp_path, part="other"):
+    with lock_directory(tmp_path, part="one"):
+        with lock_directory(tmp_path, part="other"):
             pass
-        with pytest.raises(UserError, match="is in use by"), hold_directory(tmp_path, part="one"):
+        with pytest.raises(UserError, match="is in use by"), lock_directory(tmp_path, part="one"):
             pass
-    with hold_directory(tmp_path, part="one"):
+    with lock_directory(tmp_path, part="one"):
         pass
 
 
 def test_a_process_that_was_killed_holds_nothing(tmp_path, other):
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    with hold_directory(tmp_path / "out"):
+    with lock_directory(tmp_path / "out"):
         pass
 
 
@@ -61,7 +61,7 @@ def test_a_directory_in_which_nothing_was_written_is_as_before(tmp_path):
     there.mkdir()
     (there / "mine").write_text("")
     for out in (there, tmp_path / "new" / "out"):
-        with pytest.raises(RuntimeError), hold_directory(out):
+        with pytest.raises(RuntimeError), lock_directory(out):
             raise RuntimeError
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == [
         "there",
@@ -72,13 +72,13 @@ def test_a_directory_in_which_nothing_was_written_is_as_before(tmp_path):
 def test_an_output_of_another_command_is_as_before(tmp_path):
     Marker("a merged model").save(tmp_path)
     before = [*tmp_path.iterdir()]
-    with pytest.raises(RuntimeError), hold_directory(tmp_path):
+    with pytest.raises(RuntimeError), lock_directory(tmp_path):
         raise RuntimeError
     assert [*tmp_path.iterdir()] == before
 
 
 def hold_write_and_fail(out):
-    with hold_directory(out):
+    with lock_directory(out):
         Marker("a thing").save(out)
         raise RuntimeError
 
@@ -86,5 +86,5 @@ def hold_write_and_fail(out):
 def test_a_directory_of_ours_is_free_again_after_an_error(tmp_path):
     with pytest.raises(RuntimeError):
         hold_write_and_fail(tmp_path)
-    with hold_directory(tmp_path):
+    with lock_directory(tmp_path):
         pass

@@ -18,7 +18,7 @@ from lpa.eval.glue.score_cache import ScoreCache
 from lpa.eval.perplexity import Evaluation
 from lpa.model import preset_config
 from lpa.scoring.perplexity import Perplexity
-from lpa.storage.records import YamlLoader, read_json, read_yaml, typed
+from lpa.storage.records import YamlLoader, parse_value, read_json, read_yaml
 from lpa.study.design.grid import Study, Variant
 from lpa.study.design.study_index import IndexedRun, StudyIndex, read_index
 from lpa.study.design.tuned_settings import read_tuned
@@ -423,13 +423,13 @@ def test_numbers_as_yaml_1_2_has_them(tmp_path):
 
 
 def test_whole_numbers_may_stand_for_others_and_nothing_else_may(tmp_path):
-    assert typed({"a": 1, "b": 2.5}, dict[str, float]) == {"a": 1.0, "b": 2.5}
-    assert typed({"a": None}, dict[str, int | None]) == {"a": None}
+    assert parse_value({"a": 1, "b": 2.5}, dict[str, float]) == {"a": 1.0, "b": 2.5}
+    assert parse_value({"a": None}, dict[str, int | None]) == {"a": None}
     for value in ("4", True, [4], None):
         with pytest.raises(UserError, match=r"^a: got .*; expected a number$"):
-            typed({"a": value}, dict[str, float])
+            parse_value({"a": value}, dict[str, float])
     with pytest.raises(UserError, match=r"^a: got 2\.5; expected a whole number$"):
-        typed({"a": 2.5}, dict[str, int])
+        parse_value({"a": 2.5}, dict[str, int])
 
 
 def test_a_mark_of_byte_order_is_no_content(tmp_path):

@@ -56,8 +56,8 @@ def test_what_is_read_ahead_is_what_would_be_read_next(prepared):
     reader, other = (reader_of(dataset, steps=2) for _ in range(2))
     for last in (False, True):
         batches = reader.next_step()
-        targets = reader.read_ahead()
-        assert targets == reader.read_ahead()
+        targets = reader.prefetch_step()
+        assert targets == reader.prefetch_step()
         expected = other.next_step()
         assert [b.sample_indices for b in batches] == [b.sample_indices for b in expected]
         assert (targets == 0) == last

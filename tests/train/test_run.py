@@ -12,7 +12,7 @@ from helpers.small_runs import small_config
 from safetensors.torch import load_file
 
 from lpa.errors import LPAWarning, UserError
-from lpa.storage.locks import hold_directory
+from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import files_of
 from lpa.storage.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 from lpa.train.checkpoint.store import list_checkpoints
@@ -197,7 +197,7 @@ def test_two_trainings_do_not_share_a_directory(tmp_path, config, how):
     train(config(stop_at=2), run)
     before = {name: (run / name).read_bytes() for name in files_of(run)}
     said = f"--out {run}: is in use by process {os.getpid()} on "
-    with hold_directory(run), pytest.raises(UserError, match=said):
+    with lock_directory(run), pytest.raises(UserError, match=said):
         train(config(), run, **how)
     assert {name: (run / name).read_bytes() for name in files_of(run)} == before
 

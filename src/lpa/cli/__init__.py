@@ -113,11 +113,11 @@ def _print_overview(arguments: list[str]) -> None:
 
 
 def _refuse_command(given: str, known: list[str]) -> None:
-    from lpa.errors import nearest
+    from lpa.errors import closest_match
 
     # Before the names are compared, those whose last word is the one given: `perplexity`, `merge`.
     near = [name for name in known if name.split()[-1] == given.split()[-1]]
-    near = near or nearest(given, known)
+    near = near or closest_match(given, known)
     meant = f"; did you mean lpa {near[0]}?" if near else ""
     exit_with_error(f"unknown command '{given}'; expected one of {', '.join(known)}{meant}")
 

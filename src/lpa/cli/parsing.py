@@ -15,7 +15,7 @@ from lpa.cli.help_format import HelpFormatter, continue_line
 from lpa.cli.process import exit_with_error, one_line
 from lpa.display.logs import LEVELS, log_to_stderr
 from lpa.errors import UserError, did_you_mean, expected_one_of
-from lpa.storage.records import in_words, meant_choice
+from lpa.storage.records import describe_type, suggest_choice
 
 # What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
 _MOST = 2**31 - 1
@@ -147,7 +147,7 @@ class Parser(jsonargparse.ArgumentParser):
         [action] = [action for action in self._actions if action.dest == key]
         kind = getattr(action, "_typehint", None) or action.type
         named = _ACCEPTED.get(getattr(kind, "__name__", ""))
-        return named or in_words(kind) + meant_choice(given, kind)
+        return named or describe_type(kind) + suggest_choice(given, kind)
 
     def _unknown_option(self, given: str) -> str:
         option = given.split("=")[0].split()[0]

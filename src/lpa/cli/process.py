@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from lpa.display.printable import printable
+from lpa.display.escape import escape_unprintable
 
 # What a file system, a disk or the machine may answer, and what would help. Any other error of the operating
 # system is a fault of the program and keeps its traceback.
@@ -65,7 +65,7 @@ def one_line(message: str) -> str:
 
 def exit_with_error(message: str) -> NoReturn:
     """End the process as a user's mistake ends: one line on standard error, exit code 2."""
-    print(f"lpa: error: {printable(one_line(message))}", file=sys.stderr)
+    print(f"lpa: error: {escape_unprintable(one_line(message))}", file=sys.stderr)
     raise SystemExit(_MISTAKE)
 
 

@@ -48,11 +48,11 @@ def main(argv: list[str]) -> None:
         print(to_json({"studies": [study.table() for study in studies], "rivals": rivals}))
         return
 
-    from lpa.display.printable import printable
+    from lpa.display.escape import escape_unprintable
     from lpa.study.report.study_report import summarize, write_study_report
 
     out = arguments.out or arguments.directories[0] / "report.html"
     write_study_report(studies, out)
     for study in studies:
-        print(printable(f"{study.title}: {' '.join(summarize(study))}"))
-    print(printable(f"report  {out}"))
+        print(escape_unprintable(f"{study.title}: {' '.join(summarize(study))}"))
+    print(escape_unprintable(f"report  {out}"))

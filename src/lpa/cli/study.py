@@ -227,16 +227,16 @@ def _print_grid(study: "Study", seeds: int) -> None:
 
 def _run_study(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
     """Run what is not finished; which runs failed and what was tuned, as `--json` prints it."""
-    from lpa.storage.locks import hold_directory
+    from lpa.storage.locks import lock_directory
     from lpa.storage.outputs import resolve_output
 
     out = resolve_output(arguments.out)
     # Other studies may work in the same directory.
     name = f"{study.name}-tuning" if arguments.tune else study.name
-    with hold_directory(out, part=f"{name}-{study.scale}", output=arguments.out):
+    with lock_directory(out, part=f"{name}-{study.scale}", output=arguments.out):
         if arguments.tune:
             return _run_tuning(study, arguments, data, out)
-        return _run_held(study, arguments, data, out)
+        return _run_locked(study, arguments, data, out)
 
 
 def _run_tuning(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _run_tuning(study: "Study", arguments: Any, data: Path, out: Path) -> dict[s
     index = index_path(tune_learning_rates(study, rates), out)
     rates = tried_rates(index) or rates
     while True:
-        outcome = _run_held(tune_learning_rates(study, rates), arguments, data, out)
+        outcome = _run_locked(tune_learning_rates(study, rates), arguments, data, out)
         best = best_rates(read_study(index, arguments.seeds))
         wider = extend_rates(rates, best.values())
         if wider == rates:
@@ -263,7 +263,7 @@ def _run_tuning(study: "Study", arguments: Any, data: Path, out: Path) -> dict[s
         rates = wider
 
 
-def _run_held(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
+def _run_locked(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
     from lpa.study.execution.job_runner import create_jobs, run_jobs
 
     jobs = create_jobs(study, arguments.seeds, out, data)

@@ -126,7 +126,7 @@ def main(argv: list[str]) -> None:
             _check_recipe(Path(option.removeprefix("--config=")), settled)
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    let_options_win(arguments, argv)
+    apply_option_precedence(arguments, argv)
     config = run_config(parser, arguments)
 
     from lpa.display import console
@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
         _train(config, arguments)
 
 
-def let_options_win(arguments: Any, argv: list[str]) -> None:
+def apply_option_precedence(arguments: Any, argv: list[str]) -> None:
     """Drop `train.tokens` of a recipe where `--train.steps` is given, and the like.
 
     Both of a pair among the options are refused.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lpa.data.manifest import Manifest, Shard
-from lpa.data.npy import open_npy
+from lpa.data.memmap import open_memmap
 from lpa.errors import UserError
 
 IGNORE_INDEX = -100  # the target that a loss leaves out
@@ -73,7 +73,7 @@ def _release_pages(shard: np.memmap, start: int, stop: int) -> None:
 def _open_shard(path: Path, tokens: int, dtype: str) -> np.memmap:
     if not path.exists():
         raise UserError(f"{path}: no such shard, though the manifest names it")
-    shard = open_npy(path)
+    shard = open_memmap(path)
     if shard is None:
         raise UserError(
             f"{path}: shard is truncated or not .npy; expected {tokens} tokens of {dtype}; "

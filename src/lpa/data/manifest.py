@@ -7,7 +7,7 @@ from typing import Any
 
 from lpa.errors import UserError, expected_one_of
 from lpa.storage.files import write_text_atomic
-from lpa.storage.records import Count, read_json, typed
+from lpa.storage.records import Count, parse_value, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -83,7 +83,7 @@ class Manifest:
             raise UserError(
                 f"{path}: schema_version {version}; this version reads {SCHEMA_VERSION}"
             )
-        manifest = typed(fields, cls, where=path)
+        manifest = parse_value(fields, cls, where=path)
         manifest.check(path)
         return manifest
 

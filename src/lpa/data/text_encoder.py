@@ -36,7 +36,7 @@ class TextEncoder:
         self, backend: Any, eos_token_id: int | None, *, parse_special_tokens: bool = False
     ) -> None:
         self.backend = type(backend).from_str(backend.to_str())
-        switch_off(self.backend)
+        disable_truncation_and_dropout(self.backend)
         self._special = _special_tokens(self.backend, eos_token_id)
         self._stem = os.path.commonprefix(list(self._special))  # noqa: RUF071, of characters
         longest_first = sorted(self._special, key=len, reverse=True)
@@ -76,7 +76,7 @@ class TextEncoder:
         return len(self._pattern.findall(text)) if self._special and self._stem in text else 0
 
 
-def switch_off(backend: Any) -> None:
+def disable_truncation_and_dropout(backend: Any) -> None:
     """Make a tokenizer of the `tokenizers` library encode whole texts, the same every time."""
     backend.no_truncation()
     backend.no_padding()

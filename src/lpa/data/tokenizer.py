@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.data.sentencepiece import load_sentencepiece
-from lpa.data.text_encoder import switch_off
+from lpa.data.text_encoder import disable_truncation_and_dropout
 from lpa.errors import UserError, expected_one_of
 
 END_OF_TEXT = "<|endoftext|>"
@@ -86,7 +86,7 @@ def train_tokenizer(
     )
     # A separate object: while it trains, the tokenizer is locked.
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    texts = (part for text in documents for part in without_long_words(text, words))
+    texts = (part for text in documents for part in split_long_words(text, words))
     tokenizer.train_from_iterator(texts, trainer)
     trained = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -124,7 +124,7 @@ def copy_tokenizer(source: Path, directory: Path, max_length: int) -> None:
             file.write_text(text + "\n", encoding="utf-8")
 
 
-def without_long_words(text: str, words: Any) -> Iterator[str]:
+def split_long_words(text: str, words: Any) -> Iterator[str]:
     """A text in parts, which differ in nothing for training but that long words are cut.
 
     Args:
@@ -248,7 +248,7 @@ def _settled(tokenizer: Any, path: str | Path) -> Any:
         raise UserError(
             f"tokenizer {path}: is a {type(tokenizer).__name__}, which the tokenizers library does not run"
         )
-    switch_off(tokenizer.backend_tokenizer)
+    disable_truncation_and_dropout(tokenizer.backend_tokenizer)
     try:  # transformers looks at many a setting only when it is used
         tokenizer.decode(tokenizer("a")["input_ids"])
     except Exception as error:
@@ -279,7 +279,7 @@ def open_backend(path: Path) -> Any:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:
         raise UserError(f"tokenizer {path}: cannot be loaded ({_reason(error)})") from error
-    switch_off(backend)
+    disable_truncation_and_dropout(backend)
     return backend
 
 
@@ -342,5 +342,5 @@ def load_fast_tokenizer(path: str | Path) -> FastTokenizer | None:
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 of what a fast tokenizer does: its tokenizer.json without truncation, padding and dropout."""
     backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    switch_off(backend)
+    disable_truncation_and_dropout(backend)
     return hashlib.sha256(backend.to_str().encode()).hexdigest()

@@ -22,7 +22,7 @@ from rich.status import Status
 from rich.text import Text
 
 from lpa.callbacks import ProgressCallback
-from lpa.display.printable import printable
+from lpa.display.escape import escape_unprintable
 from lpa.display.units import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ class _Console(Console):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text), **options)
+        return super().render_str(escape_unprintable(text), **options)
 
     def status(self, status: Any, **options: Any) -> Status:
-        return super().status(Text(printable(status)), **options)
+        return super().status(Text(escape_unprintable(status)), **options)
 
 
 class _Text(TextColumn):
     def render(self, task: Task) -> Text:
-        return Text(printable(self.text_format.format(task=task)))
+        return Text(escape_unprintable(self.text_format.format(task=task)))
 
 
 class _Done(ProgressColumn):

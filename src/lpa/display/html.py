@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from lpa.display.printable import printable
+from lpa.display.escape import escape_unprintable
 from lpa.storage.files import write_text_atomic
 
 # By which a page is known again.
@@ -38,7 +38,7 @@ def render_page(template: Path, **values: Any) -> str:
         loader=loader,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=lambda value: escape_unprintable(value) if type(value) is str else value,
     )
     machine = f"{platform.processor() or platform.machine()}, {platform.system()}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("lpa", "torch", "transformers"))
@@ -104,7 +104,7 @@ def _draw(draw: DrawFunction, size: tuple[float, float], kind: str, **options: A
         # formulas, have no text before the figure is rendered.
         for text in figure.findobj(Text):
             if text.get_text():
-                text.set_text(printable(text.get_text()))
+                text.set_text(escape_unprintable(text.get_text()))
                 text.set_parse_math(False)
         file = io.BytesIO()
         figure.savefig(file, format=kind, **options)

@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import TextIO
 
-from lpa.display.printable import printable
+from lpa.display.escape import escape_unprintable
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -35,8 +35,8 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if record.levelno > logging.INFO:
-            return f"lpa: {record.levelname.lower()}: {printable(record.getMessage())}"
-        return printable(super().format(record))
+            return f"lpa: {record.levelname.lower()}: {escape_unprintable(record.getMessage())}"
+        return escape_unprintable(super().format(record))
 
 
 _handler = _StandardError()

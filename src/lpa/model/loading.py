@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpa.errors import UserError
-from lpa.model.loading_checks import (
-    check_nothing_over,
-    check_whole,
+from lpa.model.weight_checks import (
+    as_user_error,
+    check_missing_keys,
+    check_unexpected_keys,
     is_quantized,
-    limited_size,
-    quiet,
-    refusals,
+    limit_model_size,
+    silence_loading,
 )
 from lpa.model.weights import ADAPTER, ADAPTER_REFUSED, Weights, open_weights
 from lpa.storage.records import read_json
@@ -114,7 +114,7 @@ def open_config(path: Path, field: str = "model", **changes: Any) -> "PreTrained
                 "run; expected a model type of transformers"
             )
         raise UserError(f"{where}: model_type: got {kind!r}; this transformers knows none such")
-    with refusals(where), quiet():
+    with as_user_error(where), silence_loading():
         return AutoConfig.from_pretrained(
             path, trust_remote_code=False, local_files_only=True, **changes
         )
@@ -144,7 +144,7 @@ def lpa_config(fields: dict[str, Any], where: str) -> Any:
 
     if fields.get("model_type") != LPAConfig.model_type:
         raise UserError(f"{where}: model_type: got {fields.get('model_type')!r}; expected lpa")
-    with refusals(where), quiet():
+    with as_user_error(where), silence_loading():
         return LPAConfig.from_dict(fields)
 
 
@@ -197,7 +197,7 @@ def load_model(
         _check_generation(directory, field)
     weights = open_weights(directory, field)
     where = f"{field} {directory}: cannot be loaded"
-    with refusals(where), quiet(), _size_of(weights, config):
+    with as_user_error(where), silence_loading(), _size_of(weights, config):
         model, found = auto.from_pretrained(
             directory,
             config=config,
@@ -210,8 +210,8 @@ def load_model(
             ignore_mismatched_sizes=True,
             **options,
         )
-    check_whole(model, found, partial(weights.error, weights.name), own_head=classify)
-    check_nothing_over(model, found, weights, own_head=classify)
+    check_missing_keys(model, found, partial(weights.error, weights.name), new_head=classify)
+    check_unexpected_keys(model, found, weights, new_head=classify)
     return model
 
 
@@ -225,9 +225,9 @@ def new_model(directory: Path, config: "PreTrainedConfig", *, classify: bool = F
     where = f"{_where(directory, 'model')}: cannot be built"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with (
-        refusals(where),
-        quiet(),
-        limited_size(memory // 4, 2**20, _CONFIG, "the memory of this machine holds"),
+        as_user_error(where),
+        silence_loading(),
+        limit_model_size(memory // 4, 2**20, _CONFIG, "the memory of this machine holds"),
     ):
         return auto.from_config(config, dtype="float32", trust_remote_code=False)
 
@@ -286,7 +286,7 @@ def _check_generation(directory: Path, field: str) -> None:
         kinds = (bool,) if isinstance(default, bool) else (int, float)
         if value is not None and isinstance(default, int | float) and not isinstance(value, kinds):
             raise UserError(f"{where}: {name}: got {value!r}; expected such as {default}")
-    with refusals(where), quiet():
+    with as_user_error(where), silence_loading():
         GenerationConfig.from_dict(fields)
 
 
@@ -297,6 +297,6 @@ def _size_of(weights: Weights, config: Any) -> AbstractContextManager[None]:
     matrix once, and tied ones twice; a byte of quantized weights holds at most eight numbers.
     """
     elements = 16 * weights.bytes if is_quantized(config) else 2 * weights.elements + 2**20
-    return limited_size(
+    return limit_model_size(
         elements, 4 * len(weights.tensors) + 10_000, _CONFIG, f"{weights.name} holds"
     )

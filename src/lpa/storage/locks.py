@@ -19,7 +19,7 @@ _PREFIX = ".lpa."
 
 
 @dataclass
-class Holder:
+class LockHolder:
     """Who holds a lock.
 
     Attributes:
@@ -36,19 +36,19 @@ class Holder:
 
 
 @contextmanager
-def hold_directory(
+def lock_directory(
     directory: Path,
     *,
     part: str | None = None,
     output: Path | None = None,
     wait_seconds: float = 0.0,
 ) -> Iterator[None]:
-    """Keep a directory for this process; the system frees it when the process ends, however it ends.
+    """Lock a directory for this process; the system frees it when the process ends, however it ends.
 
     A directory that does not exist is made, and goes again where nothing was written into it.
 
     Args:
-        part: what of the directory to keep, where several processes may write into it; by default all.
+        part: what of the directory to lock, where several processes may write into it; by default all.
         output: what the user named, where that is not `directory`.
         wait_seconds: how long to wait for another process to end.
 
@@ -70,7 +70,7 @@ def hold_directory(
             ) from error
         try:
             now = time.strftime("%Y-%m-%d %H:%M:%S")
-            write_json(holder, asdict(Holder(socket.gethostname(), os.getpid(), now)))
+            write_json(holder, asdict(LockHolder(socket.gethostname(), os.getpid(), now)))
             yield
         except BaseException:
             if is_new and read_marker(target) == marker:
@@ -83,5 +83,5 @@ def hold_directory(
 
 def _describe(holder: Path) -> str:
     with suppress(UserError):
-        return str(read_json(holder, Holder))
+        return str(read_json(holder, LockHolder))
     return "another process"

@@ -56,7 +56,7 @@ def read_json(path: Path, kind: type[T]) -> T:
     Raises:
         UserError: it cannot be read, is no JSON, or is not what `kind` declares.
     """
-    return typed(_parsed(path, "JSON", _parse_json), kind, where=path)
+    return parse_value(_parsed(path, "JSON", _parse_json), kind, where=path)
 
 
 def read_yaml(path: Path, kind: type[T]) -> T:
@@ -68,7 +68,7 @@ def read_yaml(path: Path, kind: type[T]) -> T:
     value = load_yaml(path, YamlLoader)
     if _expanded(value, {}) > _MOST_VALUES:
         raise UserError(f"{path}: holds too much; expected at most {_MOST_VALUES:,} values")
-    return typed(value, kind, where=path)
+    return parse_value(value, kind, where=path)
 
 
 def load_yaml(path: Path, loader: type[yaml.SafeLoader]) -> Any:
@@ -95,11 +95,11 @@ def read_json_lines(path: Path, kind: type[T]) -> list[T]:
             value = _parse_json(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: is not JSON ({_reason(error)})") from error
-        records.append(typed(value, kind, where=where))
+        records.append(parse_value(value, kind, where=where))
     return records
 
 
-def typed(value: Any, kind: type[T], *, where: object = "", field: str = "") -> T:
+def parse_value(value: Any, kind: type[T], *, where: object = "", field: str = "") -> T:
     """What plain values, as JSON and YAML hold them, stand for as `kind` declares it.
 
     Args:
@@ -126,17 +126,17 @@ def typed(value: Any, kind: type[T], *, where: object = "", field: str = "") -> 
     raise UserError(prefix + problem)
 
 
-def in_words(declared: Any) -> str:
+def describe_type(declared: Any) -> str:
     """What errors call a declared type, such as "a whole number or null"."""
     if get_origin(declared) is Annotated:
         declared, *bounds = get_args(declared)
         if annotated_types.Ge(0) in bounds:
-            return f"{in_words(declared)} from 0"
-        return "a finite number" if declared is float else in_words(declared)
+            return f"{describe_type(declared)} from 0"
+        return "a finite number" if declared is float else describe_type(declared)
     if get_origin(declared) in (Union, types.UnionType):
         options = get_args(declared)
         named = [option for option in options if option is not int or float not in options]
-        return " or ".join(map(in_words, named))
+        return " or ".join(map(describe_type, named))
     if get_origin(declared) is Literal:
         return "one of " + ", ".join(map(str, get_args(declared)))
     if get_origin(declared) is tuple:
@@ -146,7 +146,7 @@ def in_words(declared: Any) -> str:
     return _TYPE_NAMES[get_origin(declared) or declared]
 
 
-def meant_choice(given: Any, declared: Any) -> str:
+def suggest_choice(given: Any, declared: Any) -> str:
     """The end of an error: what was probably meant, where the declared type has choices."""
     choices = [declared, *get_args(declared)]
     names = [name for kind in choices if get_origin(kind) is Literal for name in get_args(kind)]
@@ -316,15 +316,13 @@ def _in_one_line(error: Any, value: Any, kind: Any, field: str) -> str:
             accepted = sorted(known.name for known in fields(_single(declared)))
             return f"{_joined(name, step)}: unknown field; {expected_one_of(step, accepted)}"
         if first["type"] == "missing" and isinstance(found, Mapping) and step not in found:
-            return f"{_joined(name, step)}: is missing; expected {in_words(declared_below)}"
+            return f"{_joined(name, step)}: is missing; expected {describe_type(declared_below)}"
         # Within a choice of types, which is named as a whole, or a list of another length.
         if declared_below is None or (isinstance(found, list) and step >= len(found)):
             break
         name, found, declared = _joined(name, step), found[step], declared_below
     said = f"{name}: " if name else ""
-    return (
-        f"{said}got {_shown(found)}; expected {in_words(declared)}{meant_choice(found, declared)}"
-    )
+    return f"{said}got {_shown(found)}; expected {describe_type(declared)}{suggest_choice(found, declared)}"
 
 
 def _below(declared: Any, step: str | int) -> Any:

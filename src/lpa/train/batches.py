@@ -149,7 +149,7 @@ class BatchReader:
         self._ahead = []
         return batches
 
-    def read_ahead(self) -> int:
+    def prefetch_step(self) -> int:
         """Read the next step's micro-batches and send them to the device, while it works on this step.
 
         Returns:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lpa.device import dtype_name, resolve_dtype
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.files import write_text_atomic
-from lpa.storage.locks import hold_directory
+from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import (
     MODEL,
     Marker,
@@ -133,7 +133,7 @@ def train(
     try:
         agents = sorted(set(filter(None, all_gather_objects(agent_id()))))
         restarted = _any_rank_finds(lambda: not _recorded_agents(out).isdisjoint(agents))
-        with _hold(out, world, resume=bool(resume), restarted=restarted):
+        with _lock_run(out, world, resume=bool(resume), restarted=restarted):
             if restarted:
                 resume = _any_rank_finds(lambda: bool(store.resumable_checkpoints(out)))
                 overwrite = True
@@ -157,13 +157,13 @@ _RESTART_SECONDS = 30.0
 
 
 @contextmanager
-def _hold(out: Path, world: World, *, resume: bool, restarted: bool) -> Iterator[None]:
+def _lock_run(out: Path, world: World, *, resume: bool, restarted: bool) -> Iterator[None]:
     """Keep the run directory for this run; the main process holds it for all."""
     if resume and not out.is_dir():
         raise UserError(f"--resume: {out}: no such run directory; start it without --resume")
     wait = _RESTART_SECONDS if restarted else 0.0
     with ExitStack() as held:
-        holding = hold_directory(out, wait_seconds=wait)
+        holding = lock_directory(out, wait_seconds=wait)
         run_on_all_ranks(lambda: held.enter_context(holding) if world.is_main else None)
         yield
 

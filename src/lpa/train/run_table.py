@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.storage.records import read_yaml, typed
+from lpa.storage.records import parse_value, read_yaml
 from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE
 from lpa.train.checkpoint import store
 from lpa.train.logging.metrics_file import read_metrics
@@ -158,7 +158,7 @@ def _read_config(run: Path, row: RunRow) -> None:
         for section, shown in _SHOWN.items()
         if section in config
     }
-    shown = typed(given, _Shown, where=run / CONFIG_FILE)
+    shown = parse_value(given, _Shown, where=run / CONFIG_FILE)
     row.placement = shown.model.placement
     if row.placement != "none":
         ranks = [str(r) for r in (shown.model.rank, shown.model.ffn_rank) if r is not None]

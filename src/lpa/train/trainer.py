@@ -218,7 +218,7 @@ class Trainer:
         with self.timer("forward_backward"):
             losses = self.forward_backward(batches, tokens)
             with self.timer("data"):  # while a GPU works on what was asked of it
-                next_targets = self._batches.read_ahead()
+                next_targets = self._batches.prefetch_step()
             outcome = sync_step(
                 losses.double().sum(),
                 square_grad_norm(self.model.parameters()),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lpa.data import Manifest, load_split_tokens, load_tokenizer, prepare
 from lpa.data.preparation import shards as shards_module
 from lpa.errors import LPAWarning, UserError
-from lpa.storage.locks import hold_directory
+from lpa.storage.locks import lock_directory
 
 
 def decode(directory, split):
@@ -166,7 +166,7 @@ def test_text_too_short_to_hold_any_of_it_out_is_refused(tmp_path):
 
 def test_two_processes_do_not_prepare_one_directory(tmp_path, lines):
     with (
-        hold_directory(tmp_path / ".out.partial"),
+        lock_directory(tmp_path / ".out.partial"),
         pytest.raises(
             UserError, match=rf"--out {tmp_path}/out: is in use by process {os.getpid()}"
         ),

@@ -9,7 +9,7 @@ from lpa.convert.merge import merge_directory
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.glue.finetune import FineTuningConfig
 from lpa.eval.glue.run_glue import run_glue
-from lpa.storage.locks import hold_directory
+from lpa.storage.locks import lock_directory
 
 QUICK = FineTuningConfig(epochs=1, batch_size=8, learning_rate=1e-3, max_length=32)
 
@@ -163,7 +163,7 @@ def test_two_processes_do_not_score_a_model_on_one_task(result, run, data):
     folder = out / run.name / "pre-trained"
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     arguments = {"data": data, "seeds": 2, "settings": QUICK, "out": out, "device": "cpu"}
-    with hold_directory(folder, part="sst2"):
+    with lock_directory(folder, part="sst2"):
         said = f"--out {folder}: is in use by process {os.getpid()} on "
         with pytest.raises(UserError, match=said):
             run_glue([run], ["stsb", "sst2"], **arguments)

@@ -5,8 +5,8 @@ import pytest
 from lpa.data.manifest import Manifest
 from lpa.data.stats import decode_documents
 from lpa.errors import UserError
-from lpa.eval.minimal_pairs.pairs import pairs_of_data
-from lpa.eval.minimal_pairs.rules import pairs_of_text
+from lpa.eval.minimal_pairs.pairs import pairs_from_data
+from lpa.eval.minimal_pairs.rules import pairs_from_text
 
 
 def test_prepared_data_and_its_text_give_the_same_pairs(prepared, tmp_path):
@@ -14,12 +14,12 @@ def test_prepared_data_and_its_text_give_the_same_pairs(prepared, tmp_path):
     documents = list(decode_documents(prepared, split))
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    made = [pair for text in documents for pair in pairs_of_text(text)]
-    assert list(pairs_of_data(prepared, None)) == list(pairs_of_data(path, None)) == made
+    made = [pair for text in documents for pair in pairs_from_text(text)]
+    assert list(pairs_from_data(prepared, None)) == list(pairs_from_data(path, None)) == made
     assert made
 
 
 def test_a_text_has_no_splits(tmp_path):
     (tmp_path / "text.txt").write_text("He was here and there.")
     with pytest.raises(UserError, match="not a prepared data directory"):
-        list(pairs_of_data(tmp_path / "text.txt", "test"))
+        list(pairs_from_data(tmp_path / "text.txt", "test"))

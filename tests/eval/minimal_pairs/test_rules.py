@@ -2,11 +2,11 @@
 
 import pytest
 
-from lpa.eval.minimal_pairs.rules import PHENOMENA, pairs_of_text, sentences
+from lpa.eval.minimal_pairs.rules import PHENOMENA, pairs_from_text, sentences
 
 
 def broken(text: str) -> dict[str, str]:
-    return {pair.phenomenon: pair.bad for pair in pairs_of_text(text)}
+    return {pair.phenomenon: pair.bad for pair in pairs_from_text(text)}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_sentences_are_whole_and_of_a_bearable_length():
 
 
 def test_a_pair_differs_in_one_place():
-    for pair in pairs_of_text("He had taken a walk to the sea with them, and I was glad of it."):
+    for pair in pairs_from_text("He had taken a walk to the sea with them, and I was glad of it."):
         good, bad = pair.good.split(), pair.bad.split()
         assert len(good) == len(bad)
         assert sum(a != b for a, b in zip(good, bad, strict=True)) == 1 + (

@@ -4,7 +4,7 @@ import pytest
 
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.study_index import StudyIndex
-from lpa.study.rates.rate_transfer import rate_exponent, transfer_rates, vertex
+from lpa.study.rates.rate_transfer import parabola_vertex, rate_exponent, transfer_rates
 from lpa.study.rates.rate_tuning import tune_learning_rates
 from lpa.study.results.statistics import Summary
 from lpa.study.results.study_results import StudyResult, VariantRow
@@ -43,12 +43,12 @@ def tuning(best: dict[str, float]) -> StudyResult:
 
 @pytest.mark.parametrize("best", [0.0015, 0.003, 0.004, 0.0051])
 def test_the_vertex_is_the_lowest_point_of_a_parabola(best):
-    assert vertex(parabola(best)) == pytest.approx(best)
+    assert parabola_vertex(parabola(best)) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("best", [0.0001, 0.1])
 def test_an_extreme_rate_is_kept(best):
-    assert vertex(parabola(best)) in (RATES[0], RATES[-1])
+    assert parabola_vertex(parabola(best)) in (RATES[0], RATES[-1])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from markupsafe import escape
 
-from lpa.display.printable import printable
+from lpa.display.escape import escape_unprintable
 from lpa.errors import UserError
 from lpa.storage.run_directory import TEST_FILE
 from lpa.study.design.grid import expand_grid
@@ -269,7 +269,7 @@ def test_a_report_shows_names_as_they_are(placement, kind):
     """No name is a formula, markup or an instruction to the terminal or the page."""
     index, _ = placement
     fields = json.loads(index.read_text())
-    name, shown = NAMES[kind], printable(NAMES[kind])
+    name, shown = NAMES[kind], escape_unprintable(NAMES[kind])
     for variant in fields["variants"]:
         variant["name"] = name if variant["name"] == "attention" else variant["name"]
     for run in fields["runs"]:

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
     from lpa.data import prepare
-    from lpa.data.sources.listing import left_out_in_words
+    from lpa.data.sources.listing import format_left_out
     from lpa.display import console
 
     with console.progress_display() as display:
@@ -151,5 +151,5 @@ def main(argv: list[str]) -> None:
         print(f"  {spelled:,} times the text spells a special token; each {became}")
     for sources in manifest.source["sources"].values():
         for source in sources:
-            if left_out := left_out_in_words(source["left_out"]):
+            if left_out := format_left_out(source["left_out"]):
                 print(f"  left out: {left_out}")

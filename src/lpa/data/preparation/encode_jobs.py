@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lpa.data.npy import open_npy
+from lpa.data.memmap import open_memmap
 from lpa.data.preparation.splitting import SplitChunk
 from lpa.data.preparation.word_cache import WordCacheEncoder, supports_word_cache
 from lpa.data.text_encoder import TextEncoder
@@ -66,7 +66,7 @@ def load_job_stats(directory: Path, split: str, number: int) -> JobStats | None:
         job = read_json(path.with_suffix(".json"), JobStats)
     except UserError:  # not there yet, or damaged
         return None
-    tokens = open_npy(path.with_suffix(".npy"))
+    tokens = open_memmap(path.with_suffix(".npy"))
     whole = tokens is not None and tokens.dtype.kind == "u" and tokens.shape == (job.tokens,)
     return job if whole else None
 

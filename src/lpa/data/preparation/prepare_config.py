@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lpa.data.sources.listing import LeftOut, SourceFiles
-from lpa.data.sources.source import printable
+from lpa.data.sources.source import escape_undecodable
 
 # Split -> what is left out of each of its sources.
 AllLeftOut = dict[str, list[LeftOut]]
@@ -62,7 +62,7 @@ class PrepareConfig:
                 fields["files"] = [
                     [str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns]
                     if paths
-                    else [printable(f.name), f.stat().st_size]
+                    else [escape_undecodable(f.name), f.stat().st_size]
                     for f in listed.files
                 ]
                 if not paths and not listed.source.on_hub:

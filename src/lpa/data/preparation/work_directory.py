@@ -12,7 +12,7 @@ from lpa.data.preparation.encode_jobs import finished_jobs
 from lpa.data.preparation.prepare_config import PrepareConfig, TokenizerChoice
 from lpa.errors import UserError
 from lpa.storage.files import write_text_atomic
-from lpa.storage.locks import hold_directory
+from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import content_of, resolve_output, staging_directory
 
 
@@ -26,7 +26,7 @@ def work_directory(out: Path, config: PrepareConfig, choice: TokenizerChoice) ->
     """
     partial = staging_directory(resolve_output(out), "partial")
     identity = {"preparation": config.describe(paths=True), **asdict(choice)}
-    with hold_directory(partial, output=out):
+    with lock_directory(partial, output=out):
         plan = partial / "plan.json"
         text = json.dumps(identity, indent=2)
         if not plan.is_file() or plan.read_bytes() != text.encode():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpa.data.manifest import MANIFEST_FILE
-from lpa.data.sources.source import Source, printable
+from lpa.data.sources.source import Source, escape_undecodable
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.run_directory import CHECKPOINTS_DIRECTORY, CONFIG_FILE, METRICS_FILE
 
@@ -43,7 +43,7 @@ class LeftOut:
 
     def add(self, reason: str, name: str) -> None:
         self._counts[reason] = self._counts.get(reason, 0) + 1
-        self._first.setdefault(reason, printable(name))
+        self._first.setdefault(reason, escape_undecodable(name))
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Reason -> its `count` and the name of the `first`, as a manifest holds it."""
@@ -53,10 +53,10 @@ class LeftOut:
         }
 
     def __str__(self) -> str:
-        return left_out_in_words(self.describe())
+        return format_left_out(self.describe())
 
 
-def left_out_in_words(described: Mapping[str, Mapping[str, Any]]) -> str:
+def format_left_out(described: Mapping[str, Mapping[str, Any]]) -> str:
     """What `LeftOut.describe` gives as part of a sentence; nothing where nothing is left out."""
     return ", ".join(
         f"{of['count']:,} {reason} ({of['first']}{', …' if of['count'] > 1 else ''})"

@@ -46,7 +46,7 @@ class Source:
                 raise UserError(f"{field}: got {given!r}; {expected_one_of(given, accepted)}")
         for field in ("column", "name", "split"):
             value = getattr(self, field)
-            if value is not None and printable(value) != value:
+            if value is not None and escape_undecodable(value) != value:
                 raise UserError(f"{field}: got {value!r}, which is not UTF-8; expected text")
         if not 0 < self.weight < float("inf"):
             raise UserError(f"weight: got {self.weight}; expected a number above 0")
@@ -103,7 +103,7 @@ def _split_options(text: str) -> tuple[str, str]:
     return named[-1] if named else (text, "")
 
 
-def printable(name: str) -> str:
+def escape_undecodable(name: str) -> str:
     """A file name as text: bytes in it that are not UTF-8 become escapes, which JSON can hold."""
     return name.encode(errors="backslashreplace").decode()
 

@@ -16,7 +16,7 @@ from lpa.eval.glue.metrics import majority_predictions, score_predictions
 from lpa.eval.glue.score_cache import ScoreCache, score_key
 from lpa.eval.glue.tasks import TASKS, metric_prefix
 from lpa.model.loading import model_directory
-from lpa.storage.locks import hold_directory
+from lpa.storage.locks import lock_directory
 
 # (what is being done, steps done, steps in all)
 
@@ -98,7 +98,7 @@ def run_glue(
     with ExitStack() as held:
         for folder in {candidate.store.folder: None for candidate in candidates}:
             for task in dict.fromkeys(tasks):
-                held.enter_context(hold_directory(folder, part=task))
+                held.enter_context(lock_directory(folder, part=task))
         return _score_all(candidates, examples, settings, seeds, device, on_progress)
 
 

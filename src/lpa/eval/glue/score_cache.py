@@ -9,7 +9,7 @@ from typing import Any
 from lpa.errors import UserError
 from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.finetune import FineTuningConfig
-from lpa.eval.glue.tasks import TASKS, scores_of
+from lpa.eval.glue.tasks import TASKS, metric_names
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json
 
@@ -57,7 +57,7 @@ class ScoreCache:
             raise UserError(
                 f"{path}: holds a result of something else ({what}); choose another --out"
             )
-        expected = scores_of(TASKS[request["task"]])
+        expected = metric_names(TASKS[request["task"]])
         if stored.scores.keys() != set(expected):
             raise UserError(
                 f"{path}: scores: got {', '.join(stored.scores) or 'none'}; expected "

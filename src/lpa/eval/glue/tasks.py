@@ -83,6 +83,6 @@ def metric_prefix(split: str) -> str:
     return "mismatched_" if split.endswith("_mismatched") else ""
 
 
-def scores_of(task: Task) -> list[str]:
+def metric_names(task: Task) -> list[str]:
     """The names of all that a model is scored by."""
     return [metric_prefix(split) + metric for split, _ in task.dev for metric in task.metrics]

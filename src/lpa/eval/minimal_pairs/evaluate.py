@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lpa.callbacks import StepCallback
 from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
-from lpa.eval.minimal_pairs.pairs import MinimalPair, pairs_of_data, read_pairs
+from lpa.eval.minimal_pairs.pairs import MinimalPair, pairs_from_data, read_pairs
 from lpa.eval.perplexity import open_for_scoring
 from lpa.eval.tokenized_text import default_bos_token
 from lpa.eval.windows import max_positions
@@ -88,7 +88,7 @@ def evaluate_minimal_pairs(
         raise UserError(f"--batch-size: got {batch_size}; expected at least 1")
     if threads:
         torch.set_num_threads(threads)
-    found = read_pairs(Path(pairs)) if pairs is not None else pairs_of_data(str(data), split)
+    found = read_pairs(Path(pairs)) if pairs is not None else pairs_from_data(str(data), split)
     chosen = _choose(found, pairs_per_phenomenon)
     if not chosen:
         raise UserError(f"{data or pairs}: got no minimal pair; expected English text in sentences")

@@ -10,11 +10,11 @@ from lpa.data.sources.documents import read_documents
 from lpa.data.sources.source import Source
 from lpa.data.stats import decode_documents
 from lpa.errors import UserError
-from lpa.eval.minimal_pairs.rules import MinimalPair, pairs_of_text
-from lpa.storage.records import typed
+from lpa.eval.minimal_pairs.rules import MinimalPair, pairs_from_text
+from lpa.storage.records import parse_value
 
 
-def pairs_of_data(source: str | Path, split: str | None) -> Iterator[MinimalPair]:
+def pairs_from_data(source: str | Path, split: str | None) -> Iterator[MinimalPair]:
     """Pairs made of held-out text, in its order.
 
     Args:
@@ -32,7 +32,7 @@ def pairs_of_data(source: str | Path, split: str | None) -> Iterator[MinimalPair
     else:
         documents = read_documents([Source.parse(source)])
     for document in documents:
-        yield from pairs_of_text(document)
+        yield from pairs_from_text(document)
 
 
 def read_pairs(path: Path) -> Iterator[MinimalPair]:
@@ -50,7 +50,7 @@ def read_pairs(path: Path) -> Iterator[MinimalPair]:
         if not line.strip():
             continue
         try:
-            fields = typed(json.loads(line), dict[str, Any], where=where)
+            fields = parse_value(json.loads(line), dict[str, Any], where=where)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: is not JSON ({error})") from error
         good, bad, phenomenon = (

@@ -78,7 +78,7 @@ class MinimalPair:
     bad: str
 
 
-def pairs_of_text(text: str) -> Iterator[MinimalPair]:
+def pairs_from_text(text: str) -> Iterator[MinimalPair]:
     """At most one pair of each phenomenon for each sentence of a document, in the order of the text."""
     for sentence in sentences(text):
         for phenomenon, make_bad in _RULES.items():

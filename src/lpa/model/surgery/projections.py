@@ -10,8 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear, break_even_rank, check_rank
-from lpa.model.loading_checks import is_quantized, quantization_method
 from lpa.model.surgery.low_rank_modules import dense_weight
+from lpa.model.weight_checks import is_quantized, quantization_method
 
 # Projections by where they lie, under the names that decoders of transformers give them. A fused query,
 # key and value matrix is one projection.

@@ -9,7 +9,7 @@ from lpa.errors import UserError
 from lpa.eval.generate import generate_text
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
-from lpa.storage.locks import hold_directory
+from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import Marker, check_output_directory, content_of, remove
 from lpa.study.bundled_data import prepare_bundled
 from lpa.study.demo.demo_report import write_demo_report
@@ -112,7 +112,7 @@ def run_demo(
     if steps < 1:
         raise UserError(f"--steps: got {steps}; expected at least 1")
     check_output_directory(out, _MARKER.kind, overwrite=overwrite)
-    with hold_directory(out):
+    with lock_directory(out):
         check_output_directory(out, _MARKER.kind, overwrite=overwrite)
         remove(content_of(out))
         _MARKER.save(out)

@@ -10,7 +10,7 @@ from lpa.errors import UserError
 from lpa.lowrank import break_even_rank
 from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, LPAConfig
 from lpa.model.plan import dense_config, kv_cache_bytes, model_cost, replace_fields
-from lpa.storage.records import read_json, typed
+from lpa.storage.records import parse_value, read_json
 
 _ANALYSIS_FILE = "analysis.json"
 _ENERGY = 0.9  # of a dense matrix, which the rank shall keep: Σ of the first σ² over Σ of all
@@ -129,7 +129,7 @@ def _read_spectra(analysis: Path, config: LPAConfig) -> list[_Spectrum]:
     given = [{name: record[name] for name in fields if name in record} for record in records]
     spectra = [
         spectrum
-        for spectrum in typed(given, list[_Spectrum], where=path, field="spectra")
+        for spectrum in parse_value(given, list[_Spectrum], where=path, field="spectra")
         if spectrum.name in ATTENTION_PROJECTIONS
     ]
     if not spectra:
@@ -165,7 +165,7 @@ def _entry(path: Path, name: str, kind: Any) -> Any:
         raise UserError(
             f"{path}: {name}: is missing; expected the record of `lpa bench` or `lpa analyze`"
         )
-    return typed(record[name], kind, where=path, field=name)
+    return parse_value(record[name], kind, where=path, field=name)
 
 
 def _by(shape: list[int]) -> str:

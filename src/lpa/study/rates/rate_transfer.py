@@ -22,7 +22,7 @@ def loss_by_rate(result: StudyResult, variant: str) -> dict[float, float]:
     }
 
 
-def vertex(losses: dict[float, float]) -> float:
+def parabola_vertex(losses: dict[float, float]) -> float:
     """The rate at the lowest point of a parabola over ln(rate), through the best rate and its neighbors.
 
     The best rate itself where it has no neighbor on one side.
@@ -53,7 +53,7 @@ def rate_exponent(
         found = [loss_by_rate(result, variant) for result in (short, long)]
         if not all(found):
             raise UserError(f"{variant}: no trial has finished all its runs in both tunings")
-        before, after = map(vertex, found)
+        before, after = map(parabola_vertex, found)
         exponents.append(-math.log(after / before) / math.log(lengths[1] / lengths[0]))
     return min(max(float(np.mean(exponents)), 0.0), MOST_EXPONENT)
 

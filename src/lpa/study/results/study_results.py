@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from lpa.errors import LPAWarning, UserError, nearest
+from lpa.errors import LPAWarning, UserError, closest_match
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
-from lpa.storage.records import read_json, typed
+from lpa.storage.records import parse_value, read_json
 from lpa.storage.run_directory import SCORES_DIRECTORY
 from lpa.study.design.grid import Variant
 from lpa.study.design.study_index import StudyIndex, is_index, read_index
@@ -120,7 +120,7 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     matching = [study for study in found if any(row.variant == baseline for row in study.rows)]
     if not matching:
         names = list(dict.fromkeys(row.variant for study in found for row in study.rows))
-        near = nearest(baseline, names) or names[:3]
+        near = closest_match(baseline, names) or names[:3]
         raise UserError(
             f"--baseline: got {baseline!r}; expected a variant, such as {'; '.join(near)}"
         )
@@ -281,7 +281,7 @@ def read_scores(run: Path) -> dict[str, float]:
     for path in sorted((run / SCORES_DIRECTORY).glob("*.json")):
         fields = read_json(path, dict[str, Any])
         figure = fields.get("accuracy", fields.get("perplexity"))
-        scores[path.stem] = float(typed(figure, float, where=path))
+        scores[path.stem] = float(parse_value(figure, float, where=path))
     return scores
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from lpa.errors import UserError
 from lpa.storage.files import sync, write_text_atomic
-from lpa.storage.records import Count, read_json, typed
+from lpa.storage.records import Count, parse_value, read_json
 from lpa.storage.run_directory import (
     CHECKPOINT_MANIFEST_FILE,
     CHECKPOINTS_DIRECTORY,
@@ -244,7 +244,7 @@ def read_manifest(path: Path) -> CheckpointManifest:
             raise DamagedCheckpointError(
                 f"{file}: has format {found}; this version reads {_FORMAT}"
             )
-        return typed(document.content, CheckpointManifest, where=file, field="content")
+        return parse_value(document.content, CheckpointManifest, where=file, field="content")
     except DamagedCheckpointError:
         raise
     except UserError as error:

@@ -13,7 +13,7 @@ def require(condition: bool, name: str, value: object, accepted: str) -> None:
         raise UserError(f"{name}: got {value}; expected {accepted}")
 
 
-def check_whole(
+def check_integer(
     section: str, config: object, *names: str, least: int = 1, most: int = MOST
 ) -> None:
     """Refuse fields that are no whole numbers within bounds; null, where declared, stands for none."""

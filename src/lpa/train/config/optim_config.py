@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lpa.train.config.field_ranges import LEAST_FLOAT32, check_positive, check_whole, require
+from lpa.train.config.field_ranges import LEAST_FLOAT32, check_integer, check_positive, require
 
 # Settings of single optimizers.
 _OPTIMIZERS_WITH = {
@@ -94,9 +94,9 @@ class OptimConfig:
                 value,
                 "a number from 0 to 1,000,000",
             )
-        check_whole("optim", self, "warmup_steps", least=0)
-        check_whole("optim", self, "projection_rank")
-        check_whole("optim", self, "restart_every")
+        check_integer("optim", self, "warmup_steps", least=0)
+        check_integer("optim", self, "projection_rank")
+        check_integer("optim", self, "restart_every")
         require(
             self.name != "relora" or self.restart_every is not None,
             "optim.restart_every",

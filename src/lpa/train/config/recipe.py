@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lpa.errors import UserError
-from lpa.storage.records import read_yaml, typed
+from lpa.storage.records import parse_value, read_yaml
 from lpa.train.config import RunConfig, TrainConfig
 from lpa.train.config.sections import DEFAULT_SEQ_LEN
 
@@ -23,12 +23,12 @@ def check_recipe(path: Path, settled: Collection[str] = ()) -> None:
     """
     recipe = read_yaml(path, dict[str, Any])
     for section, kind in get_type_hints(RunConfig).items():
-        values = typed(recipe.get(section, {}), dict[str, Any], where=path, field=section)
+        values = parse_value(recipe.get(section, {}), dict[str, Any], where=path, field=section)
         declared = get_type_hints(kind, include_extras=True)
         for name, value in values.items():
             own = "from_" if (section, name) == ("model", "from") else name
             if own in declared:
-                typed(value, declared[own], where=path, field=f"{section}.{name}")
+                parse_value(value, declared[own], where=path, field=f"{section}.{name}")
     seq_len = recipe.get("data", {}).get("seq_len") or 0
     if not seq_len and recipe.get("model", {}).get("from") is None:
         seq_len = DEFAULT_SEQ_LEN

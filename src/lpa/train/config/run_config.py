@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from lpa.errors import UserError
-from lpa.storage.records import read_yaml, typed
+from lpa.storage.records import parse_value, read_yaml
 from lpa.train.config.field_ranges import require
 from lpa.train.config.model_config import ModelConfig
 from lpa.train.config.optim_config import OptimConfig
@@ -78,7 +78,7 @@ class RunConfig:
             if name == "model" and isinstance(section, dict):
                 # No field of a class can have the name of the key.
                 values = {"from_" if key == "from" else key: section[key] for key in section}
-            built[name] = typed(values, kinds[name], field=name)
+            built[name] = parse_value(values, kinds[name], field=name)
         return cls(**built)
 
     @classmethod

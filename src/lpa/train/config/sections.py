@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpa.train.config.field_ranges import MOST_PROCESSES, check_positive, check_whole, require
+from lpa.train.config.field_ranges import MOST_PROCESSES, check_integer, check_positive, require
 
 # Of a run that says no `data.seq_len`, without `model.from`; and the most that one with it takes.
 DEFAULT_SEQ_LEN = 256
@@ -32,8 +32,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)  # which Python code may give as text
-        check_whole("data", self, "seq_len", least=0)
-        check_whole("data", self, "num_workers", least=0, most=MOST_PROCESSES)
+        check_integer("data", self, "seq_len", least=0)
+        check_integer("data", self, "num_workers", least=0, most=MOST_PROCESSES)
 
 
 @dataclass
@@ -57,7 +57,7 @@ class ParallelConfig:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        check_whole("parallel", self, "replicate", "shard", "tensor", most=2**20)
+        check_integer("parallel", self, "replicate", "shard", "tensor", most=2**20)
         check_positive("parallel", self, "timeout", most=1e8)
 
 
@@ -79,8 +79,8 @@ class CheckpointConfig:
     async_save: bool = False
 
     def __post_init__(self) -> None:
-        check_whole("checkpoint", self, "every", least=0)
-        check_whole("checkpoint", self, "keep_latest_k")
+        check_integer("checkpoint", self, "every", least=0)
+        check_integer("checkpoint", self, "keep_latest_k")
 
 
 @dataclass

@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lpa.errors import UserError
-from lpa.train.config.field_ranges import MOST, MOST_PROCESSES, check_positive, check_whole, require
+from lpa.train.config.field_ranges import (
+    MOST,
+    MOST_PROCESSES,
+    check_integer,
+    check_positive,
+    require,
+)
 
 # Two fields that say the same: the second decides where it is set.
 SAME_LENGTHS = (("steps", "tokens"), ("batch_size", "batch_tokens"))
@@ -74,12 +80,12 @@ class TrainConfig:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_whole("train", self, "steps", "batch_size", "log_every", "sample_tokens")
-        check_whole("train", self, "batch_tokens", "micro_batch_size", "stop_at")
-        check_whole("train", self, "tokens", most=2**63 - 1)
-        check_whole("train", self, "eval_every", "sample_every", least=0)
-        check_whole("train", self, "seed", "eval_tokens", least=0, most=2**63 - 1)
-        check_whole("train", self, "threads", least=0, most=MOST_PROCESSES)
+        check_integer("train", self, "steps", "batch_size", "log_every", "sample_tokens")
+        check_integer("train", self, "batch_tokens", "micro_batch_size", "stop_at")
+        check_integer("train", self, "tokens", most=2**63 - 1)
+        check_integer("train", self, "eval_every", "sample_every", least=0)
+        check_integer("train", self, "seed", "eval_tokens", least=0, most=2**63 - 1)
+        check_integer("train", self, "threads", least=0, most=MOST_PROCESSES)
         check_positive("train", self, "max_seconds", most=1e12)
 
     def resolve_length(self, seq_len: int) -> None:

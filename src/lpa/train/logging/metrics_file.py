@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from lpa.errors import LPAWarning, UserError
-from lpa.storage.records import read_json_lines, typed
+from lpa.storage.records import parse_value, read_json_lines
 from lpa.storage.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 
 # Where a damaged file is kept when its run resumes.
@@ -56,7 +56,7 @@ def _records_before_damage(path: Path) -> list[Record]:
     records = []
     for line in path.read_bytes().splitlines():
         try:
-            records.append(typed(json.loads(line), Record))
+            records.append(parse_value(json.loads(line), Record))
         except (ValueError, RecursionError):
             break
         if not isinstance(records[-1].get("step"), int):

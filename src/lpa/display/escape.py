@@ -9,6 +9,6 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """The text with each character that a terminal obeys, or no file can hold, as its escape."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 
-def open_npy(path: Path) -> np.memmap | None:
+def open_memmap(path: Path) -> np.memmap | None:
     """A `.npy` file mapped into memory for reading; None where it is not a whole one."""
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What makes sure that a model is what its files say: whole, of their size, and refused in one line."""
+"""Checks that a model and its files fit: no missing key, no unexpected one, no size beyond the files."""
 
 import re
 import warnings
@@ -12,21 +12,21 @@ from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.weights import Weights
 
 
-def check_whole(
-    model: Any, found: dict[str, Any], refuse: Callable[[str], UserError], *, own_head: bool = False
+def check_missing_keys(
+    model: Any, found: dict[str, Any], refuse: Callable[[str], UserError], *, new_head: bool = False
 ) -> None:
     """Refuse a model of which parameters were not in the files.
 
     Args:
         found: what `from_pretrained` says with `output_loading_info`.
         refuse: makes an error of what the files have or have not.
-        own_head: whether all but the base model may be missing.
+        new_head: whether all but the base model may be missing.
 
     Raises:
         UserError: naming the first.
     """
     prefix = f"{model.base_model_prefix}."
-    missing = {name for name in found["missing_keys"] if not own_head or name.startswith(prefix)}
+    missing = {name for name in found["missing_keys"] if not new_head or name.startswith(prefix)}
     if missing:
         raise refuse(f"has no {min(missing)}{_and_others(missing)}")
     mismatched = {name: shapes for name, *shapes in found["mismatched_keys"]}
@@ -39,8 +39,8 @@ def check_whole(
         )
 
 
-def check_nothing_over(
-    model: Any, found: dict[str, Any], weights: Weights, *, own_head: bool = False
+def check_unexpected_keys(
+    model: Any, found: dict[str, Any], weights: Weights, *, new_head: bool = False
 ) -> None:
     """Refuse files with tensors that the model should have used, or that are no floating-point numbers.
 
@@ -52,7 +52,7 @@ def check_nothing_over(
     """
     names = set(found["unexpected_keys"])
     if names:
-        _check_unused(model, names, weights, own_head)
+        _check_unused(model, names, weights, new_head)
     strange = {name for name, tensor in weights.tensors.items() if not tensor.is_floating}
     if strange and not is_quantized(model.config):
         parameters = _with_and_without(model, (name for name, _ in model.named_parameters()))
@@ -60,18 +60,18 @@ def check_nothing_over(
             raise weights.error(weights.name, f"has {weights.not_floating(name)}")
 
 
-def _check_unused(model: Any, names: set[str], weights: Weights, own_head: bool) -> None:
+def _check_unused(model: Any, names: set[str], weights: Weights, new_head: bool) -> None:
     modules = model.named_modules()
     holders = (n for n, m in modules if next(m.parameters(recurse=False), None) is not None)
     kinds = {_kind(name) for name in _with_and_without(model, holders)}
-    ours = isinstance(model.config, LPAConfig) and not own_head
+    ours = isinstance(model.config, LPAConfig) and not new_head
     strange = {name for name in names if ours or _kind(name.rpartition(".")[0]) in kinds}
     if strange:
         raise weights.error(
             weights.name,
             f"has {min(strange)}{_and_others(strange)}, which the model of config.json has not",
         )
-    if not own_head:
+    if not new_head:
         warnings.warn(
             f"{weights.field} {weights.directory}: {weights.name} has {min(names)}{_and_others(names)}, "
             f"which {type(model).__name__} does without",
@@ -113,7 +113,7 @@ def quantization_method(config: Any) -> Any:
 
 
 @contextmanager
-def limited_size(elements: int, tensors: int, source: str, holder: str) -> Iterator[None]:
+def limit_model_size(elements: int, tensors: int, source: str, holder: str) -> Iterator[None]:
     """Stop modules from being built once their parameters, or their buffers, exceed a size.
 
     Args:
@@ -157,8 +157,8 @@ def limited_size(elements: int, tensors: int, source: str, holder: str) -> Itera
 
 
 @contextmanager
-def refusals(where: str) -> Iterator[None]:
-    """Whatever is raised within means that the files are not what they should be: one line that says so.
+def as_user_error(where: str) -> Iterator[None]:
+    """Raises a `UserError` of one line for whatever is raised within: the files are damaged.
 
     Readers raise what they like: SafetensorError, KeyError, RuntimeError of torch, validation errors.
     """
@@ -174,7 +174,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_loading() -> Iterator[None]:
     """What transformers would log of files that do not fit is said in the error."""
     from transformers.utils import logging
 
