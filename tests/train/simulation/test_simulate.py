@@ -44,6 +44,9 @@ CASES = {
     "alone_accumulating": config_of(passes=4),
     "float32": config_of((1, 4, 1), train={"dtype": "float32"}),
     "sharded_64": config_of((1, 64, 1), passes=4),
+    # More processes than Muon has matrices of a shape, and numbers of them that the groups do not divide.
+    "sharded_512": config_of((1, 512, 1)),
+    "replicated_6": config_of((3, 2, 1), passes=2),
     "dense_sharded": config_of((1, 8, 1), placement="none", optim={"name": "adamw"}),
     "replicated": config_of((4, 2, 1), passes=2),
     "synced_each_pass": config_of((2, 4, 1), passes=4, sync_each_batch=True),
@@ -100,6 +103,22 @@ def test_fsdp_gathers_each_layer_twice_a_pass_and_reduces_once_a_step():
     assert found["forward_backward", "tensor", "all_reduce"].count == passes * (7 * LAYERS + 5)
     sizes = {"replicate": 2, "shard": 4, "tensor": 2}
     assert all(c.processes == sizes[c.dimension] for c in step.collectives)
+
+
+def test_muon_takes_no_more_memory_and_sends_no_more_with_more_processes():
+    """Rank 0 holds a whole matrix or two and what the iteration makes of them, and sends one back."""
+    largest = 256 * 688 * 2  # bytes of an FFN matrix in bfloat16
+    plans = {size: plan_run(config_of((1, size, 1))) for size in (8, 64, 512)}
+    held = {size: plan.memory_bytes_per_device["orthogonalizing"] for size, plan in plans.items()}
+    assert held[8] > held[64] > held[512]
+    assert held[512] < 4.5 * largest
+    step = simulated("sharded_512")
+    assert step.step_memory_bytes["optimizer"]["temporary"] < 4.5 * largest
+    sent = {
+        size: sum(c.sent_bytes for c in plan.collectives if c.phase == "optimizer")
+        for size, plan in plans.items()
+    }
+    assert sent[512] < sent[64] < sent[8]
 
 
 def test_gradients_synced_in_each_pass_stay_sharded():

@@ -11,17 +11,22 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from lpa.train.distributed.dtensor import full_tensor
 from lpa.train.optim import muon
 
-SHAPES = [(32, 24), (24, 32), (19, 21)] + 7 * [(32, 24)]
+SHAPES = [(32, 24), (24, 32), (22, 21)] + 7 * [(32, 24)]
 LAYOUTS = {
     "rows": ((4,), [Shard(0)]),
     "columns": ((4,), [Shard(1)]),
+    "replicated": ((4,), [Replicate()]),
     "replicated rows": ((2, 2), [Replicate(), Shard(0)]),
+    "rows, replicated": ((2, 2), [Shard(0), Replicate()]),
     "rows and columns": ((2, 2), [Shard(0), Shard(1)]),
+    # As FSDP splits what tensor parallelism has split before.
+    "rows of rows": ((2, 2), [_StridedShard(0, split_factor=2), Shard(0)]),
 }
 
 
@@ -39,7 +44,12 @@ def main() -> None:
         mesh = init_device_mesh("cpu", sizes)
 
         def spread(tensor, mesh=mesh, placements=placements):
-            return distribute_tensor(tensor.clone(), mesh, placements, src_data_rank=None)
+            if not isinstance(placements[0], _StridedShard):
+                return distribute_tensor(tensor.clone(), mesh, placements, src_data_rank=None)
+            outer, inner = mesh.get_coordinate()
+            local = tensor.chunk(2)[inner].chunk(2)[outer].clone()
+            sizes = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
+            return DTensor.from_local(local, mesh, placements, **sizes)
 
         torch.manual_seed(0)
         plain = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]

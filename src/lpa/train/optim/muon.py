@@ -1,17 +1,16 @@
 """Muon in the precision that suits the device, over plain and sharded matrices."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from math import prod, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from lpa.device import fast_dtype
-from lpa.train.distributed.dtensor import full_tensor, shard_like
+from lpa.train.distributed.matrix_exchange import MatrixExchange
 from lpa.train.optim.group_optimizer import GroupOptimizer
 
 # Of the iteration x ← a x + (b x xᵀ + c (x xᵀ)²) x (Jordan et al. 2024), whose slope at zero is steep.
@@ -27,8 +26,8 @@ class Muon(GroupOptimizer):
     In bfloat16 on a CPU it is `torch.optim.Muon` to the bit, unless a side of a matrix is 16 or less: torch
     multiplies such small matrices by another kernel alone than in a stack, and some last bits differ.
 
-    Matrices of one shape are orthogonalized as a stack. Of sharded ones each process orthogonalizes some and
-    sends the results to the others (Liu et al. 2025; Ahn et al. 2025), so that none is worked on twice.
+    Matrices of one shape are orthogonalized as a stack. Of sharded ones each process gets some whole, for its
+    shards of the others, and sends their shards back (Ahn et al. 2025), so that none is worked on twice.
 
     The update is about U Vᵀ of the momentum's SVD U S Vᵀ: the iteration's five steps bring singular values
     down to 0.2% of the Frobenius norm to between 0.68 and 1.21, not to 1 exactly. It is scaled to a
@@ -70,7 +69,7 @@ class Muon(GroupOptimizer):
     def step_group(self, group: dict[str, Any]) -> None:
         for parameters in stacks(p for p in group["params"] if p.grad is not None):
             updates = [self._momentum(parameter, group) for parameter in parameters]
-            size = group["lr"] * 0.2 * math.sqrt(max(parameters[0].shape))
+            size = group["lr"] * 0.2 * sqrt(max(parameters[0].shape))
             for parameter, update in zip(parameters, _orthogonalize(updates), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-size)
@@ -104,51 +103,50 @@ def stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 def _orthogonalize(matrices: list[Tensor]) -> list[Tensor]:
     """Matrices of one shape orthogonalized, laid out as they were."""
-    stack = torch.stack([full_tensor(matrix) for matrix in matrices])
     like = matrices[0]
     if not isinstance(like, DTensor):
-        return list(newton_schulz(stack))
-    mesh = like.device_mesh
-    mine = distribute_tensor(stack, mesh, [Shard(0)] * mesh.ndim, src_data_rank=None)
-    done = DTensor.from_local(
-        newton_schulz(mine.to_local()),
-        mesh,
-        mine.placements,
-        run_check=False,
-        shape=stack.shape,
-        stride=stack.stride(),
+        return list(newton_schulz(torch.stack(matrices)))
+    exchange = MatrixExchange(like, len(matrices))
+    # In one expression, or what is gathered would stay while it is orthogonalized.
+    done = exchange.distribute(
+        newton_schulz(exchange.collect(torch.stack([matrix.to_local() for matrix in matrices])))
     )
-    for dimension in reversed(range(mesh.ndim)):  # the innermost parts first
-        placements = list(done.placements)
-        placements[dimension] = Replicate()
-        done = done.redistribute(placements=placements)
-    return [shard_like(matrix, like) for matrix in done.to_local()]
+    return [
+        DTensor.from_local(
+            local,
+            like.device_mesh,
+            like.placements,
+            run_check=False,
+            shape=like.shape,
+            stride=like.stride(),
+        )
+        for local in done
+    ]
 
 
 def muon_temporary_bytes(parameters: Iterable[Tensor], itemsize: int = 2) -> int:
-    """The most that a step of `Muon` on such parameters holds at once beside its states.
+    """The most that a step of `Muon` on such parameters holds at once beside its states, in rank 0.
 
     Args:
         parameters: all with a gradient; may be on the meta device.
         itemsize: bytes of a number in the dtype that is orthogonalized in.
     """
-    most = 0
-    for stack in stacks(parameters):
-        numel, count = stack[0].numel(), len(stack)
-        mesh = stack[0].device_mesh if isinstance(stack[0], DTensor) else None
-        parts, gathered = count, [count]
-        for size in () if mesh is None else mesh.shape:
-            parts = -(-parts // size)
-            # The last processes along a dimension may have nothing, and send as much as the others.
-            gathered.append(size * parts)
-        # The stack and its result, which is gathered along one dimension of the grid after another; and
-        # what a process makes of its part.
-        results = gathered[1:] or gathered
-        both = max((a + b for a, b in pairwise(results)), default=max(count, *results))
-        most = max(
-            most, (count + both + (3 if len(results) == 1 else 2) * parts) * numel * itemsize
-        )
-    return most
+    return itemsize * max((_most_numbers(stack) for stack in stacks(parameters)), default=0)
+
+
+def _most_numbers(matrices: list[Tensor]) -> int:
+    """That `_orthogonalize` of such matrices holds at once, with what it is given."""
+    like, own, exchanging = matrices[0], len(matrices), 0
+    given = own * like.numel()
+    if isinstance(like, DTensor):
+        given = own * like.to_local().numel()
+        for level in MatrixExchange(like, own).levels:
+            copies = 1 if level.axis is None else 2
+            before = own * prod(level.shape)
+            own = level.counts[0]
+            exchanging = max(exchanging, before + copies * own * prod(level.collected_shape))
+    iterating = own * (3 * like.numel() + 2 * min(like.shape) ** 2)
+    return given + max(iterating, exchanging)
 
 
 def newton_schulz(stack: Tensor) -> Tensor:

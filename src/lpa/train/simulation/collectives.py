@@ -22,10 +22,12 @@ _KINDS = {
     "reduce_scatter_tensor": "reduce_scatter",
     "allreduce_": "all_reduce",
     "all_reduce": "all_reduce",
+    "alltoall_base_": "all_to_all",
+    "broadcast_": "broadcast",
 }
-# Message -> what each process sends of it, in units of (n - 1) / n, by the ring algorithm (Patarasuk &
-# Yuan 2009): an all-reduce is a reduce-scatter and an all-gather.
-_RING_ROUNDS = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}
+# An all-reduce is a reduce-scatter and an all-gather: a process sends twice the message, in units of
+# (n - 1) / n, by the ring algorithm (Patarasuk & Yuan 2009); in other exchanges once.
+_RING_ROUNDS = {"all_reduce": 2}
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,12 @@ class Collective:
     Attributes:
         phase: `forward_backward` or `optimizer`.
         dimension: along which the processes lie: `replicate`, `shard`, `tensor`, or `all` of them.
-        kind: `all_gather`, `reduce_scatter` or `all_reduce`.
+        kind: `all_gather`, `reduce_scatter`, `all_reduce`, `all_to_all` or `broadcast`.
         processes: that take part in one exchange.
         count: exchanges.
-        message_bytes: of all of them: what is gathered or reduced, whole.
-        sent_bytes: what one process sends, by the ring algorithm.
+        message_bytes: of all of them: what is gathered, reduced or broadcast, whole; in an `all_to_all`
+            what one process has for all.
+        sent_bytes: what one process sends, by the ring algorithm; of a `broadcast` its share.
     """
 
     phase: str
@@ -102,17 +105,17 @@ class CollectiveLog(TorchDispatchMode):
         if len(ranks) == 1:
             return
         name = func._schema.name.split("::")[1]
-        sizes = [
-            x.numel() * x.itemsize for x in tree_leaves((args, result)) if isinstance(x, Tensor)
-        ]
+        kind = _KINDS.get(name, name)
+        sent = args[1] if kind == "all_to_all" else (args, result)
+        sizes = [x.numel() * x.itemsize for x in tree_leaves(sent) if isinstance(x, Tensor)]
         self._found.append(
             Collective(
                 self.phase,
                 self._dimension(ranks),
-                _KINDS.get(name, name),
+                kind,
                 len(ranks),
                 self.repeat,
-                # Of an input and an output the larger is the whole, of which the other is a part.
+                # Mostly an input and an output, of which the larger is the whole and the other a part.
                 self.repeat * max(sizes),
             )
         )
@@ -129,8 +132,3 @@ class CollectiveLog(TorchDispatchMode):
             if len(ranks) == size and ranks[1] - ranks[0] == stride:
                 return name
         return "all"
-
-
-def total_sent(collectives: Iterable[Collective], dimension: str | None = None) -> int:
-    """Bytes that one process sends in a step, along one dimension or all."""
-    return sum(c.sent_bytes for c in collectives if dimension in (None, c.dimension))

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from lpa.model.configuration_lpa import RESIDUAL_PROJECTIONS, LPAConfig
 from lpa.model.modeling_lpa import LPAForCausalLM
-from lpa.train.distributed.parallelize import ParallelLayout
+from lpa.train.distributed.matrix_exchange import MatrixExchange
 from lpa.train.optim.muon import stacks
 from lpa.train.simulation.collectives import Collective, merge_collectives
 from lpa.train.simulation.run_shape import RunShape
@@ -31,7 +31,7 @@ def expected_collectives(
     found = [
         *_fsdp(model, shape),
         *_tensor_parallel(shape),
-        *_muon(muon_weights, shape.layout),
+        *_muon(muon_weights),
     ]
     return merge_collectives(c for c in found if c.processes > 1)
 
@@ -109,28 +109,22 @@ def _sent_bytes(config: LPAConfig, name: str, layer: int, itemsize: int) -> int:
     return outputs * itemsize if name in RESIDUAL_PROJECTIONS else inputs * _FLOAT32
 
 
-def _muon(muon_weights: list[Tensor], layout: ParallelLayout) -> Iterator[Collective]:
-    """Each matrix is gathered whole, one dimension of the grid after another; then the results are."""
-    sizes = {"replicate": layout.replicate, "shard": layout.shard, "tensor": layout.tensor}
-
-    def gather(dimension: str, count: int, numbers: int) -> Collective:
-        return Collective(
-            "optimizer", dimension, "all_gather", sizes[dimension], count, numbers * _MUON
-        )
-
+def _muon(muon_weights: list[Tensor]) -> Iterator[Collective]:
+    """Shards go to the processes that orthogonalize, and come back; what all hold alike is gathered."""
     for stack in stacks(muon_weights):
-        first = stack[0]
-        assert isinstance(first, DTensor)
-        names = first.device_mesh.mesh_dim_names or ()
-        local = first.to_local().numel()
-        for name, placement in zip(names, first.placements, strict=True):
-            if not placement.is_replicate():
-                local *= sizes[name]
-                yield gather(name, len(stack), len(stack) * local)
-        part = len(stack)
-        parts = []
-        for name in names:
-            part = -(-part // sizes[name])
-            parts.append(part)
-        for name, matrices in zip(reversed(names), reversed(parts), strict=True):
-            yield gather(name, 1, sizes[name] * matrices * prod(first.shape))
+        like, count = stack[0], len(stack)
+        assert isinstance(like, DTensor)
+        for level in MatrixExchange(like, count).levels:
+            own = level.counts[0]
+            before, after = count * prod(level.shape), own * prod(level.collected_shape)
+            kind, messages, numbers = "all_to_all", 2, before + after
+            if level.axis is None:
+                is_even = len(set(level.counts)) == 1
+                kind = "all_gather" if is_even else "broadcast"
+                messages, numbers = 1 if is_even else sum(map(bool, level.counts)), before
+            names = like.device_mesh.mesh_dim_names or ()
+            yield Collective(
+                *("optimizer", names[level.dimension], kind, len(level.counts)),
+                *(messages, numbers * _MUON),
+            )
+            count = own
