@@ -99,12 +99,14 @@ def test_the_batch_may_be_divided_in_any_way(run_ranks, prepared, tmp_path):
 @pytest.mark.slow
 def test_bfloat16_shards_train_about_as_one_process_does(run_ranks, prepared, tmp_path):
     expected = alone(prepared, 8, dtype="bfloat16")
-    (result,) = in_layouts(
-        run_ranks, 2, prepared, [[1, 2, 1]], 8, tmp_path, dtype="bfloat16", sample_every=8
+    layouts = [[1, 2, 1], [1, 1, 2]]
+    results = in_layouts(
+        run_ranks, 2, prepared, layouts, 8, tmp_path, dtype="bfloat16", sample_every=8
     )
-    assert (tmp_path / "samples.jsonl").read_text().count("\n") == 1
-    # Shards also keep the stream between layers in bfloat16, which has 8 bits.
-    assert result["losses"] == pytest.approx(expected["losses"], rel=5e-3)
+    assert (tmp_path / "samples.jsonl").read_text().count("\n") == len(layouts)
+    # Sums over processes are in another order, and some of them in bfloat16, which has 8 bits.
+    for result in results:
+        assert result["losses"] == pytest.approx(expected["losses"], rel=5e-3)
 
 
 @pytest.mark.parametrize(

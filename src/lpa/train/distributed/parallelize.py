@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,10 +143,10 @@ def apply_tensor_parallel(model: LPAForCausalLM, mesh: DeviceMesh) -> None:
                 # What begins a branch is split by its outputs, what ends it by its inputs.
                 begins = not name.endswith(RESIDUAL_PROJECTIONS)
                 plan[f"{name}.down"] = _Replicated() if begins else RowwiseParallel()
-                plan[f"{name}.up"] = ColwiseParallel() if begins else _Replicated()
+                plan[f"{name}.up"] = _RoundedColwise() if begins else _Replicated()
             elif isinstance(module, nn.Linear) and not name.endswith((".down", ".up")):
                 plan[name] = (
-                    RowwiseParallel() if name.endswith(RESIDUAL_PROJECTIONS) else ColwiseParallel()
+                    RowwiseParallel() if name.endswith(RESIDUAL_PROJECTIONS) else _RoundedColwise()
                 )
             elif name.endswith("layernorm"):
                 plan[name] = _Replicated()
@@ -153,7 +154,7 @@ def apply_tensor_parallel(model: LPAForCausalLM, mesh: DeviceMesh) -> None:
     ends: dict[str, ParallelStyle] = {
         "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
         # The logits stay split: the loss is computed from the parts.
-        "lm_head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False),
+        "lm_head": _RoundedColwise(output_layouts=Shard(-1), use_local_output=False),
     }
     if model.config.decoder_type == "llama":
         ends["model.norm"] = _Replicated()
@@ -176,6 +177,26 @@ class _Replicated(ParallelStyle):
             return output.to_local()
 
         return distribute_module(module, device_mesh, None, to_mesh, from_mesh)
+
+
+class _RoundedColwise(ColwiseParallel):
+    """A product split by its outputs, whose input is rounded as autocast does before it enters the mesh.
+
+    So the gradient of the input is sent in the dtype in which each process has computed it.
+    """
+
+    @staticmethod
+    def _prepare_input_fn(
+        input_layouts: Any,
+        desired: Any,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        mesh: DeviceMesh,
+    ) -> DTensor:
+        x, *others = inputs
+        if torch.is_autocast_enabled(mesh.device_type):
+            x = x.to(torch.get_autocast_dtype(mesh.device_type))
+        return ColwiseParallel._prepare_input_fn(input_layouts, desired, module, (x, *others), mesh)
 
 
 def _apply_fsdp(model: LPAForCausalLM, mesh: DeviceMesh, dtype: torch.dtype) -> None:

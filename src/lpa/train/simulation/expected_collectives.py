@@ -83,8 +83,8 @@ def _tensor_parallel(shape: RunShape) -> Iterator[Collective]:
     """Each projection sends once: its latent, or where it is dense its whole input or output.
 
     What ends a branch sends forward; what begins one sends the gradient backward. The embedding sends its
-    output, the head the gradient of its input, and the loss three numbers per token: the largest logit,
-    the sum of exponentials and the logit of the target.
+    output in float32, the head the gradient of its input, and the loss three numbers per token: the largest
+    logit, the sum of exponentials and the logit of the target.
     """
     config, tokens = shape.model_config, shape.micro_batch_size * shape.seq_len
     sent = [
@@ -92,7 +92,8 @@ def _tensor_parallel(shape: RunShape) -> Iterator[Collective]:
         for layer in range(config.num_hidden_layers)
         for name in config.projections
     ]
-    per_token = sum(sent) + (2 * config.hidden_size + 3) * _FLOAT32
+    ends = config.hidden_size * (_FLOAT32 + shape.dtype.itemsize)
+    per_token = sum(sent) + ends + 3 * _FLOAT32
     yield Collective(
         *("forward_backward", "tensor", "all_reduce", shape.layout.tensor),
         shape.forward_passes * (len(sent) + 5),
@@ -101,12 +102,11 @@ def _tensor_parallel(shape: RunShape) -> Iterator[Collective]:
 
 
 def _sent_bytes(config: LPAConfig, name: str, layer: int, itemsize: int) -> int:
-    """Per token: a latent or an output in the dtype of the products, a gradient of the stream in float32."""
+    """Per token: a latent, an output or the gradient of an input, all in the dtype of the products."""
     rank = config.projection_rank(name, layer)
     inputs, outputs = config.projection_shape(name)
-    if rank is not None:
-        return rank * itemsize
-    return outputs * itemsize if name in RESIDUAL_PROJECTIONS else inputs * _FLOAT32
+    width = outputs if name in RESIDUAL_PROJECTIONS else inputs
+    return (width if rank is None else rank) * itemsize
 
 
 def _muon(muon_weights: list[Tensor]) -> Iterator[Collective]:
