@@ -1,4 +1,4 @@
-"""What three cuts at three ranks cost a dense model: perplexity, size and speed, as a Markdown table.
+"""What three methods at three ranks cost a dense model: perplexity, size and speed, as a Markdown table.
 
     .venv/bin/python benchmarks/convert.py MODEL --calibration-data TRAIN --texts TEST … --out results.json
 
@@ -6,7 +6,7 @@ MODEL is a Hugging Face directory or a GGUF file, such as that of the package `l
 default 3/4, 1/2 and 1/4 of break-even. KV bytes are those of the latent cache; decoding is timed with the
 plain one.
 Results are saved after each model, and what is there already is not measured again.
-Speeds are medians of rounds in which the cut model and its dense parent take turns.
+Speeds are medians of rounds in which the factorized model and its dense parent take turns.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def main() -> None:
         nargs="*",
         type=float,
         default=[0.75, 0.5, 0.25],
-        help="shares of break-even to cut to; none measures the dense model and --also alone",
+        help="fractions of the break-even rank; none measures the dense model and --also alone",
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON")
     parser.add_argument(

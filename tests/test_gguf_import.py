@@ -27,7 +27,7 @@ def test_what_was_written_is_read_back(merged, exported):
         assert torch.equal(model(ids).logits, expected(ids).logits)
 
 
-def test_a_tokenizer_that_parts_digits(merged, tmp_path):
+def test_a_tokenizer_that_splits_digits(merged, tmp_path):
     """As SmolLM's; blanks before a number are then split another way than by GPT-2's rule."""
     directory = tmp_path / "llama"
     shutil.copytree(merged, directory)
@@ -98,9 +98,12 @@ def metadata(name: str, value: int):
 
 Q = "blk.0.attn_q.weight"
 DAMAGES = {
-    **{f"cut to {size} bytes": lambda b, size=size: b[:size] for size in (4, 8, 12, 20, 40, 2000)},
-    "cut by one byte": lambda b: b[:-1],
-    "cut in half": lambda b: b[: len(b) // 2],
+    **{
+        f"truncated to {size} bytes": lambda b, size=size: b[:size]
+        for size in (4, 8, 12, 20, 40, 2000)
+    },
+    "truncated by one byte": lambda b: b[:-1],
+    "truncated to half": lambda b: b[: len(b) // 2],
     "endless tensors": lambda b: b[:8] + struct.pack("<Q", 2**60) + b[16:],
     "endless metadata": lambda b: b[:16] + struct.pack("<Q", 2**60) + b[24:],
     "endless tokens": number_after("tokenizer.ggml.tokens", "<Q", 2**62, 8),

@@ -183,9 +183,11 @@ def test_live_models_and_paths_give_the_same(run, prepared, tmp_path):
     result = package.merge(str(run), str(tmp_path / "merged"))
     assert merged.num_parameters() == result.parameters_merged
     package.factorize(merged, rank=4)
-    factorized = package.factorize(tmp_path / "merged", rank=4, out=tmp_path / "cut", device="cpu")
+    factorized = package.factorize(
+        tmp_path / "merged", rank=4, out=tmp_path / "factorized", device="cpu"
+    )
     ids = torch.arange(8)[None]
-    again = package.load(tmp_path / "cut", dtype="float32")
+    again = package.load(tmp_path / "factorized", dtype="float32")
     torch.testing.assert_close(merged(ids).logits, again(ids).logits, atol=1e-4, rtol=1e-4)
     assert factorized.parameters == sum(p.numel() for p in again.parameters())
 
@@ -198,7 +200,9 @@ def test_a_live_model_is_factorized_by_text_too(run, tmp_path):
     options = {"budget": "parameters=0.6", "calibration_data": text, "seq_len": 16}
     live = package.load(tmp_path / "merged")
     replaced = package.factorize(live, tokenizer=tokenizer, **options)
-    result = package.factorize(tmp_path / "merged", out=tmp_path / "cut", device="cpu", **options)
+    result = package.factorize(
+        tmp_path / "merged", out=tmp_path / "factorized", device="cpu", **options
+    )
     assert {name: live.get_submodule(name).rank for name in replaced} == result.ranks
 
 

@@ -73,9 +73,9 @@ def main() -> None:
             seconds = time_interleaved(runs, rounds=options.rounds, clock=clock)
             print(f"{tokens} tokens, {'forward and backward' if training else 'forward'}")
             for name, values in seconds.items():
-                middle, spread = median_ratio(seconds, name, "separate")
+                middle, half_iqr = median_ratio(seconds, name, "separate")
                 micro = statistics.median(values) / repeats * 1e6
-                print(f"  {name:<16}{micro:10.0f} µs  {middle:6.3f} ± {spread:.3f}", flush=True)
+                print(f"  {name:<16}{micro:10.0f} µs  {middle:6.3f} ± {half_iqr:.3f}", flush=True)
 
 
 if __name__ == "__main__":

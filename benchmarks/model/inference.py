@@ -74,13 +74,13 @@ def measure(
         first = time_interleaved(prefills, rounds=options.prefill_rounds, clock=clock)
         for name, values in first.items():
             print(f"prefill  {name:<8}{statistics.median(values):8.3f} s")
-        middle, spread = median_ratio(first, "lpa", "merged")
-        print(f"prefill time, lpa / merged              {middle:6.3f} ± {spread:.3f}")
+        middle, half_iqr = median_ratio(first, "lpa", "merged")
+        print(f"prefill time, lpa / merged              {middle:6.3f} ± {half_iqr:.3f}")
     for name, values in seconds.items():
         print(f"decoding {name:<8}{batch_size / statistics.median(values):8.1f} tokens/s")
     for base in ("plain", "merged"):
-        middle, spread = median_ratio(seconds, base, "latent")
-        print(f"decoding rate, latent / {base:<8}        {middle:6.3f} ± {spread:.3f}")
+        middle, half_iqr = median_ratio(seconds, base, "latent")
+        print(f"decoding rate, latent / {base:<8}        {middle:6.3f} ± {half_iqr:.3f}")
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in plain.layers)
     print(f"bytes, latent / plain cache             {latent.nbytes() / held:6.3f}", flush=True)
 

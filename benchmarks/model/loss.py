@@ -1,4 +1,4 @@
-"""The cross entropy of the LM head by how it is cut into chunks of tokens, alone and within a training step.
+"""The cross entropy of the LM head in chunks of tokens, alone and within a training step.
 
     .venv/bin/python benchmarks/model/loss.py [--preset 130m] [--vocab-size 32000] [--tokens 1024]
 
@@ -95,10 +95,10 @@ def main() -> None:
         for name, values in seconds.items():
             with PeakMemory(torch.device("cpu")) as peak:
                 runs[name]()
-            middle, spread = median_ratio(seconds, name, "torch, 512")
+            middle, half_iqr = median_ratio(seconds, name, "torch, 512")
             print(
-                f"  {name:<16}{statistics.median(values):8.3f} s  {middle:6.3f} ± {spread:.3f} of torch, 512"
-                f"  peak {(peak.bytes or 0) / 2**20:6,.0f} MiB"
+                f"  {name:<16}{statistics.median(values):8.3f} s  {middle:6.3f} ± {half_iqr:.3f} of torch, "
+                f"512  peak {(peak.bytes or 0) / 2**20:6,.0f} MiB"
             )
 
 

@@ -76,10 +76,10 @@ def main() -> None:
                 model = LPAForCausalLM(config).train()
                 steps[dtype_name(dtype)] = training_step(model, samples, dtype)
             seconds = time_interleaved(steps, rounds=options.rounds, clock=time.process_time)
-            ratio, spread = median_ratio(seconds, "bfloat16", "float32")
+            ratio, half_iqr = median_ratio(seconds, "bfloat16", "float32")
             rates = [samples * TOKENS / statistics.median(values) for values in seconds.values()]
             name = f"{shape}, {'dense' if placement == 'none' else 'LPA'}"
-            print(f"{name:<18}{rates[0]:>10,.0f}{rates[1]:>10,.0f}{ratio:>19.3f} ± {spread:.3f}")
+            print(f"{name:<18}{rates[0]:>10,.0f}{rates[1]:>10,.0f}{ratio:>19.3f} ± {half_iqr:.3f}")
 
 
 if __name__ == "__main__":

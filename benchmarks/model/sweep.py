@@ -71,11 +71,11 @@ def main() -> None:
 
             runs[placement] = both_ways
         seconds = time_interleaved(runs, rounds=options.rounds, clock=clock)
-        middle, spread = median_ratio(seconds, "attention", "none")
-        share = flops(models["attention"], seq_len) / flops(models["none"], seq_len)
+        middle, half_iqr = median_ratio(seconds, "attention", "none")
+        flops_ratio = flops(models["attention"], seq_len) / flops(models["none"], seq_len)
         note = "  no saving" if rank >= break_even_rank(width, width) else ""
         print(
-            f"{rank:6}{width:7}{seq_len:9}{tokens:8}{middle:9.3f} ± {spread:.3f}{share:8.3f}{note}",
+            f"{rank:6}{width:7}{seq_len:9}{tokens:8}{middle:9.3f} ± {half_iqr:.3f}{flops_ratio:8.3f}{note}",
             flush=True,
         )
 

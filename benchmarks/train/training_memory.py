@@ -71,8 +71,8 @@ def main() -> None:
             found[case, optimizer] = int(output.stdout)
         cells = []
         for optimizer in (True, False):
-            share = found[case, optimizer] / found.get(("b", optimizer), found[case, optimizer])
-            cells.append(f"{found[case, optimizer] / 2**20:8,.0f} {share:6.3f}")
+            ratio = found[case, optimizer] / found.get(("b", optimizer), found[case, optimizer])
+            cells.append(f"{found[case, optimizer] / 2**20:8,.0f} {ratio:6.3f}")
         name, mode = CASES[case]
         label = NAMES[name] + ("" if mode == "none" else f", checkpointing {mode}")
         print(f"{label:<40} steps {cells[0]}   without optimizer {cells[1]}", flush=True)

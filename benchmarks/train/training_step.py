@@ -77,8 +77,8 @@ def main() -> None:
         print(f"{name:<4}{NAMES[name]:<32}{statistics.median(values):7.3f} s")
     for name, base in PAIRS:
         if name in seconds and base in seconds:
-            middle, spread = median_ratio(seconds, name, base)
-            print(f"{name} / {base:<4}{middle:6.3f} ± {spread:.3f}")
+            middle, half_iqr = median_ratio(seconds, name, base)
+            print(f"{name} / {base:<4}{middle:6.3f} ± {half_iqr:.3f}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_a_missing_source(refused):
 
 def test_a_value_of_another_type_in_plain_words(refused):
     refused(
-        *("convert", "factorize", "model", "--out", "cut", "--rank-fraction", "much"),
+        *("convert", "factorize", "model", "--out", "out", "--rank-fraction", "much"),
         naming=["rank-fraction: got much; expected a number"],
     )
     refused(
@@ -192,7 +192,7 @@ def test_overwrite_spares_what_is_no_run(refused, train, tmp_path):
     )
 
 
-def test_going_on_without_a_checkpoint(refused, train, run, tmp_path):
+def test_resuming_without_a_checkpoint(refused, train, run, tmp_path):
     refused(*train, "--resume", naming=["--resume: run: no such run directory"])
     (tmp_path / "run").mkdir()
     shutil.copy(run / "config.yaml", tmp_path / "run")
@@ -202,7 +202,7 @@ def test_going_on_without_a_checkpoint(refused, train, run, tmp_path):
     refused(*train, "--resume", naming=["--resume: run is not a run directory", "config.yaml"])
 
 
-def test_going_on_with_another_configuration(refused, lpa, train, tmp_path):
+def test_resuming_with_another_configuration(refused, lpa, train, tmp_path):
     first = lpa(*train, "--train.steps", 4, "--train.stop_at", 2, cwd=tmp_path)
     assert first.code == 0, first.stderr
     refused(

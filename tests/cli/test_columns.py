@@ -1,4 +1,4 @@
-"""Every table fits a terminal of 80 columns, with no word cut short."""
+"""Every table fits a terminal of 80 columns, with no word truncated."""
 
 import re
 

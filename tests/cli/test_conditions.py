@@ -53,7 +53,7 @@ def test_a_narrow_terminal_that_knows_ascii_alone(run, line):
 
 
 @pytest.mark.parametrize("line", [*QUICK.values(), *STOPPED])
-def test_a_reader_that_has_gone(run, line):
+def test_a_reader_that_has_ended(run, line):
     """As `| head -1` leaves it, only sooner."""
     finished = run(line, stdout="broken")
     assert finished.code == 141, finished.stderr

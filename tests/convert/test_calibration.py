@@ -105,7 +105,7 @@ def test_moments_are_means_over_the_rows_that_each_projection_read(make):
 
 
 @pytest.mark.parametrize("make", [Experts, Twice])
-def test_a_whitened_cut_of_full_rank_is_exact(make):
+def test_a_whitened_factorization_of_full_rank_is_exact(make):
     model, tokens = model_with(make), windows()
     before = model(tokens).logits
     prefix, layers = find_decoder_layers(model)
@@ -119,7 +119,7 @@ def test_a_whitened_cut_of_full_rank_is_exact(make):
     assert max(errors.values()) < 1e-4
 
 
-def test_a_projection_that_reads_other_tokens_in_the_cut_model_is_not_corrected_for_drift():
+def test_a_projection_that_reads_other_tokens_once_factorized_is_not_corrected_for_drift():
     model = model_with(Experts)
     name = "model.layers.0.mlp.experts.1.up_proj"
     with pytest.raises(

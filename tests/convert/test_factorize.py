@@ -63,7 +63,7 @@ for d in sorted(pathlib.Path(sys.argv[1]).iterdir()):
 """
 
 
-def test_every_architecture_comes_back_in_a_fresh_process_generates_and_trains(tmp_path):
+def test_every_architecture_reloads_in_a_fresh_process_generates_and_trains(tmp_path):
     tokens = windows()
     for name in CONFIGS:
         model = tiny(name)
@@ -177,7 +177,7 @@ def test_a_budget_by_command_line_plans_and_merges(lpa, source, tmp_path):
             "factorize",
             source / "llama",
             "--out",
-            tmp_path / "cut",
+            tmp_path / "factorized",
             "--placement",
             "all",
         ),
@@ -186,19 +186,19 @@ def test_a_budget_by_command_line_plans_and_merges(lpa, source, tmp_path):
     )
     assert done.code == 0, done.stderr
     figures = done.json
-    model = load(tmp_path / "cut")
+    model = load(tmp_path / "factorized")
     assert model.num_parameters() == figures["parameters"] < figures["parameters_dense"]
     assert parameter_breakdown(model.config)["total"] == figures["parameters"]
-    plan = lpa("plan", tmp_path / "cut", "--seq-len", 32, "--json")
+    plan = lpa("plan", tmp_path / "factorized", "--seq-len", 32, "--json")
     assert plan.json["parameters"]["total"] == figures["parameters"]
-    assert (tmp_path / "cut" / "chat_template.jinja").is_file()
-    merge_directory(tmp_path / "cut", tmp_path / "merged")
+    assert (tmp_path / "factorized" / "chat_template.jinja").is_file()
+    merge_directory(tmp_path / "factorized", tmp_path / "merged")
     tokens = windows()
     merged = load(tmp_path / "merged")
     torch.testing.assert_close(merged(tokens).logits, model(tokens).logits, atol=1e-4, rtol=0)
 
 
-def cut_by(source, out, *flags):
+def factorized_by(source, out, *flags):
     """The ranks and figures of a conversion, by the real command in this process."""
     from lpa.cli.convert.factorize import main
 
@@ -210,22 +210,22 @@ def cut_by(source, out, *flags):
     }, load(out)
 
 
-def test_a_budget_spread_by_loss_is_kept(source, tmp_path):
+def test_a_budget_allocated_by_loss_is_kept(source, tmp_path):
     text = ("--calibration-data", source / "text.txt", "--seq-len", 32, "--calibration-tokens", 128)
     budget = ("--budget", "parameters=0.5", "--budget-criterion", "loss")
-    ranks, model = cut_by(source / "llama", tmp_path / "cut", *budget, *text)
+    ranks, model = factorized_by(source / "llama", tmp_path / "factorized", *budget, *text)
     projections = find_projections(load(source / "llama"))
     dense = sum(dense_weight(module).numel() for module in projections.values())
     pairs = sum(
         parameter.numel() for name, parameter in model.named_parameters() if "self_attn" in name
     )
-    # Not all of it is spent where a random model loses nothing by a cut.
+    # Not all of it is spent where a random model loses nothing by truncation.
     assert pairs <= 0.5 * dense
     assert len({rank for kind in ("q_proj", "o_proj") for rank in ranks[kind]}) > 1
 
 
-def test_a_budget_for_the_cache_cuts_values_alone(source, tmp_path):
-    ranks, _ = cut_by(source / "llama", tmp_path / "cut", "--budget", "kv=0.5")
+def test_a_budget_for_the_cache_factorizes_values_alone(source, tmp_path):
+    ranks, _ = factorized_by(source / "llama", tmp_path / "factorized", "--budget", "kv=0.5")
     assert sum(ranks.pop("v_proj")) == 16  # of two layers with values 16 wide
     assert all(rank is None for of_layers in ranks.values() for rank in of_layers)
 
@@ -233,13 +233,13 @@ def test_a_budget_for_the_cache_cuts_values_alone(source, tmp_path):
 def test_ranks_come_from_a_file(source, tmp_path):
     file = tmp_path / "ranks.yaml"
     file.write_text("q_proj: 5\nlayers.1.self_attn.k_proj: 3\no_proj: null\n")
-    ranks, _ = cut_by(source / "llama", tmp_path / "cut", "--ranks", file)
+    ranks, _ = factorized_by(source / "llama", tmp_path / "factorized", "--ranks", file)
     assert ranks["q_proj"] == [5, 5]
     assert ranks["k_proj"] == [None, 3]
     assert ranks["v_proj"] == ranks["o_proj"] == [None, None]
 
 
-def test_the_trainer_of_transformers_trains_what_was_cut(tmp_path):
+def test_the_trainer_of_transformers_trains_a_factorized_model(tmp_path):
     model = tiny("gpt2")
     lpa.factorize(model, rank=4)
     before = model.transformer.h[0].attn.c_attn.up.weight.detach().clone()

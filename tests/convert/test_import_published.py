@@ -83,7 +83,7 @@ def published_name(name: str, setting: int) -> str:
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("setting", [1, 2])
-def test_every_placement_comes_back_whole(tmp_path, setting, placement):
+def test_every_placement_round_trips(tmp_path, setting, placement):
     decoder_type = {1: "paper", 2: "llama"}[setting]
     model = LPAForCausalLM(
         LPAConfig(**SIZES, decoder_type=decoder_type, placement=placement)

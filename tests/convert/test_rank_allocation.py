@@ -1,4 +1,4 @@
-"""One budget spread over projections."""
+"""One budget allocated to projections."""
 
 import itertools
 import math
@@ -31,65 +31,67 @@ dense_costs = st.dictionaries(st.sampled_from("abc"), st.integers(1, 20))
 extra = st.integers(0, 60)
 
 
-def cost(ranks, units, dense=None):
-    return sum(dense[name] if rank is None else rank * units[name] for name, rank in ranks.items())
+def cost(ranks, cost_per_rank, dense=None):
+    return sum(
+        dense[name] if rank is None else rank * cost_per_rank[name] for name, rank in ranks.items()
+    )
 
 
 def loss(ranks, curves):
     return sum(0 if rank is None else curves[name][rank] for name, rank in ranks.items())
 
 
-def least(curves, units, dense):
-    return sum(min(units[name], dense.get(name, math.inf)) for name in curves)
+def least(curves, cost_per_rank, dense):
+    return sum(min(cost_per_rank[name], dense.get(name, math.inf)) for name in curves)
 
 
-def best_loss(curves, units, budget, dense):
+def best_loss(curves, cost_per_rank, budget, dense):
     choices = [
         [*range(1, len(curve)), *([None] if name in dense else [])]
         for name, curve in curves.items()
     ]
     candidates = (dict(zip(curves, ranks, strict=True)) for ranks in itertools.product(*choices))
-    return min(loss(c, curves) for c in candidates if cost(c, units, dense) <= budget)
+    return min(loss(c, curves) for c in candidates if cost(c, cost_per_rank, dense) <= budget)
 
 
 @given(any_curves, unit_costs, dense_costs, extra)
 @settings(deadline=None)
-def test_never_over_the_budget_and_never_out_of_range(curves, units, dense, more):
-    budget = least(curves, units, dense) + more
-    ranks = allocate_ranks(curves, units, budget, dense)
+def test_never_over_the_budget_and_never_out_of_range(curves, cost_per_rank, dense, more):
+    budget = least(curves, cost_per_rank, dense) + more
+    ranks = allocate_ranks(curves, cost_per_rank, budget, dense)
     assert ranks.keys() == curves.keys()
-    assert cost(ranks, units, dense) <= budget
+    assert cost(ranks, cost_per_rank, dense) <= budget
     for name, rank in ranks.items():
         if rank is None:
             assert name in dense
         else:
             assert 1 <= rank < len(curves[name])
-            assert rank * units[name] < dense.get(name, math.inf)
+            assert rank * cost_per_rank[name] < dense.get(name, math.inf)
 
 
 @given(convex_curves(), extra)
 @settings(deadline=None)
-def test_optimal_where_units_cost_the_same(curves, more):
-    units = dict.fromkeys(curves, 3)
+def test_optimal_where_ranks_cost_the_same(curves, more):
+    cost_per_rank = dict.fromkeys(curves, 3)
     budget = 3 * len(curves) + more
-    ranks = allocate_ranks(curves, units, budget)
-    assert loss(ranks, curves) == best_loss(curves, units, budget, {})
+    ranks = allocate_ranks(curves, cost_per_rank, budget)
+    assert loss(ranks, curves) == best_loss(curves, cost_per_rank, budget, {})
 
 
 @given(convex_curves(), unit_costs, dense_costs, extra, st.integers(1, 20))
 @settings(deadline=None)
-def test_a_larger_budget_is_never_worse(curves, units, dense, more, raised):
-    budget = least(curves, units, dense) + more
-    before = allocate_ranks(curves, units, budget, dense)
-    after = allocate_ranks(curves, units, budget + raised, dense)
+def test_a_larger_budget_is_never_worse(curves, cost_per_rank, dense, more, raised):
+    budget = least(curves, cost_per_rank, dense) + more
+    before = allocate_ranks(curves, cost_per_rank, budget, dense)
+    after = allocate_ranks(curves, cost_per_rank, budget + raised, dense)
     assert loss(after, curves) <= loss(before, curves)
 
 
 @given(convex_curves(), unit_costs, dense_costs, extra)
 @settings(deadline=None)
-def test_away_from_the_optimum_by_one_step_at_most(curves, units, dense, more):
-    budget = least(curves, units, dense) + more
-    ranks = allocate_ranks(curves, units, budget, dense)
+def test_away_from_the_optimum_by_one_step_at_most(curves, cost_per_rank, dense, more):
+    budget = least(curves, cost_per_rank, dense) + more
+    ranks = allocate_ranks(curves, cost_per_rank, budget, dense)
     steps = [
         *(
             curve[rank] - curve[rank + 1]
@@ -98,11 +100,11 @@ def test_away_from_the_optimum_by_one_step_at_most(curves, units, dense, more):
         ),
         *(curve[1] for name, curve in curves.items() if name in dense),
     ]
-    optimum = best_loss(curves, units, budget, dense)
+    optimum = best_loss(curves, cost_per_rank, budget, dense)
     assert optimum <= loss(ranks, curves) <= optimum + max(steps, default=0)
 
 
-def test_steepest_first_by_what_a_unit_costs():
+def test_steepest_first_by_what_a_rank_costs():
     """The same losses; a rank of `b` costs four times one of `a`."""
     curve = [16, 8, 4, 2, 1, 0.5]
     ranks = allocate_ranks({"a": curve, "b": curve}, {"a": 1, "b": 4}, 12)
@@ -126,7 +128,7 @@ def test_dense_from_break_even_on():
 
 
 @pytest.mark.parametrize(
-    ("curves", "units", "budget", "message"),
+    ("curves", "cost_per_rank", "budget", "message"),
     [
         ({"a": [2, 1], "b": [2, 1]}, {"a": 3, "b": 4}, 6, "budget: got 6; expected at least 7"),
         ({"a": [2, 1]}, {"a": 3}, math.nan, "budget: got nan"),
@@ -135,6 +137,6 @@ def test_dense_from_break_even_on():
         ({"a": [2, 1]}, {"a": 0}, 6, "unit cost of a: got 0; expected a positive number"),
     ],
 )
-def test_what_cannot_be(curves, units, budget, message):
+def test_what_cannot_be(curves, cost_per_rank, budget, message):
     with pytest.raises(UserError, match=message):
-        allocate_ranks(curves, units, budget)
+        allocate_ranks(curves, cost_per_rank, budget)

@@ -57,7 +57,7 @@ def test_positions_begin_again_after_the_end_of_a_text():
     assert document_position_ids(tokens[:1], 0).tolist() == [0]
 
 
-def test_documents_of_a_sample_can_be_told_apart(prepared):
+def test_documents_of_a_sample_can_be_separated(prepared):
     plain = TokenDataset(prepared, "train", seq_len=64, seed=0)
     apart = TokenDataset(prepared, "train", seq_len=64, seed=0, intra_document_mask=True)
     starts = 0

@@ -64,13 +64,13 @@ def test_windows_reach_across_shards(prepared, tmp_path):
     manifest = Manifest.load(prepared)
     tokens = np.load(prepared / "train-00000.npy")
     manifest.splits = {"train": manifest.splits["train"]}
-    pieces = np.split(tokens, [1, 1000, 1010])
+    shards = np.split(tokens, [1, 1000, 1010])
     shard = manifest.splits["train"].shards[0]
     manifest.splits["train"].shards = []
-    for number, piece in enumerate(pieces):
-        np.save(tmp_path / f"train-{number:05d}.npy", piece)
+    for number, part in enumerate(shards):
+        np.save(tmp_path / f"train-{number:05d}.npy", part)
         manifest.splits["train"].shards.append(
-            type(shard)(f"train-{number:05d}.npy", len(piece), "unused")
+            type(shard)(f"train-{number:05d}.npy", len(part), "unused")
         )
     manifest.save(tmp_path)
     whole = TokenDataset(prepared, "train", seq_len=50, seed=0)
@@ -88,8 +88,8 @@ def copy_with_shard(prepared, tmp_path, content: bytes):
 
 def test_a_truncated_shard_is_refused_by_name(prepared, tmp_path):
     content = (prepared / "train-00000.npy").read_bytes()
-    for cut in (content[:-2], content[: len(content) // 2], content[:50], b""):
-        copy_with_shard(prepared, tmp_path, cut)
+    for truncated in (content[:-2], content[: len(content) // 2], content[:50], b""):
+        copy_with_shard(prepared, tmp_path, truncated)
         with pytest.raises(UserError, match=r"train-00000\.npy: shard is truncated"):
             TokenDataset(tmp_path, "train", seq_len=64, seed=0)
 

@@ -76,7 +76,7 @@ def damaged():
         "a list": b"[]",
         "an empty object": b"{}",
         "text": b'"x"',
-        "cut": whole[:5000].encode(),
+        "truncated": whole[:5000].encode(),
         "not UTF-8": whole.encode("utf-16"),
         "zeros": bytes(5000),
         "no model": without("model").encode(),

@@ -96,7 +96,7 @@ def test_the_summary_says_how_often_text_spells_a_special_token(
     assert json.loads(capsys.readouterr().out)["parse_special_tokens"] is bool(options)
 
 
-def test_parsing_special_tokens_encodes_units_of_a_stopped_process_anew(source, tmp_path):
+def test_parsing_special_tokens_encodes_jobs_of_a_stopped_process_again(source, tmp_path):
     def stop(what, done, total):
         if what == "writing shards":
             raise KeyboardInterrupt

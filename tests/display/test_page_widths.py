@@ -39,7 +39,7 @@ def test_nothing_runs_off_the_page(pages, name, width, tmp_path):
     assert set(seen["figures"]) == {seen["body"]}
 
 
-def test_heads_that_differ_by_little_are_told_apart():
+def test_heads_that_differ_by_little_are_distinguished():
     figure = Figure()
     heads = [
         {"layer": head // 2, "relative_entropy": 0.99 + head / 1000, "distance": 90 + head}

@@ -41,7 +41,7 @@ def of_lpa(run, task):
     return run_harness(run, [str(task)], device="cpu")
 
 
-def test_a_task_file_of_ones_own_scores_as_by_hand(of_lpa, run):
+def test_a_custom_task_file_scores_as_by_hand(of_lpa, run):
     model, tokenizer = load_with_tokenizer(run, "cpu")
     found = log_likelihoods(of_lpa)
     right = 0

@@ -151,9 +151,9 @@ def test_the_recipe_of_the_transformers_documentation(stock):
 
 def test_the_standard_error_is_that_of_a_mean_over_documents(stock):
     text = text_of([20] * 200)
-    cut = {"mode": "documents", "seq_len": 32, "stride": 16, "batch_size": 16}
-    scores = score(stock, text, **cut)
-    result = summarize(text, scores, cut)
+    options = {"mode": "documents", "seq_len": 32, "stride": 16, "batch_size": 16}
+    scores = score(stock, text, **options)
+    result = summarize(text, scores, options)
     assert result.resampling_unit == "documents"
     means = scores.loss / scores.tokens  # equal lengths: perplexity = exp of their mean
     by_theory = result.perplexity * means.std(ddof=1) / math.sqrt(len(means))
@@ -171,7 +171,7 @@ def test_a_text_of_few_documents_is_resampled_in_blocks(run, prepared):
     assert 0 < result.standard_error < result.perplexity
 
 
-def test_documents_are_told_apart_in_prepared_data(run, prepared):
+def test_documents_are_separated_in_prepared_data(run, prepared):
     _, tokenizer = load_with_tokenizer(run, "cpu")
     tokens = load_split_tokens(prepared, "train")
     result = evaluate_perplexity(run, prepared, split="train", mode="documents", device="cpu")

@@ -1,4 +1,4 @@
-"""A tiny model, randomly initialized, of each architecture that can be cut."""
+"""A tiny model, randomly initialized, of each architecture that can be factorized."""
 
 import torch
 import transformers as hf

@@ -29,7 +29,7 @@ def test_adds_a_sparse_matrix_to_the_product(bias):
     torch.testing.assert_close(values, torch.linalg.svdvals(module.dense_weight().double()))
 
 
-def test_the_gradient_of_the_sparse_matrix_is_that_of_its_places():
+def test_the_gradient_of_the_sparse_matrix_is_that_of_its_entries():
     module, x = sltrain(), torch.randn(7, 24)
     weight = module.dense_weight().detach().requires_grad_()
     target = torch.randn(7, 16)
@@ -39,7 +39,7 @@ def test_the_gradient_of_the_sparse_matrix_is_that_of_its_places():
     torch.testing.assert_close(module.sparse_values.grad, weight.grad.flatten()[module.support])
 
 
-def test_the_support_is_fixed_spread_and_differs_between_projections():
+def test_the_support_is_fixed_scattered_and_differs_between_projections():
     module = sltrain(density=0.03)
     assert len(module.sparse_values) == round(0.03 * 16 * 24) == len(set(module.support.tolist()))
     torch.manual_seed(1)

@@ -146,7 +146,7 @@ def test_masks_that_older_files_have_are_no_weights(tmp_path):
 
 
 @pytest.fixture
-def cut(tmp_path) -> Path:
+def factorized(tmp_path) -> Path:
     """A model that keeps its own class, with pairs inside."""
     model = tiny("gpt2")
     lpa.factorize(model, rank=4)
@@ -154,11 +154,11 @@ def cut(tmp_path) -> Path:
     return tmp_path
 
 
-def test_pairs_are_never_drawn(cut):
+def test_pairs_are_never_drawn(factorized):
     """As where nothing puts pairs in the place of the projections before weights are loaded."""
-    edit_json(cut / "config.json", {"quantization_config": ..., "fusion_config": ...})
+    edit_json(factorized / "config.json", {"quantization_config": ..., "fusion_config": ...})
     with pytest.raises(UserError, match=r"model\.safetensors has no transformer\.h\.0\.attn\.c_"):
-        lpa.load(cut)
+        lpa.load(factorized)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +176,14 @@ def test_pairs_are_never_drawn(cut):
         ({"transformer.h.0.attn.c_attn": 3}, r"model\.safetensors has "),
     ],
 )
-def test_pairs_that_the_weights_do_not_have(cut, ranks, message):
+def test_pairs_that_the_weights_do_not_have(factorized, ranks, message):
     edit_json(
-        cut / "config.json", {"quantization_config": {"quant_method": "low_rank", "ranks": ranks}}
+        factorized / "config.json",
+        {"quantization_config": {"quant_method": "low_rank", "ranks": ranks}},
     )
     with pytest.raises(UserError, match=message) as error:
-        lpa.load(cut)
-    assert str(cut) in str(error.value)
+        lpa.load(factorized)
+    assert str(factorized) in str(error.value)
 
 
 def test_a_limit_of_size_ends_with_its_block(llama):

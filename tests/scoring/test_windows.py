@@ -42,9 +42,9 @@ def test_sorting_keeps_windows_of_like_length_together():
     assert lengths == [[2, 3], [8, 9]]
 
 
-def test_tokens_on_disk_are_cut_as_those_in_memory_are(prepared):
+def test_tokens_on_disk_make_the_windows_of_those_in_memory(prepared):
     on_disk = TokenSplit(prepared, "validation")
-    cuts = [list(sequence_windows(tokens, seq_len=50)) for tokens in (on_disk, on_disk[:])]
-    for left, right in zip(*cuts, strict=True):
+    windows = [list(sequence_windows(tokens, seq_len=50)) for tokens in (on_disk, on_disk[:])]
+    for left, right in zip(*windows, strict=True):
         assert left.ids.tolist() == right.ids.tolist()
         assert left[1:] == right[1:]

@@ -33,13 +33,13 @@ def other(tmp_path):
     process.wait()
 
 
-def test_the_second_is_told_who_holds_it(tmp_path, other):
+def test_the_error_names_who_holds_the_lock(tmp_path, other):
     said = rf"is in use by process {other.pid} on {re.escape(socket.gethostname())} since 20\d\d-"
     with pytest.raises(UserError, match=said), lock_directory(tmp_path / "out"):
         pass
 
 
-def test_parts_of_a_directory_are_held_apart(tmp_path):
+def test_parts_of_a_directory_are_locked_separately(tmp_path):
     with lock_directory(tmp_path, part="one"):
         with lock_directory(tmp_path, part="other"):
             pass

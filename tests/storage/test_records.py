@@ -284,7 +284,7 @@ def test_a_missing_or_unknown_field_is_named(whole, tmp_path):
     open_ended = ("metrics.jsonl", "tuned-tiny.yaml", "config.yaml", "recipe.yaml")
     open_ended += ("bench.json", "analysis.json")  # of which parts are read
     if whole.name in open_ended:
-        pytest.skip("its names are not declared, or told elsewhere")
+        pytest.skip("its names are not declared, or recorded elsewhere")
     whole.write(tmp_path, {**whole.content, "surplus": 1})
     assert "surplus: unknown field; expected one of" in refused(whole, tmp_path)
     # Those of dataclasses that have a default, as older versions did not write them.
@@ -381,7 +381,7 @@ def test_the_table_of_runs_says_what_is_wrong_with_one(tmp_path, name, damage):
 
 @pytest.mark.parametrize("name", ["result.json", "test.json"])
 @pytest.mark.parametrize("damage", ["null", "not UTF-8", "zeros", "deep lists"])
-def test_a_study_goes_on_without_a_damaged_run(tmp_path, name, damage):
+def test_a_study_is_read_without_a_damaged_run(tmp_path, name, damage):
     index = StudyIndex(**{**vars(INDEX), "runs": [IndexedRun("dense", i, f"0{i}") for i in (0, 1)]})
     (tmp_path / "placement-tiny.json").write_text(json.dumps(asdict(index)))
     for number in (0, 1):
@@ -396,7 +396,7 @@ def test_a_study_goes_on_without_a_damaged_run(tmp_path, name, damage):
     assert f"runs/01/{name}: " in row.failed[1]
 
 
-def test_a_study_goes_on_without_a_damaged_curve_or_index(tmp_path):
+def test_a_study_is_read_without_a_damaged_curve_or_index(tmp_path):
     (tmp_path / "placement-tiny.json").write_text(json.dumps(asdict(INDEX)))
     (tmp_path / "rank-tiny.json").write_bytes(b"\0" * 100)
     run = tmp_path / "runs" / "0123"

@@ -97,7 +97,7 @@ def test_a_model_has_nothing_to_learn_from_itself(prepared, run):
     assert outcome.grad_norm == pytest.approx(0, abs=1e-5)
 
 
-def test_going_on_changes_no_bit_nor_record(prepared, teacher, tmp_path):
+def test_resuming_changes_no_bit_nor_record(prepared, teacher, tmp_path):
     fields = {"distill": {"teacher": teacher}, "steps": 6, "log_every": 4}
     train(small_config(prepared, **fields), tmp_path / "straight")
     train(small_config(prepared, **fields, stop_at=3), tmp_path / "stopped")

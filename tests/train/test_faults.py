@@ -76,7 +76,7 @@ def halfway(tmp_path_factory, options, lpa):
     [(2, 1, ()), (1, 2, ()), (2, 2, ("--parallel.tensor", 2))],
     ids=["2 to 1", "1 to 2", "shards to tensor parallel"],
 )
-def test_another_number_of_processes_goes_on_with_the_same_samples(
+def test_another_number_of_processes_resumes_with_the_same_samples(
     halfway, tmp_path, lpa, first, then, layout
 ):
     folder, options = halfway
@@ -191,7 +191,7 @@ def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path
     assert time.monotonic() - began < 20, "documented: within 20 seconds"
 
 
-def test_torchrun_starts_again_and_the_run_goes_on_by_itself(straight, options, tmp_path, lpa):
+def test_torchrun_restarts_and_the_run_resumes(straight, options, tmp_path, lpa):
     out = tmp_path / "run"
     launched = torchrun(lpa, 2, *options, "--out", out, options=("--max-restarts", "1"))
     try:

@@ -81,7 +81,7 @@ def test_factors_alone_have_optimizer_states(prepared, source):
 
 
 @pytest.mark.parametrize("trained", ["all", "factors"])
-def test_going_on_changes_no_bit_and_needs_no_source(prepared, source, tmp_path, trained):
+def test_resuming_changes_no_bit_and_needs_no_source(prepared, source, tmp_path, trained):
     own = tmp_path / "source"
     shutil.copytree(source, own)
     optim = {"trainable": trained}

@@ -61,7 +61,7 @@ def test_the_loss_falls(straight):
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_stopping_halfway_and_going_on_changes_no_bit(straight, options, lpa, tmp_path):
+def test_stopping_halfway_and_resuming_changes_no_bit(straight, options, lpa, tmp_path):
     out = tmp_path / "run"
     # Between two records, so that their means must be carried over too.
     first = lpa(*options, "--out", out, "--train.stop_at", 33)
@@ -74,7 +74,7 @@ def test_stopping_halfway_and_going_on_changes_no_bit(straight, options, lpa, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_goes_on_to_the_same_bits(straight, options, lpa, tmp_path, number):
+def test_a_killed_run_resumes_to_the_same_bits(straight, options, lpa, tmp_path, number):
     out = tmp_path / "run"
     process = lpa.start("-m", "lpa", *options, "--out", out)
     deadline = time.monotonic() + 60
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(straight, options, lpa, tmp_path,
     assert_same_run(out, straight)
 
 
-def test_going_on_with_a_finished_run_reports_it_again(straight, options, lpa):
+def test_resuming_a_finished_run_reports_it_again(straight, options, lpa):
     before = (straight / "final/model.safetensors").stat().st_mtime_ns
     finished = lpa(*options, "--out", straight, "--resume", "--json")
     assert finished.code == 0, finished.stderr
@@ -184,7 +184,7 @@ def test_compiled_steps_equal_plain_ones(prepared, tmp_path):
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 
 
-def test_separate_documents_train_and_go_on_to_the_same_bits(options, lpa, tmp_path):
+def test_separate_documents_train_and_resume_to_the_same_bits(options, lpa, tmp_path):
     apart = [*options, "--data.intra_document_mask", "true"]
     assert lpa(*apart, "--out", tmp_path / "one").code == 0
     assert lpa(*apart, "--out", tmp_path / "two", "--train.stop_at", 33).code == 0

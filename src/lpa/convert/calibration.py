@@ -248,11 +248,11 @@ def cross_moments(
     modules: tuple[nn.Module, nn.Module],
     name: str,
 ) -> tuple[Tensor, Tensor]:
-    """E[x x̃ᵀ] and E[x̃ x̃ᵀ], x what a projection reads in the dense model and x̃ in the cut one.
+    """E[x x̃ᵀ] and E[x̃ x̃ᵀ], x what a projection reads in the dense model and x̃ in the factorized one.
 
     Args:
         dense, factorized: the two streams, in front of the layer.
-        layers, modules: the layer and the projection, in the dense model and in the cut one.
+        layers, modules: the layer and the projection, in the dense model and in the factorized one.
         name: of the projection.
 
     Raises:

@@ -61,9 +61,9 @@ def factorize(
         placement: `attention`, `ffn` or `all`.
         rank: of every projection.
         out: the directory to make of a checkpoint.
-        rank_fraction: the share of each projection's break-even rank that it gets.
+        rank_fraction: the fraction of each projection's break-even rank that it gets.
         ranks: of single projections, by full name or regular expression; or a YAML or JSON file of them.
-        budget: `parameters=SHARE`, `flops=SHARE` or `kv=SHARE` of what the projections cost dense.
+        budget: `parameters=FRACTION`, `flops=FRACTION` or `kv=FRACTION` of what the projections cost dense.
         budget_criterion: what spreads the budget: `spectra` or `loss`.
         projections: a regular expression of module names, instead of `placement`.
         method: `svd`, `svd-llm` or `svd-llm-update`; by default `svd-llm` with calibration data, else

@@ -62,7 +62,7 @@ def factorize(
     *,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> tuple[PreTrainedModel, FactorizeResult]:
-    """Cut a model (in place) and give it the class that holds the result; see `factorize_layers`."""
+    """Factorize a model (in place) and give it the class that holds the result; see `factorize_layers`."""
     before = model.num_parameters()
     cache = _full_cache_bytes(model)
     errors = factorize_layers(model, ranks, method, windows, on_progress=on_progress)
@@ -97,7 +97,7 @@ def _full_cache_bytes(model: PreTrainedModel) -> int:
 
 @dataclass
 class FactorizeConfig:
-    """How to cut; the flags of `lpa convert factorize`.
+    """How to factorize; the flags of `lpa convert factorize`.
 
     Attributes:
         placement, projections: which projections (see `find_projections`).
@@ -129,7 +129,7 @@ def factorize_directory(
     overwrite: bool = False,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> FactorizeResult:
-    """Cut the model of a Hugging Face directory or a GGUF file into a new directory.
+    """Factorize the model of a Hugging Face directory or a GGUF file into a new directory.
 
     Tokenizer, generation configuration and chat template come along. `out` appears once it is whole.
 

@@ -35,10 +35,10 @@ def factorize_layers(
 ) -> dict[str, float]:
     """Replace projections of a model by pairs, layer by layer, in place.
 
-    `svd` looks at weights alone (with windows, only its error is measured on them). `whitened` cuts
+    `svd` looks at weights alone (with windows, only its error is measured on them). `whitened` truncates
     each projection for what it reads in the dense model. `updated` starts from the same factors and then,
     in the order in which a layer applies its projections, solves for each up factor on what the projection
-    reads in the model that is cut up to there, so that it makes up for the drift of what lies before.
+    reads in the model that is factorized up to there, so that it makes up for the drift of what lies before.
 
     Args:
         ranks: full name -> rank.
@@ -48,7 +48,7 @@ def factorize_layers(
         By kind of projection, the relative error (see `FactorizeResult`).
 
     Raises:
-        UserError: no windows where the cut needs them, weights or activations that are not finite, or
+        UserError: no windows where the method needs them, weights or activations that are not finite, or
             projections outside the layers, which text is not streamed to.
     """
     check_method(method, windows is not None)
@@ -65,7 +65,7 @@ def factorize_layers(
     outside = [n for n in found if not re.match(rf"{re.escape(prefix)}\.\d+\.", n)]
     if outside and layer_inputs is not None:
         raise UserError(
-            f"--projections: {outside[0]} lies outside the layers; cut it with --method svd"
+            f"--projections: {outside[0]} lies outside the layers; factorize it with --method svd"
         )
     _factorize_group(model, {n: found[n] for n in outside}, ranks, "svd", None, errors)
     for index, layer in enumerate(layers):
@@ -114,7 +114,7 @@ def _factorize_group(
     errors: dict[str, list[float]],
     corrections: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Cut projections that read the same input."""
+    """Factorize projections that read the same input."""
     moment = None if inputs is None else inputs.moment
     rows = 1 if inputs is None else inputs.rows
     for name, module in modules.items():

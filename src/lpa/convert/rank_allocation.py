@@ -50,7 +50,7 @@ def allocate_ranks(
         cost_per_rank: by projection, what one unit of rank costs: parameters, FLOPs, bytes of KV cache.
         budget: what all may cost together, in the same unit.
         dense_costs: by projection, what it costs to leave it dense, which has no loss; a projection
-            that is missing is always cut. From its break-even on a projection is dense.
+            that is missing is always factorized. From its break-even on a projection is dense.
 
     Returns:
         By projection its rank, or None: left dense.

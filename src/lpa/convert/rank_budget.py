@@ -28,8 +28,9 @@ class RankBudget:
             operations wherever it stands, so both lead to the same ranks), or `kv`, the latents that the
             cache holds of value projections in place of values; other projections then stay dense.
         fraction: of what they cost dense.
-        criterion: by `spectra`, the energy that a cut discards relative to all of the projection's (with
-            text, of its outputs), or by `loss`, measured on the text with one projection cut at a time.
+        criterion: by `spectra`, the energy that truncation discards relative to all of the projection's (with
+            text, of its outputs), or by `loss`, measured on the text with one projection factorized at a
+            time.
     """
 
     quantity: str
@@ -61,7 +62,7 @@ class RankBudget:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"--budget: got {text!r}; expected {'|'.join(QUANTITIES)}=SHARE, such as parameters=0.8"
+                f"--budget: got {text!r}; expected {'|'.join(QUANTITIES)}=FRACTION, such as parameters=0.8"
             ) from error
 
 
@@ -143,7 +144,7 @@ def _moments(
 def _loss_curve(
     model: Any, name: str, module: nn.Module, moment: Tensor | None, windows: Tensor
 ) -> dict[int, float]:
-    """Loss on the text with this projection alone cut, at a few ranks."""
+    """Loss on the text with this projection alone factorized, at a few ranks."""
     weight = dense_weight(module)
     out_features, in_features = weight.shape
     break_even = break_even_rank(in_features, out_features)

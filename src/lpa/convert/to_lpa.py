@@ -1,4 +1,4 @@
-"""A Llama whose projections were cut, as an LPA model of the same function."""
+"""A Llama whose projections were factorized, as an LPA model of the same function."""
 
 import re
 import warnings
@@ -16,7 +16,7 @@ from lpa.model.modeling_lpa import LPAForCausalLM
 def to_lpa_config(model: PreTrainedModel, ranks: Mapping[str, int]) -> LPAConfig | None:
     """The configuration of the same function as an `LPAForCausalLM`, or None where it cannot be one.
 
-    It can for Llama, and for Mistral without a sliding window, where nothing but projections was cut.
+    It can for Llama, and for Mistral without a sliding window, where nothing but projections was factorized.
     """
     config: Any = model.config
     if type(model).__name__ not in ("LlamaForCausalLM", "MistralForCausalLM"):
@@ -49,7 +49,7 @@ def to_lpa_config(model: PreTrainedModel, ranks: Mapping[str, int]) -> LPAConfig
 
 
 def to_lpa_model(model: PreTrainedModel, config: LPAConfig) -> LPAForCausalLM:
-    """A cut Llama as an `LPAForCausalLM` with the same tensors, which has the same names for them."""
+    """A factorized Llama as an `LPAForCausalLM` with the same tensors, which has the same names for them."""
     factorized_model = LPAForCausalLM(config).to(dtype=model.dtype, device=model.device)
     factorized_model.load_state_dict(model.state_dict(), strict=True)
     factorized_model.generation_config = model.generation_config

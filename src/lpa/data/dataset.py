@@ -138,7 +138,7 @@ def load_split_tokens(directory: Path, split: str, manifest: Manifest | None = N
 class TokenDataset(Dataset):
     """An endless stream of training samples whose order is a pure function of seed and index.
 
-    The split is cut into `len(self)` windows of `seq_len` tokens, each predicted from those before it.
+    The split is divided into `len(self)` windows of `seq_len` tokens, each predicted from those before it.
     Sample i is a window of epoch i // len(self); within an epoch every window comes once, in an order
     drawn from (seed, epoch). Nothing depends on how many processes read, or from where one resumes.
 

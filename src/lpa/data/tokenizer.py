@@ -125,7 +125,7 @@ def copy_tokenizer(source: Path, directory: Path, max_length: int) -> None:
 
 
 def split_long_words(text: str, words: Any) -> Iterator[str]:
-    """A text in parts, which differ in nothing for training but that long words are cut.
+    """A text in parts, which differ in nothing for training but that long words are split.
 
     Args:
         words: the rule that splits text into words.

@@ -135,7 +135,7 @@ class _Progress(Progress):
 
 
 def bar_per_task(display: Progress) -> ProgressCallback:
-    """A function to report with, `(what, done, total)`, that gives each piece of work its own bar."""
+    """A function to report with, `(what, done, total)`, that gives each task its own bar."""
     bars: dict[str, TaskID] = {}
 
     def report(what: str, done: int, total: int) -> None:

@@ -136,7 +136,7 @@ def _compare(
     if not same and scores[0].bytes is None:
         raise UserError(
             f"--data {data}: the models have different tokenizers, so whole documents are compared, and "
-            "here are too few; cut the text into more, as in FILE#boundary=line"
+            "here are too few; split the text into more, as in FILE#boundary=line"
         )
     parts = len(scores[0].loss)
     if parts < _MIN_PARTS:

@@ -32,7 +32,7 @@ def run_harness(
         model_path: a run directory or a Hugging Face directory.
         tasks: names that lm-eval knows, or your own paths task files.
         num_fewshot: examples before each question; None: what the task says.
-        limit: at most so many examples of each task, or a share below 1.
+        limit: at most so many examples of each task, or a fraction below 1.
         batch_size: requests per forward pass.
         device, dtype: as in `load_with_tokenizer`.
 
@@ -100,16 +100,16 @@ def _cache_that_can_be_written() -> Iterator[None]:
     if usual:
         yield
         return
-    places = ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH")
-    before = {name: getattr(config, name) for name in places}
+    variables = ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH")
+    before = {name: getattr(config, name) for name in variables}
     with tempfile.TemporaryDirectory(prefix="lpa-datasets-") as folder:
         try:
-            for name in places:
+            for name in variables:
                 setattr(config, name, Path(folder, name.lower()))
             yield
         finally:
-            for name, place in before.items():
-                setattr(config, name, place)
+            for name, value in before.items():
+                setattr(config, name, value)
 
 
 def _task_names(tasks: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -23,8 +23,8 @@ def load_with_tokenizer(
         UserError: there is none at `path`, it is damaged, or there is no such device.
     """
     directory = model_directory(path)
-    place = resolve_device(device)
+    target = resolve_device(device)
     model: Any = load_model(
-        directory, dtype=resolve_dtype(dtype, place.type), attn_implementation=attention
+        directory, dtype=resolve_dtype(dtype, target.type), attn_implementation=attention
     )
-    return model.to(place), load_model_tokenizer(directory, model.config)
+    return model.to(target), load_model_tokenizer(directory, model.config)

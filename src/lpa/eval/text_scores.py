@@ -13,7 +13,7 @@ from lpa.scoring.windows import Window, batch_windows, sequence_windows
 
 MODES = ("blocks", "sliding", "documents")
 
-# With fewer documents than this, resampling them says little of the spread; blocks do better.
+# With fewer documents than this, resampling them says little of the variance; blocks do better.
 _MIN_DOCUMENTS = 30
 
 

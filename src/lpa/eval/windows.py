@@ -1,4 +1,4 @@
-"""How a text is cut into what a model reads at once."""
+"""How a text is split into what a model reads at once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from lpa.eval.text_scores import MODES
 
 @dataclass
 class WindowConfig:
-    """How text is cut for a model; see `lpa.eval.text_scores.iter_windows`.
+    """How text is split for a model; see `lpa.eval.text_scores.iter_windows`.
 
     Attributes:
         mode: None: `sliding` where there is a stride, else `blocks`.

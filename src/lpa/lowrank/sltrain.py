@@ -29,7 +29,7 @@ class SLTrainLinear(LowRankLinear):
             NumPy's `RandomState`, whose stream never changes, so it is in no file.
 
     Args:
-        density: the share δ of the entries of the matrix that S has; the paper takes 0.03.
+        density: the fraction δ of the entries of the matrix that S has; the paper takes 0.03.
         support_seed: differs between the projections of a model.
 
     Shapes: x (…, in_features) -> (…, out_features).
@@ -60,12 +60,12 @@ class SLTrainLinear(LowRankLinear):
 
     @torch.no_grad()
     def reset_support(self) -> None:
-        """Draw the places of the sparse entries, the same each time."""
+        """Draw the positions of the sparse entries, the same each time."""
         if self.support.is_meta:
             return
         random = np.random.RandomState(self.support_seed)
-        places = random.permutation(self.in_features * self.out_features)[: len(self.support)]
-        self.support.copy_(torch.from_numpy(np.sort(places)))
+        positions = random.permutation(self.in_features * self.out_features)[: len(self.support)]
+        self.support.copy_(torch.from_numpy(np.sort(positions)))
 
     @torch.no_grad()
     def reset_values(self, scale: float = 1.0) -> None:

@@ -33,8 +33,8 @@ def entropy_rank(values: Tensor) -> float:
     total = values.sum()
     if total == 0:
         return 0.0
-    shares = values / total
-    return float(torch.special.entr(shares).sum().exp())
+    fractions = values / total
+    return float(torch.special.entr(fractions).sum().exp())
 
 
 def stable_rank(values: Tensor) -> float:

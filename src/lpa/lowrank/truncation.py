@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lpa.lowrank.linear import svd_factors
 
-# Directions in which the inputs have less than this share of their largest moment count as absent:
+# Directions in which the inputs have less than this fraction of their largest moment count as absent:
 # float64 keeps sixteen digits, and M came from squares of numbers that had seven.
 _RELATIVE_TOLERANCE = 1e-12
 
@@ -23,7 +23,7 @@ def moment_sqrt(moment: Tensor) -> tuple[Tensor, Tensor]:
     The Cholesky factor where M is well conditioned; else the eigen square root V √Λ, with the
     pseudo-inverse Λ^(-1/2) Vᵀ over the directions in which the inputs have any extent. What lies outside
     them the map never sees, so a singular moment (fewer tokens than features, dead features) is no
-    error and the cut stays exact on all inputs there were.
+    error and the truncation stays exact on all inputs there were.
 
     Shapes: M (in, in), symmetric -> S (in, k), S⁻¹ (k, in), k the dimensions of the support.
 
@@ -77,7 +77,7 @@ def whitened_factors(weight: Tensor, moment: Tensor, rank: int) -> tuple[Tensor,
 def refit_up(weight: Tensor, cross: Tensor, moment: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """The up factor that brings B A x̃ closest to W x, A held: minimizes E‖W x - B A x̃‖².
 
-    x is what the projection gets in the dense model, x̃ what it gets in the model that is cut up to here,
+    x is what the projection gets in the dense model, x̃ what it gets in the model factorized up to here,
     so that B makes up for the drift of what lies before. With C = E[x x̃ᵀ] and M̃ = E[x̃ x̃ᵀ] the normal
     equations give B = W C Aᵀ (A M̃ Aᵀ)⁺ (the update of SVD-LLM, section 3.2, which has x̃ alone). With
     x̃ = x and whitened factors nothing changes, as those are optimal already: drift is all that this corrects.
@@ -108,7 +108,7 @@ def squared_error(
 
 @torch.no_grad()
 def tail_energies(weight: Tensor, moment: Tensor | None = None) -> list[float]:
-    """The squared error of the best cut to each rank r = 0, 1, …: Σ σ² of what is discarded.
+    """The squared error of the best truncation to each rank r = 0, 1, …: Σ σ² of what is discarded.
 
     σ are the singular values of W, or of W S where there is a moment.
     """

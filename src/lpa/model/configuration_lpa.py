@@ -65,7 +65,7 @@ class LPAConfig(PreTrainedConfig):
             projection's start; or `orthogonal`.
         low_rank_method: what a low-rank projection is: None, the plain pair; `cola`, with a SiLU between
             the factors (see `CoLALinear`); or `sltrain`, plus a sparse matrix (see `SLTrainLinear`).
-        sparse_density: the share of entries of that sparse matrix; by default 0.03 with `sltrain`.
+        sparse_density: the fraction of entries of that sparse matrix; by default 0.03 with `sltrain`.
         residual_scaling: whether what writes to the residual stream (o_proj, down_proj, fc2), dense or
             low-rank, starts smaller by √(2 · num_hidden_layers) (Radford et al. 2019, section 2.3).
         lm_head_bias: whether the LM head has a bias, as in the published code.

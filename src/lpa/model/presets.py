@@ -51,7 +51,7 @@ PRESETS: dict[str, Preset] = {
         "published", _llama(768, 2048, 12, 12, 256, rank=128, ffn_rank=384, **_HEAD)
     ),
     "paper-370m-s1": Preset("published", _paper(1024, 4096, 24, 8, 1024, rank=320, ffn_rank=768)),
-    # The sizes of the other setting at this scale; ranks in the same share of the width.
+    # The sizes of the other setting at this scale; ranks in the same fraction of the width.
     "130m-s1": Preset("our reading", _paper(768, 3072, 12, 12, 256, rank=256, ffn_rank=576)),
     "370m-s2": Preset(
         "our reading", _llama(1024, 2736, 24, 16, 1024, rank=256, ffn_rank=512, **_HEAD)

@@ -192,7 +192,7 @@ def build_model(
     *,
     source: Path | None,
 ) -> LPAForCausalLM:
-    """The model of a run, spread over its processes.
+    """The model of a run, sharded over its processes.
 
     Args:
         source: a directory to take the weights from, in place of those that the seed stands for.

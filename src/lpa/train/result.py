@@ -106,7 +106,7 @@ class RunStopped:
 def format_summary(result: RunResult, out: Path) -> str:
     """A finished run in one line.
 
-    MFU is the share of the devices' peak that the model's matrix products reach (Chowdhery et al.
+    MFU is the fraction of the devices' peak that the model's matrix products reach (Chowdhery et al.
     2022, appendix B), over the time of the training steps; FLOP/s stand in where the peak is unknown.
     """
     flops = result.train_flops_per_token * result.tokens_per_second

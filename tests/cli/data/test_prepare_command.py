@@ -27,7 +27,10 @@ def write_bad(folder: Path) -> dict[str, str]:
     (folder / "late.jsonl").write_bytes(JSON_LINES + b'{"text": 1}\n')
     (folder / "a.csv").write_text("text\nHello, world\n")
     os.symlink("loop", folder / "loop")
-    for name, compress in (("cut.txt.zst", zstandard.compress), ("cut.jsonl.gz", gzip.compress)):
+    for name, compress in (
+        ("truncated.txt.zst", zstandard.compress),
+        ("truncated.jsonl.gz", gzip.compress),
+    ):
         (folder / name).write_bytes(compress(JSON_LINES)[:-9])
     return {
         "null.jsonl": "null.jsonl: cannot be read as json: line 1: is null; expected an object",
@@ -36,8 +39,8 @@ def write_bad(folder: Path) -> dict[str, str]:
         "late.jsonl": "late.jsonl: line 401: column 'text' is a number; expected text",
         "a.csv": "a.csv: cannot be read as csv: line 2: has 2 fields where the header has 1",
         "loop": "loop: is a broken link",
-        "cut.txt.zst": "cut.txt.zst: cannot be read as text: ",
-        "cut.jsonl.gz": "cut.jsonl.gz: cannot be read as json: ",
+        "truncated.txt.zst": "truncated.txt.zst: cannot be read as text: ",
+        "truncated.jsonl.gz": "truncated.jsonl.gz: cannot be read as json: ",
     }
 
 
@@ -60,12 +63,12 @@ def test_what_cannot_be_read_is_one_line_in_every_command_that_reads_text(lpa, t
                 "--calibration-data",
                 name,
             ),
-            *("--placement", "ffn", "--seq-len", 16, "--out", "cut"),
+            *("--placement", "ffn", "--seq-len", 16, "--out", "out"),
         ],
     }
     before = sorted(tmp_path.rglob("*"))
     for name, message in bad.items():
-        everywhere = name in ("null.jsonl", "nulls", "cut.jsonl.gz")
+        everywhere = name in ("null.jsonl", "nulls", "truncated.jsonl.gz")
         for of in commands if everywhere else ["source"]:
             command = commands[of]
             finished = lpa(*command(name), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Cut documents encode to the ids of whole ones, whatever the tokenizer does with spaces."""
+"""Documents in chunks encode to the ids of whole ones, whatever the tokenizer does with spaces."""
 
 import pytest
 from helpers.tokenizer_kinds import tokenizer_kind
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lpa.data import bundled_corpus, load_tokenizer, read_documents
-from lpa.data.preparation import chunking as pieces_module
+from lpa.data.preparation import chunking as chunking_module
 from lpa.data.preparation.chunking import Chunker
 from lpa.data.sources.documents import Fragment
 from lpa.data.text_encoder import TextEncoder
@@ -27,7 +27,7 @@ def chunk(backend, text, size=10_000):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "newer", "lower case"])
-def test_pieces_of_real_text_are_small_and_encode_as_the_whole(name):
+def test_chunks_of_real_text_are_small_and_encode_as_the_whole(name):
     backend = tokenizer_kind(name)
     text = "\n\n".join(read_documents([bundled_corpus("test")]))
     for whole in (
@@ -38,12 +38,12 @@ def test_pieces_of_real_text_are_small_and_encode_as_the_whole(name):
     ):
         parts = chunk(backend, whole)
         assert "".join(parts) == whole
-        assert max(map(len, parts)) < 6 * pieces_module.CHUNK_CHARACTERS
+        assert max(map(len, parts)) < 6 * chunking_module.CHUNK_CHARACTERS
         assert ids(backend, parts) == backend.encode(whole, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("name", ["prefix space", "metaspace"])
-def test_a_tokenizer_that_marks_beginnings_gets_documents_whole_where_cuts_would_show(
+def test_a_tokenizer_that_marks_beginnings_gets_whole_documents(
     name,
 ):
     backend = tokenizer_kind(name)
@@ -61,14 +61,14 @@ def test_a_tokenizer_that_marks_beginnings_gets_documents_whole_where_cuts_would
 def test_any_text_encodes_as_the_whole(text, name):
     backend = tokenizer_kind(name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces_module, "CHUNK_CHARACTERS", 16)
-        patch.setattr(pieces_module, "_PROBE_CHARACTERS", 8)
+        patch.setattr(chunking_module, "CHUNK_CHARACTERS", 16)
+        patch.setattr(chunking_module, "_PROBE_CHARACTERS", 8)
         parts = chunk(backend, text, size=50)
     assert "".join(parts) == text
     assert ids(backend, parts) == backend.encode(text, add_special_tokens=False).ids
 
 
-def test_the_tokenizer_of_a_prepared_directory_cuts(prepared):
+def test_the_tokenizer_of_a_prepared_directory_is_chunked_for(prepared):
     backend = load_tokenizer(prepared / "tokenizer").backend_tokenizer
     text = next(read_documents([bundled_corpus("train")]))
     assert len(chunk(backend, text)) > 3

@@ -58,7 +58,7 @@ def test_the_number_of_processes_changes_no_byte(tmp_path, large):
     assert digests(tmp_path / "1") == digests(tmp_path / "3")
 
 
-def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, large, lpa):
+def test_a_killed_preparation_resumes_to_the_same_bytes(tmp_path, large, lpa):
     script = tmp_path / "small_jobs.py"
     script.write_text(SMALL_JOBS)
     command = ("prepare", large, "--vocab-size", 500, "--boundary", "line", "--out")

@@ -56,7 +56,7 @@ def test_the_end_of_a_single_document_is_held_out(tmp_path, lines):
         decode(tmp_path / "out", "validation"),
     )
     assert train + validation == lines.read_text()
-    assert validation.startswith("\ndocument")  # cut at a line end
+    assert validation.startswith("\ndocument")  # split at a line end
     assert len(validation) / len(train + validation) == pytest.approx(0.2, abs=0.01)
 
 

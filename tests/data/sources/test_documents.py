@@ -103,7 +103,7 @@ def test_every_format_gives_its_documents(tmp_path, ending):
 
 @pytest.mark.parametrize("kind", [kind for kind in COMPRESSED if "padded" not in kind])
 @pytest.mark.parametrize("ending", FORMATS)
-def test_a_compressed_file_that_is_cut_is_refused_wherever_it_is_cut(tmp_path, ending, kind):
+def test_a_truncated_compressed_file_is_refused_wherever_it_ends(tmp_path, ending, kind):
     suffix, compress = COMPRESSED[kind]
     whole = compress(FORMATS[ending])
     # Not between two members or frames, where what is left is a whole file.
@@ -116,7 +116,7 @@ def test_a_compressed_file_that_is_cut_is_refused_wherever_it_is_cut(tmp_path, e
 
 
 @pytest.mark.parametrize("ending", TABLES)
-def test_a_table_that_is_cut_is_refused_wherever_it_is_cut(tmp_path, ending):
+def test_a_truncated_table_is_refused_wherever_it_ends(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     whole = TABLES[ending]
     for length in {*range(1, len(whole), 97), *(len(whole) - n for n in (1, 4, 8, 16))}:
@@ -124,7 +124,7 @@ def test_a_table_that_is_cut_is_refused_wherever_it_is_cut(tmp_path, ending):
         assert "cannot be read as" in refusal(path), length
 
 
-def test_a_stream_of_arrow_that_is_cut_between_two_batches_is_refused(tmp_path):
+def test_a_stream_of_arrow_truncated_between_two_batches_is_refused(tmp_path):
     path = tmp_path / "a.arrow"
     whole, first = arrow_bytes(TABLE), arrow_bytes(TABLE.slice(0, 4))
     path.write_bytes(whole[: len(first) - 8])
@@ -166,7 +166,7 @@ def test_a_text_file_is_one_document_unless_said_otherwise(tmp_path, end):
     assert read(path, boundary="line") == ["one", "two", "three é"]
 
 
-def test_a_long_file_comes_back_whole(tmp_path):
+def test_a_long_file_is_read_whole(tmp_path):
     path = tmp_path / "a.txt"
     text = "".join(f"line {n} ü\n" for n in range(300_000))
     path.write_text(text)

@@ -145,7 +145,7 @@ def test_what_does_not_exist_is_a_pattern(here, pattern, expected):
         ("n" * 300, "no such file"),
     ],
 )
-def test_a_place_that_cannot_be_a_source_is_named(here, place, message):
+def test_a_location_that_cannot_be_a_source_is_named(here, place, message):
     write("a.docx", "a", "a.parquet.gz", "a.txt.gz.gz", "a.txt", "folder/n.pdf", "folder/m.PDF")
     Path("empty.txt").touch()
     Path("folder/e.txt").touch()

@@ -29,7 +29,7 @@ def test_a_source_says_its_own_options(tmp_path):
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
-def test_where_a_place_ends(tmp_path, monkeypatch, text, place, column, exists):
+def test_where_a_location_ends(tmp_path, monkeypatch, text, place, column, exists):
     monkeypatch.chdir(tmp_path)
     if exists and not place.startswith("hf:"):
         (tmp_path / place).parent.mkdir(exist_ok=True)

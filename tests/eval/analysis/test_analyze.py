@@ -40,16 +40,24 @@ def test_the_loss_is_that_of_eval_perplexity(analysis, run, prepared, tmp_path):
     assert everything.truncations == []  # nothing has a rank above 32
 
 
-def test_only_cuts_that_take_something_away_are_made(analysis):
+def test_only_truncations_that_remove_something_are_measured(analysis):
     result, _ = analysis
-    # The pairs have rank 8, so nothing of them is left to cut at 16.
-    assert {cut.rank for cut in result.truncations if cut.sublayer == "attention"} == {2}
-    assert {cut.rank for cut in result.truncations if cut.sublayer == "ffn"} == {2, 16}
-    together = [(cut.name, cut.rank) for cut in result.truncations if cut.layer is None]
+    # The pairs have rank 8, so nothing of them is left to truncate at 16.
+    assert {
+        truncation.rank for truncation in result.truncations if truncation.sublayer == "attention"
+    } == {2}
+    assert {
+        truncation.rank for truncation in result.truncations if truncation.sublayer == "ffn"
+    } == {2, 16}
+    together = [
+        (truncation.name, truncation.rank)
+        for truncation in result.truncations
+        if truncation.layer is None
+    ]
     assert together == [("attention", 2), ("ffn", 2), ("ffn", 16)]
     assert all(
-        math.isclose(cut.loss - result.loss, cut.loss_increase, abs_tol=1e-12)
-        for cut in result.truncations
+        math.isclose(truncation.loss - result.loss, truncation.loss_increase, abs_tol=1e-12)
+        for truncation in result.truncations
     )
 
 

@@ -46,7 +46,7 @@ def test_a_model_without_layers_is_refused():
 
 
 @pytest.mark.parametrize("model", [small_model(placement="attention"), gpt2()], ids=["lpa", "gpt2"])
-def test_a_cut_is_the_best_approximation_and_is_undone(model):
+def test_a_truncation_is_the_best_approximation_and_is_undone(model):
     x = torch.randn(5, 32)
     for projection in list_projections(model)[:3]:
         with torch.no_grad():
@@ -63,7 +63,7 @@ def test_a_cut_is_the_best_approximation_and_is_undone(model):
             assert torch.equal(projection.module(x), before)
 
 
-def test_a_cut_is_undone_after_an_error():
+def test_a_truncation_is_undone_after_an_error():
     model = small_model(placement="attention")
     projection = list_projections(model)[0]
     before = projection.module.down.weight.clone()

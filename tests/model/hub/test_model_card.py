@@ -77,7 +77,7 @@ def test_the_card_names_the_ways_to_load_the_model(tmp_path, make, ways):
         assert (way in text) == (way in ways), way
 
 
-def test_names_with_marks_of_their_own_stay_in_their_cell(tmp_path):
+def test_names_with_markup_stay_in_their_cell(tmp_path):
     fact = "a|b\n| c --- d: {{ e }}\n---\nlicense: mit"
     card = written(small_model(), tmp_path, facts={"Text": fact})
     assert facts_of_card(tmp_path)["Text"] == fact

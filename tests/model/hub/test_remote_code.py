@@ -188,7 +188,7 @@ def test_only_torch_transformers_and_what_they_need_are_imported(code):
         }
 
 
-def test_an_old_transformers_is_told_what_to_do(tmp_path, without_package):
+def test_an_old_transformers_is_refused_with_what_to_do(tmp_path, without_package):
     (tmp_path / "old.py").write_text(lpa_code()[1]["modeling_lpa.py"])
     script = "import sys, transformers; transformers.__version__ = '4.57.1'; sys.path.append(sys.argv[1])"
     script += "; import old"

@@ -53,7 +53,7 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x: tuple(project_fused(modules, x)), x, fast_mode=True)
 
 
-def test_few_tokens_go_through_each_pair_by_itself():
+def test_few_tokens_go_through_each_pair_separately():
     with Products() as products:
         project_fused(projections(), torch.randn(2, 1, 24))
     assert products.count == 6

@@ -88,7 +88,7 @@ def test_a_sixth_of_the_width_as_rank_saves_so_much(preset, share):
 
 
 @pytest.mark.parametrize("kind", KINDS[:2], ids=str)
-def test_cropped_and_reset_caches_go_on(kind, tokens):
+def test_cropped_and_reset_caches_continue(kind, tokens):
     model = small_model(**kind)
     cache = LatentCache(config=model.config)
     model(tokens, past_key_values=cache)

@@ -26,7 +26,7 @@ HEADS = {
 
 @pytest.mark.parametrize("decoder_type", ["llama", "paper"])
 @pytest.mark.parametrize("name", HEADS)
-def test_it_trains_saves_and_comes_back(name, decoder_type, tmp_path):
+def test_it_trains_saves_and_reloads(name, decoder_type, tmp_path):
     auto, model_class, labels, shapes = HEADS[name]
     small_model(decoder_type=decoder_type).save_pretrained(tmp_path / "base")
     torch.manual_seed(0)

@@ -20,8 +20,8 @@ KINDS = [
 ]
 
 
-def units(model):
-    """Name and module of what starts as one piece, in the order of the walk."""
+def initialized_modules(model):
+    """Name and module of what is initialized as one, in the order of the walk."""
     inside = ()
     for name, module in model.named_modules():
         if isinstance(module, UNITS) and not (inside and name.startswith(inside)):
@@ -35,7 +35,7 @@ def effective(module):
 
 
 @pytest.mark.parametrize("fields", KINDS)
-def test_a_module_by_itself_starts_as_in_the_walk_over_the_model(fields):
+def test_a_module_alone_starts_as_in_the_walk_over_the_model(fields):
     walked = small_model(**fields, residual_scaling=True, lm_head_bias=True)
     for module in walked.modules():
         module._is_hf_initialized = False
@@ -46,8 +46,8 @@ def test_a_module_by_itself_starts_as_in_the_walk_over_the_model(fields):
         model = LPAForCausalLM(walked.config)
     torch.manual_seed(5)
     seen = 0
-    for name, unit in units(model):
-        alone = copy.deepcopy(unit).to_empty(device="cpu")
+    for name, module in initialized_modules(model):
+        alone = copy.deepcopy(module).to_empty(device="cpu")
         with torch.no_grad():
             for parameter in alone.parameters():
                 parameter.fill_(math.nan)
@@ -74,7 +74,9 @@ def test_residual_scaling_shrinks_what_writes_to_the_stream_and_nothing_else(fie
     layers = 8
     plain = small_model(**fields, num_hidden_layers=layers)
     scaled = small_model(**fields, num_hidden_layers=layers, residual_scaling=True)
-    for (name, before), (_, after) in zip(units(plain), units(scaled), strict=True):
+    for (name, before), (_, after) in zip(
+        initialized_modules(plain), initialized_modules(scaled), strict=True
+    ):
         writes = name.endswith(("o_proj", "down_proj", "fc2"))
         ratio = 1 / math.sqrt(2 * layers) if writes else 1
         # Roundings of float32, after an SVD whose input is rounded otherwise.
@@ -87,12 +89,12 @@ def test_residual_scaling_shrinks_what_writes_to_the_stream_and_nothing_else(fie
 def test_projections_start_with_the_deviation_they_promise(fields):
     sizes = {"hidden_size": 128, "intermediate_size": 256, "rank": 32, "num_hidden_layers": 1}
     model = small_model(**fields, **sizes, initializer_range=0.02)
-    for name, unit in units(model.model.layers):
-        if isinstance(unit, (LlamaRMSNorm, nn.LayerNorm)):
+    for name, module in initialized_modules(model.model.layers):
+        if isinstance(module, (LlamaRMSNorm, nn.LayerNorm)):
             continue
-        deviation = effective(unit).square().mean().sqrt().item()
-        if fields["initialization"] == "linear" and isinstance(unit, LowRankLinear):
-            expected = 1 / (3 * math.sqrt(unit.in_features))
+        deviation = effective(module).square().mean().sqrt().item()
+        if fields["initialization"] == "linear" and isinstance(module, LowRankLinear):
+            expected = 1 / (3 * math.sqrt(module.in_features))
         else:
             expected = 0.02
         if fields["initialization"] == "spectral":

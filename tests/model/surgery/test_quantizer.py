@@ -76,7 +76,7 @@ def test_without_this_package_it_is_refused_and_the_error_says_what_to_do(direct
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_with_this_package_it_comes_back_whole_in_silence(directories, name, recwarn):
+def test_with_this_package_it_reloads_whole_without_a_warning(directories, name, recwarn):
     expected = factorized(name)(tokens()).logits
     for load in (lpa.load, AutoModelForCausalLM.from_pretrained):
         model = load(directories / name)

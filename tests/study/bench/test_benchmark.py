@@ -17,20 +17,20 @@ def test_runs_take_turns_and_warm_up_apart():
 
 def test_a_ratio_is_taken_within_rounds():
     # The second round was slow for both.
-    middle, spread = median_ratio({"a": [1.0, 10.0, 1.0], "b": [2.0, 20.0, 2.0]}, "a", "b")
-    assert (middle, spread) == (0.5, 0)
+    middle, half_iqr = median_ratio({"a": [1.0, 10.0, 1.0], "b": [2.0, 20.0, 2.0]}, "a", "b")
+    assert (middle, half_iqr) == (0.5, 0)
 
 
 @pytest.mark.parametrize(
-    ("step", "spread", "sentence"),
+    ("step", "half_iqr", "sentence"),
     [
         (0.9, 0.01, "saves 10.0% of the dense step, 50% of the 20.0% in FLOPs"),
         (0.99, 0.02, "not faster than dense here, within what runs differ by"),
         (1.2, 0.02, "slower than dense here: 1.200 of its step time"),
     ],
 )
-def test_the_verdict_is_plain(step, spread, sentence):
-    figures = ModelMeasurements(step_ratio=step, step_ratio_half_iqr=spread, flops_ratio=0.8)
+def test_the_verdict_is_plain(step, half_iqr, sentence):
+    figures = ModelMeasurements(step_ratio=step, step_ratio_half_iqr=half_iqr, flops_ratio=0.8)
     assert figures.verdict == sentence
 
 

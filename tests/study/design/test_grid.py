@@ -64,7 +64,7 @@ def test_all_runs_of_a_study_have_one_precision_that_no_other_machine_changes(sc
         assert study.base.get("train.dtype") != "float32"  # unsaid, as in studies of before
 
 
-def test_a_study_goes_on_in_the_precision_of_its_directory(prepared, tmp_path):
+def test_a_study_resumes_in_the_precision_of_its_directory(prepared, tmp_path):
     assert recorded_dtype(tmp_path, "femto") is None
     began = {}
     for dtype in ("float32", "bfloat16"):

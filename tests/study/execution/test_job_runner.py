@@ -72,7 +72,7 @@ def measured(run, step):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_study_that_was_stopped_goes_on_where_it_was(number, tiny_study, prepared, tmp_path, lpa):
+def test_a_stopped_study_resumes(number, tiny_study, prepared, tmp_path, lpa):
     with study_to_stop(lpa, tmp_path, prepared) as process:
         freeze_when(lambda: started(tmp_path) and scores(tmp_path), process)
         if number == signal.SIGKILL:
@@ -94,11 +94,11 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(number, tiny_study, prepa
 
 
 def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path, lpa):
-    told, ticks = [], []
+    states, ticks = [], []
     with study_to_stop(lpa, tmp_path, prepared) as process:
 
         def tick():
-            ticks.append(list(told))
+            ticks.append(list(states))
             if len(ticks) == 5:  # a second
                 os.killpg(process.pid, signal.SIGCONT)
                 os.killpg(process.pid, signal.SIGTERM)
@@ -111,9 +111,9 @@ def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path, lpa):
         [job] = [
             job for job in jobs_of(tmp_path, prepared, variants=2, steps=None) if job.run == run
         ]
-        assert run_jobs([job], 1, lambda _, state: told.append(state), tick) == []
+        assert run_jobs([job], 1, lambda _, state: states.append(state), tick) == []
     assert ticks[4] == [], "two processes would write to the run"
-    assert told == ["running", "finished"]
+    assert states == ["running", "finished"]
     assert read_metrics(run)[: len(records)] == records, "the run began anew"
 
 
@@ -128,14 +128,14 @@ def test_the_table_pairs_seeds_and_is_complete(tiny_study):
     assert dense["perplexities"][0] == test["perplexity"]
 
 
-def test_a_failure_is_kept_and_told_and_the_rest_goes_on(prepared, tmp_path):
+def test_a_failure_is_recorded_and_reported_and_the_other_runs_continue(prepared, tmp_path):
     bad, good = jobs_of(tmp_path, prepared, variants=2)
     bad.recipe.write_text(bad.recipe.read_text().replace("steps: 4", "steps: 0"))
-    told = []
-    failed = run_jobs([bad, good], 1, lambda job, state: told.append((job.variant, state)))
+    states = []
+    failed = run_jobs([bad, good], 1, lambda job, state: states.append((job.variant, state)))
     assert failed == [bad]
-    assert ("dense", "failed") in told
-    assert ("attention", "finished") in told
+    assert ("dense", "failed") in states
+    assert ("attention", "finished") in states
     assert "train.steps" in bad.log.read_text()
     assert f"exit code 2: lpa: error: {bad.recipe}: train.steps: got 0" in bad.failure.read_text()
     bad.recipe.write_text(bad.recipe.read_text().replace("steps: 0", "steps: 4"))
@@ -155,7 +155,7 @@ def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_p
     assert not list(job.run.glob(".*.tmp"))
 
 
-def test_another_study_goes_on_with_a_run_in_its_own_words(prepared, tmp_path):
+def test_another_study_resumes_a_run_in_the_words_it_started_with(prepared, tmp_path):
     [job] = jobs_of(tmp_path, prepared)
     config = RunConfig.from_dict(yaml.safe_load(job.recipe.read_text()))
     config.train.stop_at, config.checkpoint.every = 2, 2
@@ -178,7 +178,7 @@ def test_seeds_come_one_after_the_other_in_turns(prepared, tmp_path):
     ]
 
 
-def test_slots_have_cores_and_gpus_of_their_own_as_far_as_they_go():
+def test_slots_have_separate_cores_and_gpus_while_there_are_enough():
     slots = make_slots(3, [0, 1, 2, 4, 5, 6, 7], ["3", "5"])
     assert slots == [Slot([0, 1], "3"), Slot([2, 4], "5"), Slot([5, 6], "3")]
     assert slots[1].environment == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "5"}

@@ -24,17 +24,17 @@ def job_of(out, data, *, steps=4):
 
 @pytest.mark.slow
 def test_submitit_runs_jobs_and_keeps_what_is_finished(prepared, tmp_path):
-    job, told = job_of(tmp_path, prepared), []
+    job, states = job_of(tmp_path, prepared), []
     for _ in range(2):
         failed = submit_jobs(
             [job],
             tmp_path / "submitit",
             {"timeout_min": 10},
             cluster="local",
-            on_state=lambda _, state: told.append(state),
+            on_state=lambda _, state: states.append(state),
         )
         assert failed == []
-    assert told == ["running", "finished", "kept"]
+    assert states == ["running", "finished", "kept"]
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def set_perplexity(run, *, validation, test):
     (run / "test.json").write_text(json.dumps({**measured, "perplexity": test}))
 
 
-def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_told(tuning, tmp_path):
+def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_reported(tuning, tmp_path):
     index, runs = tuning
     for number, run in enumerate(runs.values()):
         set_perplexity(run, validation=100 + number, test=200 - number)
@@ -80,11 +80,11 @@ def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_told(tuning, tm
     assert tuned == yaml.safe_load((tmp_path / "tuned.yaml").read_text())
     assert tuned["none"] == {"optim.lr": rate, "model.initializer_range": 0.005}
     assert tuned["attention"] == {"optim.lr": 2 * rate, "model.initializer_range": 0.02}
-    told = {(placement, name): value for placement, name, value in short_axes(result)}
-    assert told[("attention", "optim.lr")] == 2 * rate
-    assert told[("ffn", "optim.lr")] == rate / 2  # 100 plus its number, so the first
-    assert told[("attention", "model.initializer_range")] == 0.02
-    assert not any(placement == "none" for placement, _ in told)
+    reported = {(placement, name): value for placement, name, value in short_axes(result)}
+    assert reported[("attention", "optim.lr")] == 2 * rate
+    assert reported[("ffn", "optim.lr")] == rate / 2  # 100 plus its number, so the first
+    assert reported[("attention", "model.initializer_range")] == 0.02
+    assert not any(placement == "none" for placement, _ in reported)
     words = " ".join(summarize(result))
     assert f"Best for placement none on the validation split: {best['none']}." in words
     assert f"With placement attention, optim.lr {2 * rate:g} lies at the end" in words
@@ -188,7 +188,7 @@ def test_without_a_baseline_of_the_same_seed_nothing_is_called_one(placement):
     )
 
 
-def test_a_run_that_failed_is_told_from_one_that_is_to_come(placement):
+def test_a_failed_run_is_distinguished_from_a_pending_one(placement):
     index, runs = placement
     failed, waiting = runs["attention", 2], runs["ffn", 2]
     for run in (failed, waiting):
@@ -238,7 +238,7 @@ def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1e308])
-def test_a_cost_of_nought_or_beyond_sums_is_reported(placement, value):
+def test_a_cost_of_zero_or_beyond_sums_is_reported(placement, value):
     index, runs = placement
     for run in runs.values():
         result = json.loads((run / "result.json").read_text())

@@ -144,7 +144,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("async_save", [False, True])
-def test_a_full_disk_is_told_and_spares_the_last_checkpoint(prepared, small_disk, async_save):
+def test_a_full_disk_is_reported_and_spares_the_last_checkpoint(prepared, small_disk, async_save):
     out = small_disk / "run"
     trainer = started(
         prepared, out, checkpoint={"keep_latest_k": 1, "async_save": async_save, "every": 1}
@@ -231,7 +231,7 @@ def test_a_checkpoint_of_another_run_is_refused(two_checkpoints, tmp_path):
         train(config, out, resume=store.checkpoint_path(out, 99))
 
 
-def test_going_back_to_an_earlier_checkpoint_leads_to_the_same_end(two_checkpoints):
+def test_resuming_from_an_earlier_checkpoint_leads_to_the_same_end(two_checkpoints):
     config, out = two_checkpoints
     config.train.stop_at = None
     first = store.list_checkpoints(out)[0]

@@ -16,7 +16,7 @@ def saved(**sections) -> dict:
     return yaml.safe_load(run_config(**sections).to_yaml())
 
 
-def test_a_run_goes_on_with_its_own_configuration_alone():
+def test_a_run_resumes_with_its_own_configuration_alone():
     before = saved(train=TrainConfig(steps=60))
     check_same_config(before, run_config(train=TrainConfig(steps=60)))
     with pytest.raises(UserError) as error:

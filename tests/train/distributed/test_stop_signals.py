@@ -39,18 +39,18 @@ def test_a_signal_to_another_process_counts():
     assert requests.signal == signal.SIGTERM
 
 
-def test_a_signal_that_nobody_asked_about_goes_to_who_handled_it_before():
-    told = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+def test_an_unpolled_signal_is_passed_to_the_earlier_handler():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
         with StopRequests(World.single_process("cpu"), lambda: False):
             os.kill(os.getpid(), signal.SIGTERM)
-            assert told == []
-        assert told == [signal.SIGTERM]
+            assert received == []
+        assert received == [signal.SIGTERM]
         with StopRequests(World.single_process("cpu"), lambda: False) as requests:
             os.kill(os.getpid(), signal.SIGTERM)
             assert requests.poll()
-        assert told == [signal.SIGTERM], "one that a run has stopped for is not told again"
+        assert received == [signal.SIGTERM], "one that a run has stopped for is not passed on again"
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -69,4 +69,4 @@ def test_a_late_signal_to_one_process_ends_all_after_the_result(run_ranks, prepa
     run_ranks(2, LATE.name, prepared, tmp_path / "run", tmp_path / "out")
     for rank in (0, 1):
         noted = json.loads((tmp_path / f"out.{rank}").read_text())
-        assert noted == {"told": [signal.SIGTERM], "finished": True}
+        assert noted == {"received": [signal.SIGTERM], "finished": True}

@@ -53,7 +53,7 @@ def needs(name):
     return pytest.mark.skipif(missing, reason=f"{name} is not installed: pip install 'lpa[{name}]'")
 
 
-def test_records_after_the_step_gone_on_from_are_dropped(tmp_path):
+def test_records_after_the_resumed_step_are_dropped(tmp_path):
     first = MetricsLog(tmp_path)
     for step in (10, 20, 30):
         first.write(step, loss=1.0 / step)
@@ -104,7 +104,7 @@ def test_a_folder_of_that_name_is_not_an_installation(tmp_path, monkeypatch):
 
 
 @needs("wandb")
-def test_wandb_offline_goes_on_in_the_same_run(tmp_path):
+def test_wandb_offline_resumes_the_same_run(tmp_path):
     run = tmp_path / "run"
     killed = log_steps(run, "wandb", 1, 6, "die", WANDB_MODE="offline")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -169,7 +169,7 @@ def test_wandb_without_a_network_neither_ends_nor_holds_up_a_run(tmp_path):
 
 
 @needs("trackio")
-def test_trackio_goes_on_in_the_same_run(tmp_path):
+def test_trackio_resumes_the_same_run(tmp_path):
     run, store = tmp_path / "run", tmp_path / "store"
     killed = log_steps(run, "trackio", 1, 6, "die", TRACKIO_DIR=str(store))
     assert killed.returncode == -signal.SIGKILL, killed.stderr

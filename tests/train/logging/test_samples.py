@@ -26,7 +26,7 @@ def test_samples_are_kept_and_change_no_weight(prepared, tmp_path):
         assert torch.equal(weight, weights[1][name]), name
 
 
-def test_an_empty_prompt_begins_a_document_and_a_long_one_is_cut(prepared, tmp_path):
+def test_an_empty_prompt_begins_a_document_and_a_long_one_is_truncated(prepared, tmp_path):
     for prompt in ("", "My fellow citizens " * 30):
         config = small_config(prepared, steps=1, sample_every=1, sample_prompt=prompt)
         train(config, tmp_path / str(len(prompt)))

@@ -39,7 +39,7 @@ def test_an_inner_phase_pauses_the_outer_one():
     assert sum(seconds.values()) <= elapsed
 
 
-def test_an_open_phase_is_split_by_take():
+def test_an_open_phase_is_split_by_pop():
     timer = PhaseTimer()
     with timer("checkpoint"):
         time.sleep(0.02)

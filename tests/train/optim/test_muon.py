@@ -130,7 +130,7 @@ def test_momentum_survives_the_step_in_float32():
     torch.testing.assert_close(momentum, torch.full((4, 6), 3.0 * 0.05))
 
 
-def test_a_gradient_of_nought_moves_nothing():
+def test_a_gradient_of_zero_moves_nothing():
     parameter = torch.nn.Parameter(torch.ones(4, 6))
     parameter.grad = torch.zeros(4, 6)
     Muon([parameter], 1.0).step()
@@ -151,7 +151,7 @@ def test_the_device_decides_where_nothing_else_does():
     assert not torch.equal(first_update(gradient, None), first_update(gradient, other))
 
 
-def test_processes_share_the_work_and_end_with_the_weights_of_one(run_ranks, tmp_path):
+def test_processes_divide_the_work_and_end_with_the_weights_of_one(run_ranks, tmp_path):
     results = run_ranks(4, "muon.py", tmp_path / "results.json")
     assert len(results) == 7
     for layout, found in results.items():

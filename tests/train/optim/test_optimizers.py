@@ -64,7 +64,7 @@ def test_a_frozen_parameter_is_in_no_optimizer():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_the_factors_of_a_pair_have_rates_and_decays_of_their_own(name):
+def test_the_factors_of_a_pair_have_separate_rates_and_decays(name):
     config = OptimConfig(
         name=name,
         lr=0.01,
@@ -90,7 +90,7 @@ def test_the_factors_of_a_pair_have_rates_and_decays_of_their_own(name):
     assert list(settings().values()) == [(2.0, 0.05), (0.5, 0.3), (1.0, 0.3), (1.0, 0.3)]
 
 
-def test_a_decay_of_nought_for_one_factor_is_not_the_default():
+def test_a_decay_of_zero_for_one_factor_is_not_the_default():
     _, _, groups = model_and_groups(OptimConfig(weight_decay=0.3, up_weight_decay=0.0))
     assert groups[f"{PAIR}.up.weight"][1]["weight_decay"] == 0.0
     assert groups[f"{PAIR}.down.weight"][1]["weight_decay"] == 0.3

@@ -22,7 +22,7 @@ def test_decays_along_the_gradient_of_half_the_products_squared_norm(shape):
         assert torch.equal(pair.get_parameter(name).detach(), before[name])
 
 
-def test_shrinks_the_product_and_each_pair_by_itself():
+def test_shrinks_the_product_and_each_pair_separately():
     torch.manual_seed(0)
     pairs = [LowRankLinear(10, 10, 4) for _ in range(2)]
 
@@ -35,7 +35,7 @@ def test_shrinks_the_product_and_each_pair_by_itself():
     assert norms()[1] == start[1]
 
 
-def test_a_rate_of_nought_changes_nothing():
+def test_a_rate_of_zero_changes_nothing():
     pair = LowRankLinear(10, 10, 4)
     before = pair.down.weight.detach().clone()
     ProductDecay([pair], 0.1).step(0.0)

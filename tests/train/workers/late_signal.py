@@ -22,9 +22,9 @@ def main() -> None:
     data, run, out = sys.argv[1:]
     torch.set_num_threads(1)
     world = init_process_group("cpu", timeout=60)
-    told: list[int] = []
+    received: list[int] = []
     if world.size > 1:
-        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     trainer = small_trainer(Path(data), world, out=Path(run), steps=2)
     export = trainer.export
 
@@ -36,7 +36,7 @@ def main() -> None:
     trainer.export = signalled
     trainer.run()
     finished = (Path(run) / "result.json").exists()
-    Path(f"{out}.{world.rank}").write_text(json.dumps({"told": told, "finished": finished}))
+    Path(f"{out}.{world.rank}").write_text(json.dumps({"received": received, "finished": finished}))
     destroy_process_group()
     Path(out).write_text("null")
 

@@ -43,7 +43,7 @@ def main() -> None:
     for name, (sizes, placements) in LAYOUTS.items():
         mesh = init_device_mesh("cpu", sizes)
 
-        def spread(tensor, mesh=mesh, placements=placements):
+        def distribute(tensor, mesh=mesh, placements=placements):
             if not isinstance(placements[0], _StridedShard):
                 return distribute_tensor(tensor.clone(), mesh, placements, src_data_rank=None)
             outer, inner = mesh.get_coordinate()
@@ -53,14 +53,14 @@ def main() -> None:
 
         torch.manual_seed(0)
         plain = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
-        sharded = [torch.nn.Parameter(spread(p.detach())) for p in plain]
+        sharded = [torch.nn.Parameter(distribute(p.detach())) for p in plain]
         alone = muon.Muon(plain, 1e-2, 0.1, dtype=torch.bfloat16)
         together = muon.Muon(sharded, 1e-2, 0.1, dtype=torch.bfloat16)
         worked[0] = 0
         for _ in range(2):
             for p, s in zip(plain, sharded, strict=True):
                 p.grad = torch.randn_like(p)
-                s.grad = spread(p.grad)
+                s.grad = distribute(p.grad)
             alone.step()
             muon.newton_schulz = counted
             together.step()

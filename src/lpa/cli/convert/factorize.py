@@ -32,7 +32,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--rank-fraction",
         type=PositiveNumber,
-        help="the rank as a share of the break-even rank of each projection",
+        help="the rank as a fraction of the break-even rank of each projection",
     )
     parser.add_argument(
         "--ranks",
@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--budget",
         type=str,
-        help="parameters=SHARE, flops=SHARE or kv=SHARE: the share of the dense cost that all "
+        help="parameters=FRACTION, flops=FRACTION or kv=FRACTION: the fraction of the dense cost that all "
         "projections may take together",
     )
     parser.add_argument(

@@ -50,13 +50,13 @@ def build_parser() -> Parser:
         "--validation-fraction",
         type=NumberFromZero,
         default=0.01,
-        help="the share of SOURCE to hold out for validation, where --validation names no file",
+        help="the fraction of SOURCE to hold out for validation, where --validation names no file",
     )
     parser.add_argument(
         "--test-fraction",
         type=NumberFromZero,
         default=0.0,
-        help="the share of SOURCE to hold out for the test, where --test names no file",
+        help="the fraction of SOURCE to hold out for the test, where --test names no file",
     )
     parser.add_argument(
         "--boundary",

@@ -76,6 +76,7 @@ def main(argv: list[str]) -> None:
     for row in result.truncations or []:
         if row.layer is None:
             print(
-                f"{row.name:<10} cut to rank {row.rank:<5} loss {row.loss:.4f} ({row.loss_increase:+.4f})"
+                f"{row.name:<10} truncated to rank {row.rank:<5} loss {row.loss:.4f} "
+                f"({row.loss_increase:+.4f})"
             )
     print(f"report     {arguments.out / 'report.html'}")

@@ -47,7 +47,7 @@ def add_text_arguments(parser: Any) -> None:
 
 
 def window_options(arguments: Any) -> dict[str, Any]:
-    """The options of `add_text_arguments` that say how text is cut into windows."""
+    """The options of `add_text_arguments` that say how text is split into windows."""
     return {name: arguments[name] for name in ("mode", "seq_len", "stride", "batch_size")}
 
 

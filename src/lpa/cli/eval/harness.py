@@ -40,7 +40,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--limit",
         type=PositiveNumber,
-        help="the most examples of each task, or below 1 a share of them",
+        help="the most examples of each task, or below 1 a fraction of them",
     )
     parser.add_argument("--batch-size", type=Count, default=8, help="requests per forward pass")
     add_json_flag(parser)

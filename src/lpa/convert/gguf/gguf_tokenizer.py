@@ -157,7 +157,7 @@ def _names(rule: dict[str, Any] | None, within: str) -> list[str]:
 
 
 def _named(rule: dict[str, Any] | None) -> str:
-    """A rule in words: its type and what it is given, cut short."""
+    """A rule in words: its type and what it is given, shortened."""
     if rule is None:
         return "nothing"
     settings = json.dumps({key: value for key, value in rule.items() if key != "type"})

@@ -1,4 +1,4 @@
-"""Documents cut into chunks that a tokenizer encodes to the same ids as the whole."""
+"""Documents split into chunks that a tokenizer encodes to the same ids as the whole."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -16,10 +16,10 @@ Key = TypeVar("Key")
 
 
 class Chunker:
-    """Cuts where the token ids do not show it.
+    """Splits text where the token ids do not show it.
 
     A tokenizer that splits text into words first gives the same ids for two parts as for the whole
-    if the cut lies between two words. Candidates are single line ends between two lines of text, then
+    if the boundary lies between two words. Candidates are single line ends between two lines of text, then
     spaces; each is tried by encoding its neighborhood in one and in two parts, unless the tokenizer
     splits by a rule that is known. A tokenizer for which no candidate holds (one that marks the
     beginning of a text, say) gets its documents whole.
@@ -49,7 +49,7 @@ class Chunker:
                 pending = ""
 
     def _next_boundary(self, text: str, start: int) -> int | None:
-        """The next place to cut after `start` + TARGET, well before the end of what is known."""
+        """The next boundary after `start` + TARGET, well before the end of what is known."""
         first, limit = start + CHUNK_CHARACTERS, len(text) - _PROBE_CHARACTERS
         for mark in ("\n", " "):
             # Lines first; spaces only where a stretch of text has no usable line end.

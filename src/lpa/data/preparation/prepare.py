@@ -74,7 +74,7 @@ def prepare(
             tokens: `chatml`.
         validation: separate held-out text to validate with.
         test: separate held-out text to test with.
-        validation_fraction: the share of `sources` to hold out where `validation` names none (see
+        validation_fraction: the fraction of `sources` to hold out where `validation` names none (see
             `SplitAssigner`).
         test_fraction: likewise for `test`.
         boundary: of sources that do not say it (see `Source`).

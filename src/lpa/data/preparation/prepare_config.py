@@ -1,4 +1,4 @@
-"""What `lpa prepare` is asked to do: sources with their files, shares to hold out, workers."""
+"""What `lpa prepare` is asked to do: sources with their files, fractions to hold out, workers."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,7 +33,7 @@ class PrepareConfig:
         sources_by_split: split -> its sources with their files; a split without any is held out of
             the training
             sources.
-        fractions: held-out split -> share of the training sources.
+        fractions: held-out split -> fraction of the training sources.
         deduplicate: leave out training documents equal to an earlier one.
         workers: processes that encode.
     """

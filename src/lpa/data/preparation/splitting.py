@@ -79,7 +79,7 @@ def scan_sources(
 
 
 class SplitAssigner:
-    """The documents of some sources, cut into chunks that each belong to a split.
+    """The documents of some sources, split into chunks that each belong to a split.
 
     Whole documents are held out by a hash of their beginning, so that a document stays in its split
     when others are added. Where there are too few of them, the end of each is held out.
@@ -103,7 +103,7 @@ class SplitAssigner:
         """All chunks in order; a source of weight above 1 is gone through more than once.
 
         Args:
-            chunker: cuts the documents.
+            chunker: splits the documents.
             on_bytes: called with the bytes read on disk since the last call.
             limit: go on to the next source after about so many characters.
             left_out: counts, for each source, the documents and files without text.
@@ -171,7 +171,7 @@ class SplitAssigner:
 
 
 def _split_document(document: str, bounds: SplitBounds) -> Iterator[tuple[SplitBounds, Fragment]]:
-    """A document that is known whole, cut at line ends, or at spaces where it is one line."""
+    """A document that is known whole, split at line ends, or at spaces where it is one line."""
     starts = [_line_boundary(document, start) for start, _ in bounds]
     parts: list[tuple[str, str]] = []
     for (_, split), start, stop in zip(bounds, starts, [*starts[1:], len(document)], strict=True):

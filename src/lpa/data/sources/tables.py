@@ -88,13 +88,13 @@ def read_arrow(path: Path, source: Source, on_bytes: Advance) -> Iterator[Row]:
 
 
 def _check_end_of_stream(path: Path, file: BinaryIO) -> None:
-    """Refuse a stream that was cut between two messages, which its reader takes for its end."""
+    """Refuse a stream that was truncated between two messages, which its reader takes for its end."""
     file.seek(0)
     if file.read(len(_CONTINUATION)) == _CONTINUATION:
         file.seek(-len(_END_OF_STREAM), os.SEEK_END)
         if file.read() != _END_OF_STREAM:
             raise UserError(
-                f"{path}: cannot be read as arrow: has no end-of-stream mark at its end, so it is cut off "
+                f"{path}: cannot be read as arrow: has no end-of-stream mark at its end, so it is truncated "
                 "or its writer was not closed"
             )
     file.seek(0)

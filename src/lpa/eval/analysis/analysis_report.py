@@ -16,10 +16,12 @@ def write_analysis_page(path: Path, analysis: dict[str, Any]) -> None:
         figures.append(("Attention heads", draw_svg(lambda f: _heads(f, analysis["heads"]))))
     if analysis["truncations"]:
         size = (7.5, 2.2 + 0.25 * len(_layers(analysis["truncations"])))
-        figures.append(("Loss after a cut, by block", draw_svg(lambda f: _sublayers(f, analysis))))
+        figures.append(
+            ("Loss after truncation, by block", draw_svg(lambda f: _sublayers(f, analysis)))
+        )
         figures.append(
             (
-                "Loss after a cut, by projection",
+                "Loss after truncation, by projection",
                 draw_svg(lambda f: _truncations(f, analysis["truncations"]), size),
             )
         )
@@ -61,7 +63,7 @@ def _rank_table(spectra: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spectra(figure: Any, spectra: list[dict[str, Any]]) -> None:
-    """One panel per block, a line per projection: the mean over layers, its spread shaded."""
+    """One panel per block, a line per projection: the mean over layers, their range shaded."""
     panels = figure.subplots(1, 2, sharey=True)
     colors = iter(COLORS * 3)
     for sublayer, axes in zip(("attention", "ffn"), panels, strict=True):
@@ -108,7 +110,7 @@ def _heads(figure: Any, heads: list[dict[str, Any]]) -> None:
 
 
 def _sublayers(figure: Any, analysis: dict[str, Any]) -> None:
-    """Perplexity after all projections of a block were cut, against the rank."""
+    """Perplexity after all projections of a block were truncated, against the rank."""
     axes = figure.subplots()
     for sublayer, color in zip(("attention", "ffn"), COLORS, strict=False):
         points = [(c["rank"], c["loss"]) for c in analysis["truncations"] if c["name"] == sublayer]
@@ -133,7 +135,7 @@ def _layers(truncations: list[dict[str, Any]]) -> list[tuple[int, str]]:
 
 
 def _truncations(figure: Any, truncations: list[dict[str, Any]]) -> None:
-    """A map of projections and ranks: how much the loss rises when this one alone is cut."""
+    """A map of projections and ranks: how much the loss rises when this one alone is truncated."""
     rows, ranks = _layers(truncations), sorted({truncation["rank"] for truncation in truncations})
     grid = np.full((len(rows), len(ranks)), np.nan)
     for truncation in truncations:

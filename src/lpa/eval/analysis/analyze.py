@@ -66,7 +66,7 @@ class Analysis:
 
     Attributes:
         model: its path.
-        data: the text; None without one, and then no heads and cuts.
+        data: the text; None without one, and then no heads and truncations.
         tokens: how many tokens of the text were used.
         seq_len: tokens per window.
         loss: of the whole model on them, in nats per token.
@@ -102,10 +102,10 @@ def analyze(
     Args:
         model_path: a run directory or a Hugging Face directory.
         out: the directory to make.
-        data: text for attention and cuts, as `evaluate_perplexity` takes it; None: spectra alone.
+        data: text for attention and truncations, as `evaluate_perplexity` takes it; None: spectra alone.
         tokens: of the beginning of the text, to use.
         seq_len: tokens per window; by default the model's, and at most 512.
-        ranks: what to cut projections to; by default 1/16, 1/8, 1/4 and 1/2 of the width.
+        ranks: what to truncate projections to; by default 1/16, 1/8, 1/4 and 1/2 of the width.
         device, dtype: as in `load_with_tokenizer`; singular values are float64 in any case.
         overwrite: replace what `out` holds.
         on_progress: called as the work progresses.

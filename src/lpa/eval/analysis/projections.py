@@ -60,7 +60,7 @@ def list_projections(model: nn.Module) -> list[Projection]:
         if isinstance(module, LowRankLinear) and type(module) is not LowRankLinear:
             raise UserError(
                 f"{type(model).__name__}: {path} is a {type(module).__name__}; expected dense projections or "
-                "plain pairs, which have singular values to cut"
+                "plain pairs, which have singular values to truncate"
             )
         sublayer = "attention" if "attn" in path or "attention" in path else "ffn"
         found.append(Projection(int(layer[1]), path.rpartition(".")[2], sublayer, module))

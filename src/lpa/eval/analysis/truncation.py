@@ -1,4 +1,4 @@
-"""What a model loses when its projections are cut to a rank."""
+"""What a model loses when its projections are truncated to a rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from lpa.eval.tokenized_text import TokenizedText
 
 @dataclass
 class Truncation:
-    """One cut.
+    """One truncation.
 
     Attributes:
-        layer: of the projection that was cut; None where those of all layers were.
+        layer: of the projection that was truncated; None where those of all layers were.
         name: of the projection, or of the block (`attention`, `ffn`) all of whose projections were.
         sublayer: `attention` or `ffn`.
         rank: what was left.
-        loss: after the cut, in nats per token.
+        loss: after the truncation, in nats per token.
         loss_increase: loss - that of the whole model.
     """
 
@@ -41,14 +41,14 @@ def measure_truncations(
     batch_size: int,
     on_progress: StepCallback = lambda done, total: None,
 ) -> tuple[float, list[Truncation]]:
-    """The loss of the whole model, and after each cut that takes anything away.
+    """The loss of the whole model, and after each truncation that removes anything.
 
-    Each projection of each layer is cut alone, then all of a block in all layers together.
+    Each projection of each layer is truncated alone, then all of a block in all layers together.
 
     Args:
         text: what is scored.
-        ranks: what to cut to; a projection that has no more is left as it is.
-        on_progress: called with cuts done and cuts in all.
+        ranks: what to truncate to; a projection that has no more is left as it is.
+        on_progress: called with truncations done and in all.
     """
 
     def loss() -> float:

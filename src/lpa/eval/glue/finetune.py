@@ -90,7 +90,7 @@ def fine_tune(
 
     from lpa.data.tokenizer import load_model_tokenizer
 
-    place = resolve_device(device)  # the current GPU, which the Trainer takes
+    target = resolve_device(device)  # the current GPU, which the Trainer takes
     config = _config(directory, task)
     tokenizer = load_model_tokenizer(directory, config)
     ensure_pad_token(tokenizer)
@@ -127,8 +127,8 @@ def fine_tune(
                 train_sampling_strategy="group_by_length",
                 seed=seed,
                 data_seed=seed,
-                use_cpu=place.type == "cpu",
-                bf16=resolve_dtype(settings.dtype, place.type) == torch.bfloat16,
+                use_cpu=target.type == "cpu",
+                bf16=resolve_dtype(settings.dtype, target.type) == torch.bfloat16,
                 save_strategy="no",
                 logging_strategy="no",
                 eval_strategy="no",

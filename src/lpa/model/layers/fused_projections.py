@@ -18,7 +18,7 @@ def project_fused(projections: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     tokens of a decoding step stacking costs more than it saves, so there each pair is called separately
     (`benchmarks/model/fused_projections.py`), as is whatever is more than a pair of plain linear maps
     (wrapped, hooked,
-    quantized, spread over processes).
+    quantized, sharded over processes).
 
     Shapes: x (…, in_features) -> (…, out_features) of each.
     """

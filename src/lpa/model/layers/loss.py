@@ -113,8 +113,10 @@ def _loss_and_gradients(
         total = total + nll.masked_fill(~scored[rows], 0).sum()
         if not wanted:
             continue
-        share = (scored[rows] / num_items).to(exact).unsqueeze(1)
-        of_logits = logits.sub_(normalizer).exp_().mul_(share).scatter_add_(1, tokens[rows], -share)
+        fraction = (scored[rows] / num_items).to(exact).unsqueeze(1)
+        of_logits = (
+            logits.sub_(normalizer).exp_().mul_(fraction).scatter_add_(1, tokens[rows], -fraction)
+        )
         if of_bias is not None:
             of_bias += of_logits.sum(0)
         of_logits = of_logits.to(dtype)

@@ -3,7 +3,7 @@
 Written out as tensor operations, each of these makes a temporary per operation and autograd keeps several
 of them. The functions here keep the inputs alone and work out the rest again in the backward pass, which
 costs less than reading it back. A backward pass that is to be differentiated in its turn takes steps that
-can be. Where a compiler fuses such operations anyway, where tensors are spread over processes, in low
+can be. Where a compiler fuses such operations anyway, where tensors are sharded over processes, in low
 precision, under the transforms of torch.func and in forward mode, the plain formula runs.
 """
 
@@ -96,9 +96,9 @@ class _SiluMulFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         if torch.is_grad_enabled():
-            share = gate.sigmoid()
-            of_gate = grad_output * up * share * (1 + gate * (1 - share))
-            return of_gate, grad_output * gate * share
+            sigmoid = gate.sigmoid()
+            of_gate = grad_output * up * sigmoid * (1 + gate * (1 - sigmoid))
+            return of_gate, grad_output * gate * sigmoid
         grad_up = F.silu(gate).mul_(grad_output)
         return torch.ops.aten.silu_backward(grad_output * up, gate), grad_up
 

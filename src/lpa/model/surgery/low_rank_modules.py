@@ -78,7 +78,7 @@ def insert_low_rank_modules(model: nn.Module, ranks: Mapping[str, int]) -> list[
             )
         out_features, in_features = dense_weight(module).shape
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LPAWarning)  # said when the model was cut
+            warnings.simplefilter("ignore", LPAWarning)  # said when the model was factorized
             check_rank(rank, in_features, out_features, field=f"quantization_config.ranks.{name}")
         model.set_submodule(own, low_rank_like(module, rank))
         # GPT-2 starts c_proj.weight by way of the block around it, which finds none now; the pair's own

@@ -82,7 +82,7 @@ def resolve_ranks(
         ranks: full name, or a regular expression that is looked for in it, -> rank, or None to keep a
             projection dense. The exact name counts first, then the first expression; what none matches
             has `rank` or `rank_fraction`, and stays dense where there is neither.
-        rank_fraction: the share of the break-even rank, rounded down but at least 1.
+        rank_fraction: the fraction of the break-even rank, rounded down but at least 1.
 
     Raises:
         UserError: nothing says a rank, one does not fit its matrix, or an entry matches nothing.
@@ -139,8 +139,8 @@ def check_not_quantized(model: nn.Module) -> None:
     for name, tensor in model.named_parameters():
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise UserError(
-                f"model: {name} is {tensor.dtype}; quantized weights cannot be cut; give the checkpoint from "
-                "before quantization"
+                f"model: {name} is {tensor.dtype}; quantized weights cannot be factorized; give the checkpoint "
+                "from before quantization"
             )
 
 
@@ -152,8 +152,8 @@ def check_quantization(config: Any) -> None:
     """
     if is_quantized(config):
         raise UserError(
-            f"model: its weights are quantized ({quantization_method(config)}) and cannot be cut; give the "
-            "checkpoint from before quantization"
+            f"model: its weights are quantized ({quantization_method(config)}) and cannot be factorized; "
+            "give the checkpoint from before quantization"
         )
 
 

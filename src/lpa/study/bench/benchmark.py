@@ -314,22 +314,22 @@ def draw_bench(figure: Any, result: BenchResult) -> None:
 
     left, right = figure.subplots(1, 2)
     names = list(result.models)
-    places = range(len(names))
+    positions = range(len(names))
     left.bar(
-        [p - 0.2 for p in places],
+        [p - 0.2 for p in positions],
         [result.models[n].step_ratio for n in names],
         0.4,
         label="step time",
         color=COLORS[0],
     )
     left.bar(
-        [p + 0.2 for p in places],
+        [p + 0.2 for p in positions],
         [result.models[n].flops_ratio for n in names],
         0.4,
         label="FLOPs",
         color=COLORS[1],
     )
-    left.set_xticks(list(places), names)
+    left.set_xticks(list(positions), names)
     left.set_ylabel("of the dense model's")
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # above the bars
     ranks, ratios = list(result.projection_ratios), list(result.projection_ratios.values())

@@ -70,7 +70,7 @@ def recommend_rank(
     rank = _whole(width / 4)
     reasons = [
         f"a quarter of the width {width} is {rank}: with ranks from an eighth to a half of it, models "
-        "were not told apart"
+        "did not differ measurably"
     ]
     if analysis is not None:
         needed = _rank_of_energy(_read_spectra(analysis, config))
@@ -114,7 +114,7 @@ def _savings(config: LPAConfig, rank: int, seq_len: int) -> str:
 
 
 def _rank_of_energy(spectra: list[_Spectrum]) -> float:
-    """How many singular values hold the share `_ENERGY`, mean over the projections."""
+    """How many singular values hold the fraction `_ENERGY`, mean over the projections."""
     counts = []
     for spectrum in spectra:
         kept = np.cumsum(np.square(spectrum.singular_values))

@@ -29,10 +29,10 @@ def parabola_vertex(losses: dict[float, float]) -> float:
     """
     rates = sorted(losses)
     best = min(rates, key=losses.__getitem__)
-    place = rates.index(best)
-    if place in (0, len(rates) - 1):
+    index = rates.index(best)
+    if index in (0, len(rates) - 1):
         return best
-    near = rates[place - 1 : place + 2]
+    near = rates[index - 1 : index + 2]
     curve, slope, _ = np.polyfit(np.log(near), [losses[rate] for rate in near], 2)
     return float(np.exp(-slope / (2 * curve))) if curve > 0 else best
 
@@ -40,7 +40,7 @@ def parabola_vertex(losses: dict[float, float]) -> float:
 def rate_exponent(
     short: StudyResult, long: StudyResult, lengths: tuple[float, float], variants: Sequence[str]
 ) -> float:
-    """β of rate ∝ length^(−β): the mean over variants of what their best rates say, cut to [0, 0.5].
+    """β of rate ∝ length^(−β): the mean over variants of what their best rates say, clipped to [0, 0.5].
 
     Args:
         short, long: tunings at the two lengths.

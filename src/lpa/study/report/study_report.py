@@ -226,7 +226,7 @@ def claim_rows(result: StudyResult) -> list[tuple[str, str, str, str]]:
 
 
 def _judge_claim(claim: dict[str, Any], row: VariantRow | None) -> tuple[str, str]:
-    """What came of a claim, and the verdict; there is no row where a grid was cut short."""
+    """What came of a claim, and the verdict; there is no row where a grid is incomplete."""
     difference = None
     if row is not None:
         difference = row.time if claim.get("of") == "time" else row.difference

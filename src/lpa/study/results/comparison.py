@@ -40,9 +40,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     """
     count, largest = len(p_values), 0.0
     found = {}
-    for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (count - place) * p_values[name]))
-        found[name] = (largest, LEVEL / (count - place))
+    for index, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (count - index) * p_values[name]))
+        found[name] = (largest, LEVEL / (count - index))
     return found
 
 

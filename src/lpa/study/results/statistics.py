@@ -32,7 +32,7 @@ class Summary:
 
 @dataclass
 class Difference:
-    """Change against a baseline, as a share of it; paired by seed.
+    """Change against a baseline, as a fraction of it; paired by seed.
 
     Attributes:
         mean: geometric mean of the ratios, minus 1; nan where a value is not a positive number.
@@ -74,7 +74,7 @@ class Difference:
 
 
 def _change(log_ratio: float) -> float:
-    """As a share; infinite beyond what a float holds."""
+    """As a fraction; infinite beyond what a float holds."""
     with np.errstate(over="ignore"):
         return float(np.expm1(log_ratio))
 

@@ -40,7 +40,7 @@ class ModelConfig:
             sqrt(2 * num_hidden_layers); by default not.
         low_rank_method: what a low-rank projection is: by default the plain pair; cola, with a SiLU
             between the factors; or sltrain, plus a sparse matrix.
-        sparse_density: the share of entries of that sparse matrix; by default 0.03 with sltrain.
+        sparse_density: the fraction of entries of that sparse matrix; by default 0.03 with sltrain.
         attn_implementation: what computes attention, by its name in transformers; by default sdpa. It changes
             rounding and speed, and is not part of the model that is saved.
         from_: `model.from` in recipes: the directory of an LPAForCausalLM, such as `lpa convert factorize`

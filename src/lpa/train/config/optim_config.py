@@ -43,8 +43,8 @@ class OptimConfig:
         max_grad_norm: the largest gradient norm; larger gradients are scaled down to it.
         schedule: after the warm-up `cosine`; `linear`; or `wsd`: constant, then linear decay.
         warmup_steps: steps of linear warm-up.
-        min_lr_ratio: the last learning rate as a share of the peak.
-        decay_fraction: the share of all steps that `wsd` decays over.
+        min_lr_ratio: the last learning rate as a fraction of the peak.
+        decay_fraction: the fraction of all steps that `wsd` decays over.
     """
 
     name: Literal["adamw", "muon", "spectron", "galore", "apollo", "relora"] = "adamw"

@@ -89,7 +89,7 @@ def resolve_layout(config: ParallelConfig, world_size: int) -> ParallelLayout:
 def parallelize(
     model: LPAForCausalLM, layout: ParallelLayout, device_type: str, dtype: torch.dtype
 ) -> None:
-    """Spread a model on the meta device over the processes of the default group, in place.
+    """Shard a model on the meta device over the processes of the default group, in place.
 
     Args:
         dtype: of the arithmetic. Weights, gradients and their sums over processes stay float32.
@@ -113,7 +113,7 @@ def build_mesh(layout: ParallelLayout, device_type: str) -> DeviceMesh:
 
 
 def check_tensor_parallel_size(config: LPAConfig, tensor: int) -> None:
-    """Refuse a degree of tensor parallelism that a model cannot be cut into.
+    """Refuse a degree of tensor parallelism that a model cannot be split into.
 
     Raises:
         UserError: naming the size that it does not divide.

@@ -39,7 +39,7 @@ def training_record(
     Returns:
         loss (mean, where a step was not skipped), distill_loss (where it has that part), lr,
         grad_norm, tokens, tokens_per_second and flops_per_second (of all processes, over elapsed time of
-        training), mfu (share of the devices' peak, Chowdhery et al. 2022, appendix B; where the peak is
+        training), mfu (fraction of the devices' peak, Chowdhery et al. 2022, appendix B; where the peak is
         known), train_seconds, peak_memory_bytes, <phase>_seconds, and compile_seconds (so far, where
         layers are compiled).
     """

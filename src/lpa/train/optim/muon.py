@@ -37,7 +37,7 @@ class Muon(GroupOptimizer):
     Args:
         params: matrices, or groups of them; DTensors all of one mesh.
         lr, weight_decay: as AdamW's.
-        momentum: the share of the past in the momentum, by Nesterov's rule where `nesterov` is true.
+        momentum: the fraction of the past in the momentum, by Nesterov's rule where `nesterov` is true.
         dtype: what to orthogonalize in; by default `fast_dtype` of each matrix's device.
     """
 

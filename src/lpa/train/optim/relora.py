@@ -10,7 +10,7 @@ from lpa.train.optim.matrix_optimizer import MatrixOptimizer, rank_of
 
 _ALPHA = 32  # of LoRA: the update is ALPHA / rank times the product of the factors
 _WARMUP_STEPS = 50  # of the learning rate after each merge
-_PRUNED = 0.99  # the share of the entries whose moments a merge sets to zero
+_PRUNED = 0.99  # the fraction of the entries whose moments a merge sets to zero
 
 
 class ReLoRA(MatrixOptimizer):

@@ -32,7 +32,7 @@ class Spectron(GroupOptimizer):
         params: factors, or groups of them: A and B of one pair, A and B of the next, and so on.
         lr: η, of the product.
         weight_decay: of the factors, decoupled, as AdamW's.
-        momentum: the share of the past in the momentum.
+        momentum: the fraction of the past in the momentum.
         bound: `paper` or `exact`, how ρ is found.
         dtype: what to orthogonalize in; by default `fast_dtype` of each matrix's device.
     """

@@ -23,7 +23,7 @@ def expected_collectives(
     """The exchanges of one step, but for those of single numbers.
 
     Args:
-        model: on the meta device, spread over the processes of the default group.
+        model: on the meta device, sharded over the processes of the default group.
         muon_weights: what Muon has, in the order in which it has them.
     """
     if shape.processes == 1:

@@ -72,7 +72,7 @@ class RunShape:
         )
 
     def build_meta_model(self, config: RunConfig) -> LPAForCausalLM:
-        """The model in one piece, without memory."""
+        """The whole model, without memory."""
         model = build_meta_model(self.model_config).train()
         if config.optim.trainable == "factors":
             freeze_all_but_factors(model)
