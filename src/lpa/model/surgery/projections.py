@@ -139,8 +139,8 @@ def check_not_quantized(model: nn.Module) -> None:
     for name, tensor in model.named_parameters():
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise UserError(
-                f"model: {name} is {tensor.dtype}; quantized weights cannot be factorized; give the checkpoint "
-                "from before quantization"
+                f"model: {name} is {tensor.dtype}; quantized weights cannot be factorized; give the "
+                "checkpoint from before quantization"
             )
 
 
