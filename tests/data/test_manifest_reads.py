@@ -10,6 +10,7 @@ import pytest
 from lpa.cli import main
 from lpa.data.manifest import MANIFEST_FILE
 from lpa.eval.minimal_pairs.pairs import pairs_from_data
+from lpa.study import run_study
 
 _watched: list[Path] = []
 _opened: list[str] = []
@@ -54,11 +55,15 @@ COMMANDS = {
     "data show": ["data", "show", "DATA"],
     "data verify": ["data", "verify", "DATA"],
     "plan": ["plan", "RUN"],
+    "study": ["study", "placement", "--scale", "tiny", "--data", "DATA", "--out", "OUT"],
+    "study --dry-run": ["study", "placement", "--scale", "tiny", "--data", "DATA", "--dry-run"],
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_manifest_is_read_once(name, prepared, run, tiny, tmp_path, capsys):
+def test_the_manifest_is_read_once(name, prepared, run, tiny, tmp_path, capsys, monkeypatch):
+    # The runs of a study are separate processes.
+    monkeypatch.setattr(run_study, "run_jobs", lambda *_: [])
     words = {"DATA": str(prepared), "OUT": str(tmp_path / "out")}
     line = []
     for word in COMMANDS[name]:

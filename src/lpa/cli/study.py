@@ -19,6 +19,7 @@ from lpa.cli.parsing import (
 if TYPE_CHECKING:
     from lpa.study.design.grid import Study
     from lpa.study.execution.job_runner import Job
+    from lpa.study.run_study import StudyOutcome
 
 # Here too, so that --help needs none of the library; a test compares them with the grids.
 QUESTIONS = {
@@ -113,71 +114,57 @@ def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
     if arguments.out is None and not arguments.dry_run:
         exit_with_error("--out: got nothing; expected the directory for the runs")
-    if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
-        exit_with_error(f"--out {arguments.out}: is a file; expected a directory")
-    if arguments.tuned is not None and (arguments.name == "tuning" or arguments.tune):
-        exit_with_error("--tuned: goes with every study but tuning, which finds the settings")
-    if arguments.tune and arguments.name != "rivals":
-        exit_with_error(f"--tune: got it with {arguments.name}; expected rivals")
-    if arguments.steps is not None and arguments.tokens_per_parameter is not None:
-        exit_with_error("--steps: got it with --tokens-per-parameter; expected one of them")
-    arguments.slurm = _slurm_parameters(arguments.slurm, arguments.executor)
+    choices = {
+        "scale": arguments.scale,
+        "data": arguments.data,
+        "steps": arguments.steps,
+        "tokens_per_parameter": arguments.tokens_per_parameter,
+        "variants": arguments.variants,
+        "tune": arguments.tune,
+        "tuned": arguments.tuned,
+    }
+    slurm = _slurm_parameters(arguments.slurm)
+    started: list[Study] = []
 
-    from lpa.data.manifest import Manifest
-    from lpa.study.bundled_data import prepare_bundled_for_scale
-    from lpa.study.design.grid import expand_grid
-    from lpa.study.design.grid_files import tuned_names
-    from lpa.study.design.study_index import recorded_dtype
-    from lpa.study.design.tuned_settings import read_tuned
-    from lpa.study.rates.rate_tuning import first_rates, tune_learning_rates
+    def on_start(study: "Study") -> None:
+        started.append(study)
+        if not arguments.json:
+            _print_grid(study, arguments.seeds)
 
-    names = tuned_names(arguments.name)
-    tuned = read_tuned(arguments.tuned, names) if arguments.tuned else None
-    data = arguments.data
+    from lpa.study.run_study import plan_study, run_study
 
-    def grid() -> "Study":
-        vocab_size = Manifest.load(data).vocab_size if data else None
-        return expand_grid(
+    outcome = None
+    if arguments.dry_run:
+        on_start(plan_study(arguments.name, out=arguments.out, **choices))
+    else:
+        outcome = run_study(
             arguments.name,
-            arguments.scale,
-            vocab_size=vocab_size,
-            steps=arguments.steps,
-            tokens_per_parameter=arguments.tokens_per_parameter,
-            only=arguments.variants,
-            tuned=tuned,
-            dtype=recorded_dtype(arguments.out, arguments.scale) if arguments.out else None,
+            arguments.out,
+            seeds=arguments.seeds,
+            jobs=arguments.jobs,
+            executor=arguments.executor,
+            slurm=slurm,
+            on_start=on_start,
+            on_state=_print_state,
+            **choices,
         )
-
-    study = grid()
-    if data is None and not arguments.dry_run:
-        data = prepare_bundled_for_scale(arguments.out, arguments.scale)
-        study = grid()
-    first = tune_learning_rates(study, first_rates(study)) if arguments.tune else study
-    if not arguments.json:
-        _print_grid(first, arguments.seeds)
-    outcome = {} if arguments.dry_run else _run_study(study, arguments, data.resolve())
+        _print_problems(outcome)
     if arguments.json:
-        print(to_json(_grid_figures(first, arguments.seeds) | outcome))
-    if outcome.get("failed"):
+        figures = _grid_figures(started[0], arguments.seeds)
+        print(to_json(figures | (_outcome_figures(outcome) if outcome else {})))
+    elif outcome:
+        _print_tuned(outcome)
+    if outcome and outcome.failed:
         raise SystemExit(1)
 
 
-def _slurm_parameters(given: list[str], executor: str) -> dict[str, int | str]:
-    if given and executor != "slurm":
-        exit_with_error(
-            f"--slurm: got {given[0]} without --executor slurm; expected both or neither"
-        )
+def _slurm_parameters(given: list[str]) -> dict[str, int | str]:
     parameters: dict[str, int | str] = {}
     for pair in given:
         key, _, value = pair.partition("=")
         if not key or not value:
             exit_with_error(f"--slurm: got {pair}; expected KEY=VALUE, such as timeout_min=1440")
         parameters[key] = int(value) if value.isdecimal() else value
-    # submitit's own limit is five minutes, after which every run would be killed.
-    if executor == "slurm" and "timeout_min" not in parameters:
-        exit_with_error(
-            "--executor slurm: got no time limit of a run; expected --slurm timeout_min=MINUTES"
-        )
     return parameters
 
 
@@ -225,91 +212,30 @@ def _print_grid(study: "Study", seeds: int) -> None:
     )
 
 
-def _run_study(study: "Study", arguments: Any, data: Path) -> dict[str, Any]:
-    """Run what is not finished; which runs failed and what was tuned, as `--json` prints it."""
-    from lpa.storage.locks import lock_directory
-    from lpa.storage.outputs import resolve_output
-
-    out = resolve_output(arguments.out)
-    # Other studies may work in the same directory.
-    name = f"{study.name}-tuning" if arguments.tune else study.name
-    with lock_directory(out, part=f"{name}-{study.scale}", output=arguments.out):
-        if arguments.tune:
-            return _run_tuning(study, arguments, data, out)
-        return _run_locked(study, arguments, data, out)
+def _print_state(job: "Job", state: str, done: int, total: int) -> None:
+    where = f"  see {job.log}" if state == "failed" else ""
+    line = f"[{done}/{total}] {job.variant}, seed {job.seed}: {state}{where}"
+    print(line, file=sys.stderr, flush=True)
 
 
-def _run_tuning(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
-    """Run a tuning with further rates until no best one is an extreme of them."""
-    from lpa.study.design.study_index import index_path
-    from lpa.study.rates.rate_tuning import (
-        best_rates,
-        extend_rates,
-        first_rates,
-        tried_rates,
-        tune_learning_rates,
-    )
-    from lpa.study.results.study_results import read_study
-
-    rates = first_rates(study)
-    index = index_path(tune_learning_rates(study, rates), out)
-    rates = tried_rates(index) or rates
-    while True:
-        outcome = _run_locked(tune_learning_rates(study, rates), arguments, data, out)
-        best = best_rates(read_study(index, arguments.seeds))
-        wider = extend_rates(rates, best.values())
-        if wider == rates:
-            return outcome
-        rates = wider
-
-
-def _run_locked(study: "Study", arguments: Any, data: Path, out: Path) -> dict[str, Any]:
-    from lpa.study.execution.job_runner import create_jobs, run_jobs
-
-    jobs = create_jobs(study, arguments.seeds, out, data)
-    done, total = 0, len({job.run_id for job in jobs})
-
-    def on_state(job: "Job", state: str) -> None:
-        nonlocal done
-        done += state != "running"
-        where = f"  see {job.log}" if state == "failed" else ""
-        line = f"[{done}/{total}] {job.variant}, seed {job.seed}: {state}{where}"
-        print(line, file=sys.stderr, flush=True)
-
-    if arguments.executor == "slurm":
-        from lpa.study.execution.slurm_executor import submit_jobs
-
-        failed = submit_jobs(jobs, out / "submitit", arguments.slurm, on_state=on_state)
-    else:
-        failed = run_jobs(jobs, arguments.jobs, on_state)
-    for job in failed:
+def _print_problems(outcome: "StudyOutcome") -> None:
+    for job in outcome.failed:
         print(f"lpa: failed: {job.variant}, seed {job.seed}: {job.log}", file=sys.stderr)
-    outcome: dict[str, Any] = {
-        "failed": [
-            {"variant": job.variant, "seed": job.seed, "log": str(job.log)} for job in failed
-        ]
-    }
-    if study.tunes:
-        outcome["tuned"] = _tune(study, arguments, out)
-    return outcome
+    if outcome.problem:
+        print(f"lpa: nothing tuned: {outcome.problem}", file=sys.stderr)
 
 
-def _tune(study: "Study", arguments: Any, out: Path) -> dict[str, dict[str, Any]] | None:
-    """What the seeds asked for chose; an earlier start of the study may have asked for more."""
-    from lpa.errors import UserError
-    from lpa.study.results.study_results import read_study, short_axes, write_tuned
+def _print_tuned(outcome: "StudyOutcome") -> None:
+    if outcome.tuned is not None:
+        print(f"tuned: {outcome.tuned} in {outcome.tuned_file}")
+    for group, name, value in outcome.short_axes:
+        print(f"{group}: {name} {value:g} lies at the end of what was tried")
 
-    result = read_study(out / f"{study.name}-{study.scale}.json", arguments.seeds)
-    by_variant = f"{arguments.name}-" if arguments.tune else ""
-    tuned_file = out / f"tuned-{by_variant}{study.scale}.yaml"
-    tuned = None
-    try:
-        tuned = write_tuned(result, tuned_file)
-    except UserError as error:  # runs failed, which the exit code tells
-        print(f"lpa: nothing tuned: {error}", file=sys.stderr)
-    if not arguments.json:
-        if tuned is not None:
-            print(f"tuned: {tuned} in {tuned_file}")
-        for placement, name, value in short_axes(result):
-            print(f"{placement}: {name} {value:g} lies at the end of what was tried")
-    return tuned
+
+def _outcome_figures(outcome: "StudyOutcome") -> dict[str, Any]:
+    """Which runs failed and what was tuned, as `--json` prints it."""
+    failed = [
+        {"variant": job.variant, "seed": job.seed, "log": str(job.log)} for job in outcome.failed
+    ]
+    tuned = {"tuned": outcome.tuned} if outcome.tuned_file else {}
+    return {"failed": failed, **tuned}

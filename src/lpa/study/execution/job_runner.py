@@ -91,16 +91,21 @@ def read_test(run: Path) -> Evaluation:
     return read_json(run / TEST_FILE, Evaluation)
 
 
-def create_jobs(study: Study, seeds: int, out: Path, data: Path) -> list[Job]:
+def create_jobs(
+    study: Study, seeds: int, out: Path, data: Path, manifest: Manifest | None = None
+) -> list[Job]:
     """Write the study's index and the recipe of each run.
 
     The order is seed by seed, all variants of one before the next, and these in the other direction: early
     results are balanced, and what slows the machine for a while, or more and more, slows all variants alike.
 
+    Args:
+        manifest: that of the data, where it has been read.
+
     Raises:
         UserError: `out` holds this study with other settings or data, or data without what it needs.
     """
-    manifest = Manifest.load(data)
+    manifest = manifest or Manifest.load(data)
     hashes = data_hashes(manifest, data)
     if study.tunes and "validation" not in hashes:
         raise UserError(
