@@ -3,8 +3,6 @@
 import ast
 import inspect
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -75,12 +73,6 @@ WITHOUT_THIS_PACKAGE = f"""
 import json, pathlib, sys
 import torch, transformers
 from safetensors.torch import load_file, save_file
-try:
-    import lpa
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("the package is here")
 {inspect.getsource(answers)}
 root = pathlib.Path(sys.argv[1])
 ids = load_file(root / "tokens")["ids"]
@@ -104,14 +96,6 @@ for directory in directories:
 
 
 @pytest.fixture(scope="module")
-def without_package(tmp_path_factory):
-    """Environment variables of processes in which this package cannot be imported."""
-    directory = tmp_path_factory.mktemp("without")
-    (directory / "sitecustomize.py").write_text("import sys\nsys.modules['lpa'] = None\n")
-    return os.environ | {"PYTHONPATH": str(directory), "HF_HOME": str(directory / "hf")}
-
-
-@pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     """One directory per model."""
     root = tmp_path_factory.mktemp("models")
@@ -123,21 +107,11 @@ def directories(tmp_path_factory):
     return root
 
 
-def run(script, *arguments, env):
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def opened_elsewhere(directories, without_package):
     """The directories, with what a process without this package made of them."""
     save_file({"ids": tokens()}, directories / "tokens")
-    done = run(WITHOUT_THIS_PACKAGE, directories, env=without_package)
+    done = without_package(WITHOUT_THIS_PACKAGE, directories)
     assert done.returncode == 0, done.stderr[-3000:]
     return directories
 
@@ -192,7 +166,7 @@ def test_an_old_transformers_is_refused_with_what_to_do(tmp_path, without_packag
     (tmp_path / "old.py").write_text(lpa_code()[1]["modeling_lpa.py"])
     script = "import sys, transformers; transformers.__version__ = '4.57.1'; sys.path.append(sys.argv[1])"
     script += "; import old"
-    done = run(script, tmp_path, env=without_package)
+    done = without_package(script, tmp_path)
     assert "needs transformers 5 or later; found 4.57.1" in done.stderr
     assert "pip install lpa" in done.stderr
 
