@@ -79,6 +79,11 @@ def _register_cache_implementation(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_cache_implementation()
 
 
+@wrapt.when_imported("transformers.modeling_utils")
+def _register_saving(_: Any) -> None:
+    importlib.import_module("lpa.model.hub.remote_code").register_saving()
+
+
 @wrapt.when_imported("transformers.quantizers.auto")
 def _register_quantizer(_: Any) -> None:
     importlib.import_module("lpa.model.auto").register_quantizer()

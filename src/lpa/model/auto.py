@@ -24,9 +24,6 @@ MODELS = {
     "AutoModel": "LPAModel",
     "AutoModelForCausalLM": "LPAForCausalLM",
     "AutoModelForSequenceClassification": "LPAForSequenceClassification",
-}
-# The same of heads that transformers adds to any decoder, which find the decoder by way of this package.
-GENERIC_HEADS = {
     "AutoModelForTokenClassification": "LPAForTokenClassification",
     "AutoModelForQuestionAnswering": "LPAForQuestionAnswering",
 }
@@ -47,7 +44,7 @@ def register_models() -> None:
 
     from lpa.model.configuration_lpa import LPAConfig
 
-    for auto_class, name in (MODELS | GENERIC_HEADS).items():
+    for auto_class, name in MODELS.items():
         # `AutoModel.register` would look into the class at once; the mapping below it does not.
         mapping = getattr(modeling_auto, auto_class)._model_mapping
         mapping.register(LPAConfig, _on_first_use("lpa.model.modeling_lpa", name), exist_ok=True)

@@ -6,7 +6,6 @@ everything but their positions, their FFN and the order of norm and branch in a 
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -25,6 +24,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModel
 from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
@@ -95,15 +95,6 @@ class LPAPreTrainedModel(PreTrainedModel):
         # all lie in children, as a pair's do. It is for code that writes weights without asking whether
         # they are loaded already.
         super()._initialize_weights(module, is_custom_code=False)
-
-    def save_pretrained(
-        self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
-    ) -> None:
-        """As PreTrainedModel.save_pretrained, with the code that opens the model without this package."""
-        from lpa.model.hub.remote_code import with_remote_code
-
-        with with_remote_code(self, save_directory) if is_main_process else nullcontext():
-            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
 
 def _init_low_rank_linear(module: LowRankLinear) -> None:
@@ -433,9 +424,20 @@ class LPAForSequenceClassification(LPAPreTrainedModel):
         return (positions * mask.to(positions)).argmax(-1)
 
 
-class LPAForTokenClassification(GenericForTokenClassification, LPAPreTrainedModel):
+class RegistersDecoder:
+    """Goes before a head of transformers, which asks `AutoModel` for the decoder of a configuration."""
+
+    def __init__(self, config: LPAConfig) -> None:
+        # Of code in a directory there are two copies of `LPAConfig`: each file has its own.
+        AutoModel.register(type(config), LPAModel, exist_ok=True)
+        super().__init__(config)  # type: ignore[call-arg]
+
+
+class LPAForTokenClassification(
+    RegistersDecoder, GenericForTokenClassification, LPAPreTrainedModel
+):
     """The decoder with a linear head on every token: logits (batch, sequence, labels)."""
 
 
-class LPAForQuestionAnswering(GenericForQuestionAnswering, LPAPreTrainedModel):
+class LPAForQuestionAnswering(RegistersDecoder, GenericForQuestionAnswering, LPAPreTrainedModel):
     """The decoder with a linear head for the first and the last token of an answer."""

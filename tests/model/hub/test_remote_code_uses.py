@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from architectures import tiny
-from harness_task import TASK
+from helpers.architectures import tiny
+from helpers.harness_task import TASK
 from transformers import AutoTokenizer, pipeline
 
 from lpa.convert.factorize import FactorizeConfig, factorize_directory

@@ -4,12 +4,14 @@ transformers runs it where the caller passes `trust_remote_code=True`. It is mad
 package when a model is saved, and imports torch and transformers alone.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import wrapt
 
 from lpa.model.auto import MODELS, QUANT_METHOD
 from lpa.model.hub.code_flattening import FlatFile, flatten
@@ -39,8 +41,27 @@ if int(transformers.__version__.partition(".")[0]) < 5:
 '''
 
 
+def register_saving() -> None:
+    """Let `save_pretrained` of any class write the code that a model needs to be opened elsewhere."""
+    from transformers.modeling_utils import PreTrainedModel
+
+    wrapt.wrap_function_wrapper(PreTrainedModel, "save_pretrained", _save_with_code)
+
+
+def _save_with_code(
+    wrapped: Callable[..., Any],
+    model: "PreTrainedModel",
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Any:
+    given = dict(zip(("save_directory", "is_main_process"), arguments, strict=False)) | options
+    is_main = given.get("is_main_process", True)
+    with _with_code(model, given["save_directory"]) if is_main else nullcontext():
+        return wrapped(*arguments, **options)
+
+
 @contextmanager
-def with_remote_code(model: "PreTrainedModel", directory: str | Path) -> Iterator[None]:
+def _with_code(model: "PreTrainedModel", directory: str | Path) -> Iterator[None]:
     """Write the code that a model needs into a directory, and let its config.json name it.
 
     Within the context `model.save_pretrained` writes the rest. A stock model needs no code and gets none.

@@ -28,7 +28,8 @@ def factorize(
     """Replace dense projections of a live model by low-rank pairs.
 
     The model stays of its class; it trains, generates and saves as before, and `lpa.load` or, after
-    `import lpa`, `AutoModelForCausalLM.from_pretrained` read it back.
+    `import lpa`, `AutoModelForCausalLM.from_pretrained` read it back. Where this package is missing, the
+    code that `save_pretrained` wrote does, with `trust_remote_code=True`.
 
     Args:
         model: a decoder whose projections are `nn.Linear` or GPT-2's `Conv1D`. A fused query, key and

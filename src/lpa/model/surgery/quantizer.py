@@ -78,6 +78,9 @@ class LowRankQuantizer(HfQuantizer):
     def _dequantize(self, model: "PreTrainedModel", dtype: Any = None) -> "PreTrainedModel":
         insert_dense_modules(model)
         _remove_request(model.config)
+        # What `remote_loading` does is no longer needed.
+        vars(model.config).pop("auto_map", None)
+        vars(model).pop("save_pretrained", None)
         return model
 
     def is_serializable(self) -> bool:

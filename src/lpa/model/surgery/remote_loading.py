@@ -5,6 +5,9 @@ of transformers then call its `from_pretrained`, which gives a model of the clas
 belongs to, as they would with this package.
 """
 
+import shutil
+from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from transformers.models.auto import modeling_auto
@@ -12,6 +15,16 @@ from transformers.quantizers import auto as quantizers_auto
 
 from lpa.model.auto import QUANT_METHOD
 from lpa.model.surgery.quantizer import LowRankConfig, LowRankQuantizer
+
+
+def save_with_code(model: Any, save_directory: Any, *args: Any, **options: Any) -> None:
+    """`save_pretrained` of a model that this file opened: this file comes along."""
+    Path(save_directory).mkdir(parents=True, exist_ok=True)
+    shutil.copy(__file__, save_directory)
+    # Names that say in which repository they are stand for this file too.
+    auto_map = {auto: name.rpartition("--")[2] for auto, name in model.config.auto_map.items()}
+    model.config.auto_map = auto_map
+    type(model).save_pretrained(model, save_directory, *args, **options)
 
 
 class LowRankModel:
@@ -24,9 +37,11 @@ class LowRankModel:
         """A model of the class that transformers has for its configuration, with pairs inside."""
         quantizers_auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, LowRankConfig)
         quantizers_auto.AUTO_QUANTIZER_MAPPING.setdefault(QUANT_METHOD, LowRankQuantizer)
-        del config.auto_map  # `save_pretrained` of that class copies no code
         model_class = getattr(modeling_auto, cls.auto_class)._model_mapping[type(config)]
-        return model_class.from_pretrained(path, *args, config=config, **options)
+        loaded = model_class.from_pretrained(path, *args, config=config, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.save_pretrained = MethodType(save_with_code, model)
+        return loaded
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any) -> None:
@@ -41,8 +56,18 @@ class LowRankForSequenceClassification(LowRankModel):
     auto_class = "AutoModelForSequenceClassification"
 
 
+class LowRankForTokenClassification(LowRankModel):
+    auto_class = "AutoModelForTokenClassification"
+
+
+class LowRankForQuestionAnswering(LowRankModel):
+    auto_class = "AutoModelForQuestionAnswering"
+
+
 REMOTE_CLASSES = {
     "AutoModel": "LowRankModel",
     "AutoModelForCausalLM": "LowRankForCausalLM",
     "AutoModelForSequenceClassification": "LowRankForSequenceClassification",
+    "AutoModelForTokenClassification": "LowRankForTokenClassification",
+    "AutoModelForQuestionAnswering": "LowRankForQuestionAnswering",
 }
