@@ -13,12 +13,14 @@ import lpa as package
 from lpa.cli import COMMANDS
 from lpa.cli.train import SECTIONS
 from lpa.errors import UserError
+from lpa.eval.glue.finetune import FineTuningConfig
 from lpa.train.config import RunConfig
 
 NAMES = [
     *("LPAConfig", "LPAForCausalLM", "LPAForSequenceClassification", "LowRankLinear"),
     *("LatentCache", "RunConfig", "prepare", "train", "evaluate_perplexity", "compare"),
     *("factorize", "load", "merge", "plan", "push"),
+    *("list_runs", "run_bench", "run_study", "write_report"),
 ]
 
 # Command -> the function that it is a shell over.
@@ -31,16 +33,25 @@ FUNCTIONS = {
     "convert merge": "merge",
     "plan": "plan",
     "push": "push",
+    "runs": "list_runs",
+    "bench": "run_bench",
+    "study": "run_study",
+    "report": "write_report",
 }
 
 # Likewise, where the function is not of those that `import lpa` offers.
 FUNCTIONS_OF_MODULES = {
+    "data stats": "lpa.data.stats:data_stats",
+    "data show": "lpa.data.stats:sample_documents",
+    "data verify": "lpa.data.stats:verify_data",
+    "presets": "lpa.model.presets:preset_parameters",
+    "eval glue": "lpa.eval.glue.run_glue:run_glue",
+    "convert import-published": "lpa.convert.import_published:import_published",
     "eval minimal-pairs": "lpa.eval.minimal_pairs.evaluate:evaluate_minimal_pairs",
     "eval harness": "lpa.eval.harness:run_harness",
     "analyze": "lpa.eval.analysis.analyze:analyze",
     "generate": "lpa.eval.generate:generate_text",
     "convert gguf": "lpa.convert.gguf.gguf_export:export_gguf",
-    "push": "lpa.model.hub.push:push",
     "demo": "lpa.study.demo.demo:run_demo",
 }
 
@@ -56,16 +67,25 @@ OF_THE_SHELL = {
 
 # Arguments that only a Python caller can have a use for.
 OF_PYTHON = {
-    *("on_progress", "show_bar", "config"),
+    *("on_progress", "on_start", "on_state", "show_bar", "config"),
     *("tokenizer", "tokenizer_a", "tokenizer_b", "reinitialize"),  # of live models
     "threads",
 }
 
 # Required by the command, as a path needs it; a live model does not.
-NEEDED_BY_PATHS = {("convert factorize", "out"), ("convert merge", "out"), ("train", "out")}
+NEEDED_BY_PATHS = {
+    *(("convert factorize", "out"), ("convert merge", "out"), ("convert import-published", "out")),
+    ("train", "out"),
+}
 
 # Required by the function alone, as the command has something for whoever gives nothing.
-OFFERED_BY_COMMANDS = {("generate", "prompt"), ("demo", "out")}
+OFFERED_BY_COMMANDS = {("generate", "prompt"), ("demo", "out"), ("study", "out")}
+
+# Arguments that hold several options.
+GROUPS_OF_OPTIONS = {("eval glue", "settings"): FineTuningConfig}
+
+# Of Python alone in most commands, and an option in these.
+ALSO_OPTIONS = {("prepare", "tokenizer"), ("bench", "threads")}
 
 
 def parser_of(command):
@@ -85,7 +105,8 @@ def options_of(command) -> dict[str, inspect.Parameter]:
 
 def plain(default):
     """A default as it counts: nothing is nothing, however it is written."""
-    return None if (default in ((), [], False) and default != 0) or default is False else default
+    default = list(default) if isinstance(default, tuple) else default
+    return None if (default in ([], False) and default != 0) or default is False else default
 
 
 def test_every_name_is_there_and_documented():
@@ -124,6 +145,7 @@ def test_train_is_callable_whatever_was_imported_first(first):
 import {first}
 import lpa, inspect
 from lpa.errors import UserError
+from lpa.eval.glue.finetune import FineTuningConfig
 assert "resume" in inspect.signature(lpa.train).parameters
 try:
     lpa.train("absent.yaml", "out")
@@ -147,14 +169,22 @@ def test_a_command_has_the_arguments_and_defaults_of_its_function(command):
     parameters = {
         "model" if name in PATHS_OF_MODELS else name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
-        if name not in OF_PYTHON or (command, name) == ("prepare", "tokenizer")
+        if name not in OF_PYTHON or (command, name) in ALSO_OPTIONS
     }
+    for (owner, name), group in GROUPS_OF_OPTIONS.items():
+        if owner == command:
+            del parameters[name]
+            parameters |= {field.name: field.default for field in dataclasses.fields(group)}
     options = {name: default for name, default in options_of(command).items() if "." not in name}
     assert set(options) == set(parameters)
     for name, default in options.items():
         if (command, name) in NEEDED_BY_PATHS | OFFERED_BY_COMMANDS:
             continue
         assert plain(default) == plain(parameters[name]), name
+
+
+def test_every_command_has_its_function():
+    assert {*FUNCTIONS, *FUNCTIONS_OF_MODULES} == set(COMMANDS)
 
 
 def test_the_recipe_fields_are_those_of_the_configuration():

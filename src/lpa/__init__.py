@@ -26,8 +26,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "model.layers.latent_cache": ["LatentCache"],
         "model.hub.push": ["push"],
         "model.loading": ["load"],
+        "study.bench.run_bench": ["run_bench"],
         "study.planning.plan": ["plan"],
+        "study.report.study_report": ["write_report"],
+        "study.run_study": ["run_study"],
         "train.config": ["RunConfig"],
+        "train.run_table": ["list_runs"],
     },
 )
 
@@ -42,9 +46,13 @@ if TYPE_CHECKING:
     from lpa.model.hub.push import push
     from lpa.model.layers.latent_cache import LatentCache
     from lpa.model.loading import load
+    from lpa.study.bench.run_bench import run_bench
     from lpa.study.planning.plan import plan
+    from lpa.study.report.study_report import write_report
+    from lpa.study.run_study import run_study
     from lpa.train.config import RunConfig
     from lpa.train.run import train
+    from lpa.train.run_table import list_runs
 
 
 # These modules of transformers hold the Auto classes. They learn of this package as soon as they exist,

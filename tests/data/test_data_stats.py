@@ -41,16 +41,16 @@ def test_statistics_are_those_of_the_text(data):
 
 
 def test_documents_are_shown_to_their_end_or_so_far(data):
-    shown = sample_documents(data, "train", sample=200, max_tokens=20)
+    shown = sample_documents(data, "train", num_samples=200, max_tokens=20)
     assert len(shown) == 100
     assert shown[3] == "document 3 xxx<|endoftext|>"
     assert shown[89] == "document 89 xxxxxxxx …"
-    few = sample_documents(data, "train", sample=3, seed=1)
+    few = sample_documents(data, "train", num_samples=3, seed=1)
     assert len(few) == 3
-    assert few == sample_documents(data, "train", sample=3, seed=1)
+    assert few == sample_documents(data, "train", num_samples=3, seed=1)
 
 
-@pytest.mark.parametrize("options", [{"sample": 0}, {"sample": 1, "max_tokens": 0}])
+@pytest.mark.parametrize("options", [{"num_samples": 0}, {"num_samples": 1, "max_tokens": 0}])
 def test_nothing_to_show_is_refused(data, options):
     with pytest.raises(UserError, match="got 0; expected at least 1"):
         sample_documents(data, "train", **options)

@@ -62,39 +62,25 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    import torch
-
-    from lpa.device import resolve_device, resolve_dtype
     from lpa.display import console
-    from lpa.display.html import is_figure
-    from lpa.model.presets import preset_config
-    from lpa.storage.outputs import check_output_file
-    from lpa.study.bench.benchmark import run_bench, write_figure
+    from lpa.study.bench.run_bench import run_bench
 
-    figure = arguments.figure
-    if figure is not None:
-        overwrite = arguments.overwrite
-        figure = check_output_file(
-            figure, "a figure", is_figure, option="--figure", overwrite=overwrite
-        )
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    changes = {} if arguments.rank is None else {"rank": arguments.rank}
     with console.progress_display(transient=True) as display:
-        device = resolve_device(arguments.device)
         result = run_bench(
-            preset_config(arguments.preset, **changes),
-            arguments.placement,
+            arguments.preset,
+            placement=arguments.placement,
+            rank=arguments.rank,
             seq_len=arguments.seq_len,
             batch_size=arguments.batch_size,
             rounds=arguments.rounds,
-            device=device,
-            dtype=resolve_dtype(arguments.dtype, device.type),
-            compiled=arguments.compile,
+            compile=arguments.compile,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            threads=arguments.threads,
+            figure=arguments.figure,
+            overwrite=arguments.overwrite,
             on_progress=console.bar_per_task(display),
         )
-    if figure is not None:
-        write_figure(figure, result)
     if arguments.json:
         print(to_json(asdict(result)))
         return

@@ -19,18 +19,9 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa.model.configuration_lpa import PLACEMENTS
-    from lpa.model.cost import parameter_count
-    from lpa.model.presets import PRESETS, preset_config
+    from lpa.model.presets import PRESETS, preset_config, preset_parameters
 
-    placements = [arguments.placement] if arguments.placement else list(PLACEMENTS)
-    counts = {
-        name: {
-            placement: parameter_count(preset_config(name, placement=placement))
-            for placement in placements
-        }
-        for name in PRESETS
-    }
+    counts = preset_parameters(arguments.placement)
     if arguments.json:
         print(
             to_json({n: {"origin": PRESETS[n].origin, "parameters": c} for n, c in counts.items()})
@@ -43,7 +34,7 @@ def main(argv: list[str]) -> None:
     table = new_table("parameters by placement")
     for heading in ("preset", "origin", "layers", "rank"):
         table.add_column(heading, no_wrap=True)
-    for placement in placements:
+    for placement in next(iter(counts.values())):
         table.add_column(placement, justify="right", no_wrap=True)
     for name, preset in PRESETS.items():
         config = preset_config(name)

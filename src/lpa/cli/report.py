@@ -39,20 +39,18 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa.study.report.rivals_section import compare_rivals
-    from lpa.study.results.study_results import find_studies
-
-    studies = find_studies(arguments.directories, arguments.baseline)
     if arguments.json:
+        from lpa.study.report.rivals_section import compare_rivals
+        from lpa.study.results.study_results import find_studies
+
+        studies = find_studies(arguments.directories, arguments.baseline)
         rivals = [comparison.to_dict() for comparison in compare_rivals(studies)]
         print(to_json({"studies": [study.table() for study in studies], "rivals": rivals}))
         return
-
     from lpa.display.escape import escape_unprintable
-    from lpa.study.report.study_report import summarize, write_study_report
+    from lpa.study.report.study_report import summarize, write_report
 
-    out = arguments.out or arguments.directories[0] / "report.html"
-    write_study_report(studies, out)
-    for study in studies:
+    report = write_report(arguments.directories, baseline=arguments.baseline, out=arguments.out)
+    for study in report.studies:
         print(escape_unprintable(f"{study.title}: {' '.join(summarize(study))}"))
-    print(escape_unprintable(f"report  {out}"))
+    print(escape_unprintable(f"report  {report.page}"))

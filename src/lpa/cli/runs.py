@@ -24,7 +24,7 @@ def build_parser() -> Parser:
   lpa runs runs/lpa runs/dense --json""",
     )
     parser.add_argument(
-        "dirs",
+        "directories",
         type=Path,
         nargs="+",
         metavar="DIR",
@@ -46,11 +46,9 @@ def main(argv: list[str]) -> None:
 
     from dataclasses import asdict
 
-    from lpa.train.run_table import find_runs, read_run, sort_runs
+    from lpa.train.run_table import list_runs
 
-    # Absolute only to find the same run once where one DIR lies within another.
-    runs = {run.resolve(): run for root in arguments.dirs for run in find_runs(root)}
-    rows = sort_runs([read_run(run, str(run)) for run in runs.values()], arguments.sort)
+    rows = list_runs(arguments.directories, sort=arguments.sort)
     if arguments.json:
         print(to_json({"runs": [asdict(row) for row in rows]}))
     else:

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from lpa.errors import UserError
 from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS, LPAConfig
+from lpa.model.hub.model_card import CardContent
+from lpa.model.hub.model_directory import save_model
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
 
 # Setting -> rules from a published name, without `lpa.`, to ours. `{factor}` stands for the map or the
 # factor of a pair: nothing, `.0` (down) or `.1` (up). The first that matches counts.
@@ -163,17 +166,42 @@ def _placement(attention_rank: int | None, ffn_rank: int | None) -> str:
 
 
 def import_published(
-    checkpoint: Path, setting: int, *, num_attention_heads: int, seq_len: int = 256
+    checkpoint: Path,
+    setting: int,
+    *,
+    num_attention_heads: int,
+    seq_len: int = 256,
+    out: Path | None = None,
+    overwrite: bool = False,
 ) -> LPAForCausalLM:
     """A model with the weights of a published checkpoint, every one of them and nothing else.
 
     Args:
         checkpoint: a safetensors file; its sizes are read from its tensors.
         setting, num_attention_heads, seq_len: see `published_config`.
+        out: a directory to write the model to.
+        overwrite: replace a model directory there.
 
     Raises:
-        UserError: not such a checkpoint; tensors missing or left over, by name.
+        UserError: not such a checkpoint; tensors missing or left over, by name; or `out` holds something.
     """
+    if out is None:
+        return _read_published(checkpoint, setting, num_attention_heads, seq_len)
+    check_output_directory(out, MODEL, overwrite=overwrite)
+    model = _read_published(checkpoint, setting, num_attention_heads, seq_len)
+    card = CardContent(
+        title=out.resolve().name,
+        origin="`lpa convert import-published` read it from a checkpoint of the published LPA code.",
+        parents=[checkpoint.name],
+    )
+    with atomic_directory(out, MODEL, overwrite=overwrite) as directory:
+        save_model(model, directory, card)
+    return model
+
+
+def _read_published(
+    checkpoint: Path, setting: int, num_attention_heads: int, seq_len: int
+) -> LPAForCausalLM:
     from safetensors.torch import load_file
 
     if not checkpoint.is_file():

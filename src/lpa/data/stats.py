@@ -39,6 +39,25 @@ class SplitStats:
     duplicates: int
 
 
+@dataclass
+class DataStats:
+    """What a prepared data directory holds."""
+
+    vocab_size: int
+    splits: dict[str, SplitStats]
+
+
+def data_stats(data: Path) -> DataStats:
+    """Read every split of a prepared data directory once and count.
+
+    Raises:
+        UserError: no such directory, or a damaged one.
+    """
+    manifest = Manifest.load(data)
+    splits = {split: split_stats(data, split, manifest) for split in manifest.splits}
+    return DataStats(manifest.vocab_size, splits)
+
+
 def split_stats(directory: Path, split: str, manifest: Manifest | None = None) -> SplitStats:
     """Read a split once and count; 16 bytes of memory, and some of Python's, per document.
 
@@ -96,23 +115,23 @@ def _iterate_documents(directory: Path, split: str, manifest: Manifest) -> Itera
 
 
 def sample_documents(
-    directory: Path, split: str, *, sample: int, seed: int = 0, max_tokens: int = 200
+    data: Path, split: str = "train", *, num_samples: int = 5, max_tokens: int = 200, seed: int = 0
 ) -> list[str]:
     """Decoded beginnings of some documents, chosen evenly among all; their end shows if it is reached.
 
     Raises:
         UserError: no such split, or a number below 1.
     """
-    for name, value in (("sample", sample), ("max-tokens", max_tokens)):
+    for name, value in (("num-samples", num_samples), ("max-tokens", max_tokens)):
         if value < 1:
             raise UserError(f"--{name}: got {value}; expected at least 1")
-    manifest = Manifest.load(directory)
-    tokenizer = load_tokenizer(directory / TOKENIZER_DIRECTORY)
+    manifest = Manifest.load(data)
+    tokenizer = load_tokenizer(data / TOKENIZER_DIRECTORY)
     count = manifest.split(split).documents
     generator = np.random.default_rng(seed)
-    chosen = set(generator.choice(count, size=min(sample, count), replace=False).tolist())
+    chosen = set(generator.choice(count, size=min(num_samples, count), replace=False).tolist())
     texts = []
-    for number, document in enumerate(_iterate_documents(directory, split, manifest)):
+    for number, document in enumerate(_iterate_documents(data, split, manifest)):
         if number in chosen:
             text = tokenizer.decode(document[:max_tokens])
             texts.append(text if len(document) <= max_tokens else f"{text} …")
@@ -138,24 +157,24 @@ def decode_documents(directory: Path, split: str | None = None) -> Iterator[str]
         yield tokenizer.decode(document[:-1] if ends else document)
 
 
-def verify_data(directory: Path) -> list[str]:
+def verify_data(data: Path) -> list[str]:
     """What is wrong with a prepared data directory; nothing if it is as it was written.
 
     Raises:
         UserError: it has no manifest that can be read.
     """
-    manifest = Manifest.load(directory)
+    manifest = Manifest.load(data)
     problems = []
     try:
-        found = tokenizer_hash(load_tokenizer(directory / TOKENIZER_DIRECTORY))
+        found = tokenizer_hash(load_tokenizer(data / TOKENIZER_DIRECTORY))
         if found != manifest.tokenizer_sha256:
             problems.append(f"{TOKENIZER_DIRECTORY}: is not the tokenizer of the manifest")
     except UserError as error:
         problems.append(str(error))
     for split in manifest.splits:
         try:
-            TokenSplit(directory, split, manifest)
-            verify_shards(directory, split, manifest)
+            TokenSplit(data, split, manifest)
+            verify_shards(data, split, manifest)
         except UserError as error:
             problems.append(str(error))
     return problems

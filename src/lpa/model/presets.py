@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lpa.errors import UserError, expected_one_of
-from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.configuration_lpa import PLACEMENTS, LPAConfig
+from lpa.model.cost import parameter_count
 
 
 @dataclass
@@ -76,3 +77,22 @@ def preset_config(name: str, **overrides: Any) -> LPAConfig:
     if name not in PRESETS:
         raise UserError(f"preset: got {name!r}; {expected_one_of(name, PRESETS)}")
     return LPAConfig(**(PRESETS[name].fields | overrides))
+
+
+def preset_parameters(placement: str | None = None) -> dict[str, dict[str, int]]:
+    """Counts the parameters of every preset.
+
+    Args:
+        placement: the one to count; by default all.
+
+    Returns:
+        Preset -> placement -> parameters.
+
+    Raises:
+        UserError: no such placement.
+    """
+    placements = PLACEMENTS if placement is None else (placement,)
+    return {
+        name: {one: parameter_count(preset_config(name, placement=one)) for one in placements}
+        for name in PRESETS
+    }

@@ -1,12 +1,12 @@
 """The results of the runs below a directory, or how far they are."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 from lpa.storage.records import parse_value, read_yaml
 from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE
 from lpa.train.checkpoint import store
@@ -49,6 +49,30 @@ class RunRow:
 
 # What rows can be sorted by.
 SORT_FIELDS = tuple(name for name in RunRow.__dataclass_fields__ if name != "problem")
+
+
+def list_runs(directories: Sequence[Path], *, sort: str = "name") -> list[RunRow]:
+    """Tabulates the runs at or below some directories: results, and the progress of the others.
+
+    Args:
+        directories: run directories, or those that contain some.
+        sort: the field of `RunRow` to sort by, ascending; rows without it come last.
+
+    Returns:
+        A row for each run, once.
+
+    Raises:
+        UserError: a directory that does not exist or holds no run, or no such field.
+
+    Example:
+        >>> for row in lpa.list_runs(["runs"], sort="perplexity"):
+        ...     print(row.name, row.perplexity)
+    """
+    if sort not in SORT_FIELDS:
+        raise UserError(f"--sort: got {sort!r}; {expected_one_of(sort, SORT_FIELDS)}")
+    # Absolute only to find the same run once where one directory lies within another.
+    runs = {run.resolve(): run for root in directories for run in find_runs(Path(root))}
+    return sort_runs([read_run(run, str(run)) for run in runs.values()], sort)
 
 
 def find_runs(root: Path) -> list[Path]:

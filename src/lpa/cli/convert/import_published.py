@@ -45,25 +45,16 @@ def main(argv: list[str]) -> None:
 
     from lpa.convert.import_published import import_published
     from lpa.display import console
-    from lpa.model.hub.model_card import CardContent
-    from lpa.model.hub.model_directory import save_model
-    from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
 
     console.silence_transformers()
-    check_output_directory(arguments.out, MODEL, overwrite=arguments.overwrite)
     model = import_published(
         arguments.checkpoint,
         arguments.setting,
         num_attention_heads=arguments.num_attention_heads,
         seq_len=arguments.seq_len,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
     )
-    card = CardContent(
-        title=arguments.out.resolve().name,
-        origin="`lpa convert import-published` read it from a checkpoint of the published LPA code.",
-        parents=[arguments.checkpoint.name],
-    )
-    with atomic_directory(arguments.out, MODEL, overwrite=arguments.overwrite) as directory:
-        save_model(model, directory, card)
     figures = {"parameters": model.num_parameters(), "placement": model.config.placement}
     if arguments.json:
         print(to_json(figures))

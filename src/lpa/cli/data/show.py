@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     texts = sample_documents(
         arguments.data,
         arguments.split,
-        sample=arguments.num_samples,
+        num_samples=arguments.num_samples,
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
     )

@@ -22,19 +22,15 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa.data.manifest import Manifest
-    from lpa.data.stats import split_stats
+    from lpa.data.stats import data_stats
     from lpa.display import console
 
-    manifest = Manifest.load(arguments.data)
     with console.stderr.status("counting"):
-        statistics = {
-            split: asdict(split_stats(arguments.data, split, manifest)) for split in manifest.splits
-        }
+        statistics = asdict(data_stats(arguments.data))
     if arguments.json:
-        print(to_json({"vocab_size": manifest.vocab_size, "splits": statistics}))
+        print(to_json(statistics))
         return
-    for split, figures in statistics.items():
+    for split, figures in statistics["splits"].items():
         print(f"{split}")
         lengths = figures.pop("lengths")
         for name, value in figures.items():
@@ -44,4 +40,4 @@ def main(argv: list[str]) -> None:
         for smallest, count in lengths.items():
             bar = "█" * max(1, round(30 * count / most))
             print(f"  {smallest:>9,}+ tokens {count:>12,} {bar}")
-    print(f"vocabulary of {manifest.vocab_size:,}")
+    print(f"vocabulary of {statistics['vocab_size']:,}")

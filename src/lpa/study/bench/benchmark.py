@@ -1,7 +1,7 @@
 """Dense and low-rank models side by side on this machine: time, memory, and where low rank stops to pay."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,9 @@ class BenchResult:
     break_even_rank: dict[str, float]
 
 
-def run_bench(
+def measure_models(
     config: LPAConfig,
-    placements: list[str],
+    placements: Sequence[str],
     *,
     seq_len: int,
     batch_size: int,

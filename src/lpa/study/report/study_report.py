@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,13 @@ from lpa.study.design.grid_files import STUDIES, read_claims
 from lpa.study.report.figures import SCALING_AXES, scaling_fits, study_figures
 from lpa.study.report.rivals_section import compare_rivals, draw_loss_against_flops
 from lpa.study.results.statistics import NOT_FINITE, ONE_SEED, Difference
-from lpa.study.results.study_results import StudyResult, VariantRow, short_axes, tuned_rows
+from lpa.study.results.study_results import (
+    StudyResult,
+    VariantRow,
+    find_studies,
+    short_axes,
+    tuned_rows,
+)
 
 # How an earlier report named its figures.
 _FIGURE = re.compile(rf"\d+-({'|'.join(STUDIES)})(-tuning)?-\w+-\d+\.(svg|png)")
@@ -33,6 +41,42 @@ HEADINGS = (
     "time",
     "memory",
 )
+
+
+@dataclass
+class StudyReport:
+    """A page, and the studies that it shows."""
+
+    page: Path
+    studies: list[StudyResult]
+
+
+def write_report(
+    directories: Sequence[Path], *, baseline: str | None = None, out: Path | None = None
+) -> StudyReport:
+    """Writes one page of tables, intervals and figures of the studies in some directories.
+
+    Args:
+        directories: those that `run_study` wrote; finished or not.
+        baseline: compare with this variant, in the studies that have it.
+        out: the page; by default `report.html` in the first directory. A folder of the figures lies beside
+            it, as SVG and PNG. Both replace those of an earlier report.
+
+    Returns:
+        Where the page is, and the results that it shows.
+
+    Raises:
+        UserError: a directory that holds no study, no study with the baseline, or a file that is no report.
+
+    Example:
+        >>> report = lpa.write_report(["runs/studies"])
+        >>> report.page
+    """
+    folders = [Path(directory) for directory in directories]
+    studies = find_studies(folders, baseline)
+    page = folders[0] / "report.html" if out is None else Path(out)
+    write_study_report(studies, page)
+    return StudyReport(page, studies)
 
 
 def write_study_report(studies: list[StudyResult], path: Path) -> None:
