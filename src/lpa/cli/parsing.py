@@ -13,8 +13,9 @@ from jsonargparse.typing import extend_base_type, register_type
 
 from lpa.cli.help_format import HelpFormatter, continue_line
 from lpa.cli.process import exit_with_error, one_line
+from lpa.cli.suggestions import explain_expression, explain_section, suggest_option
 from lpa.display.logs import LEVELS, log_to_stderr
-from lpa.errors import UserError, did_you_mean, expected_one_of
+from lpa.errors import UserError, expected_one_of
 from lpa.storage.records import describe_type, suggest_choice
 
 # What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
@@ -76,6 +77,8 @@ _MISTYPED = (
         r'Parser key "(?P<key>\S+)": .* Subtypes: \[.*\] Errors: .* Given value: ?(?P<value>.*)'
     ),
 )
+# How it says that a section of a recipe was given a value that is none.
+_SECTION = re.compile(r"Parser key \"(?P<key>\w+)\": Unable to load config '(?P<value>.*?)' - ")
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -90,6 +93,7 @@ class Parser(jsonargparse.ArgumentParser):
             description=description,
             epilog="examples:\n" + "\n".join(map(continue_line, examples.splitlines())),
             formatter_class=HelpFormatter,
+            allow_abbrev=False,  # other code looks for options by their whole names
         )
         self.arguments = self._positionals
         self.arguments.title = "arguments"
@@ -134,26 +138,42 @@ class Parser(jsonargparse.ArgumentParser):
         ):
             choices = found[3].replace("'", "").split(", ")
             return f"{found[1]}: got {found[2]}; {expected_one_of(found[2], choices)}"
+        if found := re.search(r"argument (\S+): expected (at least )?one argument", message):
+            return self._without_value(found[1].split("/")[-1].rstrip("+"))
+        if found := _SECTION.search(message):
+            return explain_section(found["key"], found["value"] or "", self._actions)
         for mistyped in _MISTYPED:
             if found := mistyped.search(message):
                 key = found["key"]  # one of a recipe, with a dot, may stand in the file
                 name = key if "." in key else self._shown(key)
                 value = found["value"]
-                return f"{name}: got {value or 'nothing'}; expected {self._accepted(key, value)}"
+                accepted = self._accepted(key, value) + explain_expression(value)
+                return f"{name}: got {value or 'nothing'}; expected {accepted}"
         return message
 
     def _accepted(self, key: str, given: str) -> str:
         """What an argument accepts, by its declared type."""
         [action] = [action for action in self._actions if action.dest == key]
+        if action.choices:
+            return f"one of {', '.join(map(str, action.choices))}"
         kind = getattr(action, "_typehint", None) or action.type
+        if kind is None:
+            return str(action.metavar)
         named = _ACCEPTED.get(getattr(kind, "__name__", ""))
         return named or describe_type(kind) + suggest_choice(given, kind)
+
+    def _without_value(self, option: str) -> str:
+        """An option with nothing after it."""
+        action = self._option_string_actions[option]
+        if type(action).__name__ == "_ActionConfigLoad":
+            return explain_section(action.dest, "", self._actions)
+        return f"{option}: got nothing; expected {self._accepted(action.dest, '')}"
 
     def _unknown_option(self, given: str) -> str:
         option = given.split("=")[0].split()[0]
         if not option.startswith("-"):
             return f"unexpected argument {given}; `{self.prog} --help` lists what is accepted"
-        meant = did_you_mean(option, self._option_string_actions)
+        meant = suggest_option(option, self._actions)
         return f"unknown option {given}; `{self.prog} --help` lists what is accepted{meant}"
 
     def _unknown_key(self, key: str, prefix: str = "") -> str:

@@ -1,6 +1,7 @@
 """`lpa train`."""
 
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from lpa.cli.parsing import (
     exit_with_error,
     to_json,
 )
+from lpa.cli.suggestions import explain_expression
 
 if TYPE_CHECKING:
     from lpa.train.config import RunConfig
@@ -120,7 +122,7 @@ def main(argv: list[str]) -> None:
         argv = ["--config", *argv]
     settled = {word.split("=")[0].removeprefix("--train.") for word in argv}
     for option, value in zip(argv, [*argv[1:], ""], strict=True):
-        if option == "--config":
+        if option == "--config" and value:
             _check_recipe(Path(value), settled)
         elif option.startswith("--config="):
             _check_recipe(Path(option.removeprefix("--config=")), settled)
@@ -276,10 +278,10 @@ def _check_recipe(path: Path, settled: set[str]) -> None:
     from lpa.train.config.recipe import check_recipe
 
     if not path.is_file():
-        exit_with_error(
-            f"RECIPE {path}: no such file; expected a YAML file such as recipes/nano.yaml"
-        )
+        found = "is a directory" if path.is_dir() else "no such file"
+        exit_with_error(f"RECIPE {path}: {found}; expected a YAML file such as recipes/nano.yaml")
     try:
         check_recipe(path, settled)
     except UserError as error:
-        exit_with_error(f"RECIPE {error}")
+        given = re.search(r"got '(\S+)'; expected a whole number", str(error))
+        exit_with_error(f"RECIPE {error}{explain_expression(given[1]) if given else ''}")

@@ -16,8 +16,8 @@ class DataConfig:
 
     Attributes:
         path: a prepared data directory.
-        seq_len: tokens per sample; also the positions that the model is made for. 0: 256, or with
-            model.from as many as that model has positions, at most 512.
+        seq_len: tokens per sample, the context; also the positions that the model is made for. 0: 256, or
+            with model.from as many as that model has positions, at most 512.
         intra_document_mask: whether documents in one sample are kept from attending to each other.
         num_workers: processes that read samples ahead of time; 0: the training process reads.
         verify: whether to compare the checksums of the training shards before the first step. The
