@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from helpers.harness_task import TASK
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers.matrix_products import MatrixProducts
 
 from lpa.cli import COMMANDS
 from lpa.device import resolve_device, resolve_dtype
@@ -73,21 +73,6 @@ def test_the_choices_are_what_the_library_accepts():
     for name in options_of("generate")["dtype"].choices:
         assert resolve_dtype(name, "cpu") in (torch.float32, torch.bfloat16)
     assert resolve_device(options_of("generate")["device"].default)
-
-
-class MatrixProducts(TorchDispatchMode):
-    """The dtypes of all factors of matrix products."""
-
-    OPERATIONS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.linear)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if operation.overloadpacket in self.OPERATIONS:
-            self.dtypes |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
-        return operation(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

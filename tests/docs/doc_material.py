@@ -56,21 +56,18 @@ class Material:
 
 def write_llama(folder: Path, tokenizer: Path) -> None:
     """A dense Llama of a few thousand weights, with a tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from helpers.small_models import small_llama
+    from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(loaded),
+    model = small_llama(
+        len(loaded),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=64,
         eos_token_id=loaded.eos_token_id,
         bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model.save_pretrained(folder)
     loaded.save_pretrained(folder)

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from helpers.small_models import small_llama
+from transformers import AutoTokenizer
 
 from lpa.data import Manifest, load_split_tokens, read_documents
 from lpa.data.sources.source import bundled_corpus
@@ -68,17 +69,8 @@ def test_the_trainer_reports_the_same_validation_perplexity(run, prepared):
 
 
 def test_a_model_of_another_kind(tmp_path, run, held_out):
-    torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(run / "final")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    model = LlamaForCausalLM(config)
+    model = small_llama(len(tokenizer), num_hidden_layers=1)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     result = evaluate_perplexity(tmp_path, held_out, device="cpu")

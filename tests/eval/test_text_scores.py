@@ -3,14 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import small_llama
 from transformers import (
     AutoTokenizer,
     BloomConfig,
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from lpa.data import bundled_corpus, load_split_tokens, read_documents
@@ -78,17 +77,7 @@ def test_sliding_windows_give_the_context_that_they_promise():
 
 @pytest.fixture(scope="module")
 def stock():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
+    return small_llama(initializer_range=0.3)
 
 
 def by_hand(model, text, mode, seq_len, stride):
@@ -191,16 +180,7 @@ def test_a_tokenizer_with_a_beginning_token_sets_it_once(tmp_path, run):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", bos)]
     )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=4096,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = small_llama(len(tokenizer), num_hidden_layers=1, max_position_embeddings=4096)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     words = next(read_documents([bundled_corpus("validation")]))[:1500]

@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
+from helpers.matrix_products import MatrixProducts
 from helpers.runs import assert_same_weights
 from helpers.small_models import small_model
 from helpers.small_runs import small_config, small_trainer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpa.device import peak_memory_bytes, resolve_device
 from lpa.train.dry_run import plan_run
@@ -16,22 +16,8 @@ from lpa.train.run import train
 
 pytestmark = pytest.mark.gpu
 
-_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 # 8 heads of 16: the narrowest that flash attention takes.
 _WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8}
-
-
-class ProductDtypes(TorchDispatchMode):
-    """Collects the dtypes of what is multiplied within it."""
-
-    def __init__(self):
-        super().__init__()
-        self.found: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if operation.overloadpacket.__name__ in _PRODUCTS:
-            self.found |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
-        return operation(*args, **(kwargs or {}))
 
 
 def gpu_trainer(data, **fields):
@@ -51,9 +37,9 @@ def test_auto_takes_the_gpu():
 def test_every_product_of_a_step_is_bfloat16(prepared):
     trainer = gpu_trainer(prepared)
     batches = trainer.next_batches()
-    with ProductDtypes() as products:
+    with MatrixProducts() as products:
         trainer.forward_backward(batches, sum(batch.num_targets for batch in batches))
-    assert products.found == {torch.bfloat16}
+    assert products.dtypes == {torch.bfloat16}
 
 
 def test_a_step_is_that_of_the_cpu(prepared):

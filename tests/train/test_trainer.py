@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.matrix_products import MatrixProducts
 from helpers.runs import untimed_metrics
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpa.device import fast_dtype
 from lpa.errors import UserError
@@ -198,18 +198,9 @@ def test_all_products_of_a_bfloat16_step_are_bfloat16(prepared, tmp_path, micro_
     config = small_config(prepared, 8)
     config.train.dtype, config.train.micro_batch_size = "bfloat16", micro_batch_size
     trainer = Trainer(config, tmp_path)
-    found = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            if operation.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
-                found.append({x.dtype for x in args if isinstance(x, torch.Tensor)})
-            return operation(*args, **(kwargs or {}))
-
-    with Watch():
+    with MatrixProducts() as products:
         trainer.train_step()
-    assert found
-    assert all(kinds == {torch.bfloat16} for kinds in found)
+    assert products.dtypes == {torch.bfloat16}
 
 
 def test_attention_by_another_implementation_trains_alike(prepared, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers.matrix_products import MatrixProducts
 
 from lpa.model.layers.loss import _chunks, lm_head_loss
 
@@ -110,17 +110,9 @@ def test_functional_transforms_differentiate_it(times):
 
 def products(function) -> list[set[torch.dtype]]:
     """The dtypes of each matrix product that is made while a function runs."""
-    found = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            if operation.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
-                found.append({x.dtype for x in args if isinstance(x, torch.Tensor)})
-            return operation(*args, **(kwargs or {}))
-
-    with Watch():
+    with MatrixProducts() as found:
         function()
-    return found
+    return found.products
 
 
 @pytest.mark.parametrize("tokens", [8, 600])  # less and more than one chunk

@@ -2,7 +2,7 @@ import json
 import re
 
 import pytest
-from helpers.rival_studies import rival_study
+from helpers.study_runs import rival_study
 
 from lpa.study.report.rivals_section import compare_rivals
 from lpa.study.report.study_report import write_study_report

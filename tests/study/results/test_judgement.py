@@ -1,7 +1,7 @@
 """Judgements of studies whose perplexities follow a known law."""
 
 import pytest
-from helpers.rival_studies import rival_study
+from helpers.study_runs import rival_study
 
 from lpa.study.results.judgement import judge
 

@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-from lpa.cli.eval.eval_common import add_text_arguments, print_json, score_each_text, window_options
+from lpa.cli.eval.eval_common import (
+    add_text_arguments,
+    print_json,
+    score_each_text,
+    scoring_options,
+)
 from lpa.cli.parsing import Parser, add_device_argument, add_dtype_argument, add_json_flag
 
 
@@ -40,10 +45,7 @@ def main(argv: list[str]) -> None:
             arguments.a,
             arguments.b,
             source,
-            split=arguments.split,
-            **window_options(arguments),
-            device=arguments.device,
-            dtype=arguments.dtype,
+            **scoring_options(arguments),
             on_progress=on_progress,
         ),
     )

@@ -46,15 +46,16 @@ def add_text_arguments(parser: Any) -> None:
     parser.add_argument("--batch-size", type=Count, default=8, help="windows per forward pass")
 
 
-def window_options(arguments: Any) -> dict[str, Any]:
-    """The options of `add_text_arguments` that say how text is split into windows."""
-    return {name: arguments[name] for name in ("mode", "seq_len", "stride", "batch_size")}
+def scoring_options(arguments: Any) -> dict[str, Any]:
+    """The options that say which text is scored, in which windows, and on what."""
+    names = ("split", "mode", "seq_len", "stride", "batch_size", "device", "dtype")
+    return {name: arguments[name] for name in names}
 
 
 def score_each_text(
     sources: list[str], score: Callable[[str, StepCallback], Any]
 ) -> dict[str, Any]:
-    """The result of `score(place, report)` for each text, with a progress bar for each."""
+    """The result of `score(source, report)` for each text, with a progress bar for each."""
     from lpa.display import console
 
     console.silence_transformers()

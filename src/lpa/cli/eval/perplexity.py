@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from lpa.cli.eval.eval_common import add_text_arguments, print_json, score_each_text, window_options
+from lpa.cli.eval.eval_common import (
+    add_text_arguments,
+    print_json,
+    score_each_text,
+    scoring_options,
+)
 from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments
 
 
@@ -33,10 +38,7 @@ def main(argv: list[str]) -> None:
         lambda source, on_progress: evaluate_perplexity(
             arguments.model,
             source,
-            split=arguments.split,
-            **window_options(arguments),
-            device=arguments.device,
-            dtype=arguments.dtype,
+            **scoring_options(arguments),
             on_progress=on_progress,
         ),
     )
