@@ -1,14 +1,21 @@
 """One step of the real program without numbers, and the plan that is computed by rule beside it."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
+import torch
 
 from lpa.errors import UserError
+from lpa.scoring.losses import total_nll
 from lpa.train.config import RunConfig
+from lpa.train.distributed.parallelize import inference_context, parallelize
 from lpa.train.dry_run import plan_run
 from lpa.train.simulation.collectives import Collective
+from lpa.train.simulation.fake_world import fake_process_group, fake_tensors, zeros_like_batch
+from lpa.train.simulation.run_shape import RunShape
 from lpa.train.simulation.simulate import simulate_step
+from lpa.train.simulation.step_memory import StepMemory
 
 LAYERS = 2
 
@@ -119,6 +126,31 @@ def test_muon_takes_no_more_memory_and_sends_no_more_with_more_processes():
         for size, plan in plans.items()
     }
     assert sent[512] < sent[64] < sent[8]
+
+
+@pytest.mark.parametrize("name", ["alone", "checkpointed", "all_three"])
+def test_an_evaluation_takes_less_memory_than_a_step(name):
+    """So no phase of the plan speaks of it. Logits are held in chunks, and of no chunk a gradient."""
+    config = CASES[name]
+    config = replace(config, train=replace(config.train, micro_batch_size=16, batch_size=16 * 8))
+    shape = RunShape.of(config)
+    with fake_process_group(shape.processes):
+        model = shape.build_meta_model(config)
+        parallelize(model, shape.layout, "cpu", shape.dtype)
+        with fake_tensors():
+            model.to_empty(device="cpu")
+            memory = StepMemory(model)
+            batch = zeros_like_batch(16, shape.seq_len, intra_document_mask=False)
+            with memory, inference_context(model, shape.layout):
+                total_nll(model, [batch], device=torch.device("cpu"), dtype=shape.dtype)
+    found = memory.peak("forward_backward")
+    planned = plan_run(config).step_memory_bytes["forward_backward"]
+    assert found["weights"] == pytest.approx(planned["weights"], rel=0.001)
+    assert found["activations"] + found["temporary"] < planned["activations"]
+    assert sum(found.values()) < sum(planned.values()) - planned["optimizer"]
+    if shape.layout.tensor == 1:  # else each process holds all logits of its part of the vocabulary
+        logits = 16 * shape.seq_len * shape.model_config.vocab_size * 4
+        assert found["activations"] + found["temporary"] < logits
 
 
 def test_gradients_synced_in_each_pass_stay_sharded():
