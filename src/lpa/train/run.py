@@ -129,7 +129,10 @@ def train(
         config = RunConfig.load(Path(config))
     if isinstance(resume, str):
         resume = Path(resume)
-    world = init_process_group(config.train.device, timeout=config.parallel.timeout)
+    parallel = config.parallel
+    world = init_process_group(
+        config.train.device, timeout=parallel.timeout, long_timeout=parallel.long_timeout
+    )
     try:
         agents = sorted(set(filter(None, all_gather_objects(agent_id()))))
         restarted = _any_rank_finds(lambda: not _recorded_agents(out).isdisjoint(agents))

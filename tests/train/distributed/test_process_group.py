@@ -15,3 +15,17 @@ def test_the_watchdog_is_set_unless_the_environment_says_otherwise(monkeypatch, 
         monkeypatch.setenv(name, value)
     process_group._set_nccl_environment()
     assert {name: os.environ[name] for name in NCCL_ENVIRONMENT} == NCCL_ENVIRONMENT | own
+
+
+@pytest.mark.slow
+def test_long_work_is_waited_for_and_a_step_is_not(run_ranks, tmp_path):
+    """A process that is late by twice the time of a step, in seconds where runs have minutes."""
+    timeout, long_timeout = 1.5, 60
+    found = run_ranks(4, "waiting.py", timeout, long_timeout, tmp_path / "results.json")
+    outcome, seconds = found["long work"]
+    assert outcome == "met"
+    assert seconds > 1.9 * timeout
+    for exchange in ("mesh", "step"):
+        outcome, seconds = found[exchange]
+        assert outcome == "gave up", exchange
+        assert seconds == pytest.approx(timeout, abs=1), exchange

@@ -21,7 +21,7 @@ from lpa.train.distributed.process_group import destroy_process_group, init_proc
 def main() -> None:
     data, run, out = sys.argv[1:]
     torch.set_num_threads(1)
-    world = init_process_group("cpu", timeout=60)
+    world = init_process_group("cpu", timeout=60, long_timeout=60)
     received: list[int] = []
     if world.size > 1:
         signal.signal(signal.SIGTERM, lambda number, _: received.append(number))

@@ -18,7 +18,7 @@ from lpa.train.distributed.process_group import destroy_process_group, init_proc
 def main() -> None:
     data, layouts, steps, fields, out = sys.argv[1:]
     torch.set_num_threads(1)
-    world = init_process_group("cpu", timeout=60)
+    world = init_process_group("cpu", timeout=60, long_timeout=60)
     results = []
     for replicate, shard, tensor in json.loads(layouts):
         trainer = small_trainer(

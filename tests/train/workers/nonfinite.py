@@ -25,7 +25,7 @@ BAD_STEP, BAD_RANK = 4, 1
 def main() -> None:
     data, run, what, action, out = sys.argv[1:]
     torch.set_num_threads(1)
-    world = init_process_group("cpu", timeout=60)
+    world = init_process_group("cpu", timeout=60, long_timeout=60)
     trainer = small_trainer(
         Path(data),
         world,

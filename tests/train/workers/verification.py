@@ -19,7 +19,7 @@ from lpa.train.distributed.process_group import (
 
 def main() -> None:
     data, out = sys.argv[1:]
-    world = init_process_group("cpu", timeout=60)
+    world = init_process_group("cpu", timeout=60, long_timeout=60)
     names = []
 
     def record(path, manifest, shard):

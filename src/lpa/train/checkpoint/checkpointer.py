@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import (
@@ -26,6 +25,7 @@ from lpa.train.distributed.process_group import (
     OtherRankFailedError,
     World,
     all_gather_objects,
+    new_host_group,
     run_on_all_ranks,
 )
 from lpa.train.optim.optimizers import Optimizers
@@ -65,7 +65,7 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
         # its own group: what the writing thread exchanges must not mix with the training's.
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group = new_host_group() if world.size > 1 else None
 
     def save(self, state: TrainState, fingerprints: dict[str, str]) -> None:
         """Write the checkpoint of this step.

@@ -47,7 +47,8 @@ class ParallelConfig:
         tensor: processes that divide each matrix product.
         sync_each_batch: add gradients up over processes after each forward pass of a step, which keeps
             them sharded, and not once after the last, which sends less.
-        timeout: seconds that a process waits for another before it gives up.
+        timeout: seconds that a process waits for another in a step before it gives up.
+        long_timeout: likewise where one may verify data, load or save.
     """
 
     replicate: int = 1
@@ -55,10 +56,11 @@ class ParallelConfig:
     tensor: int = 1
     sync_each_batch: bool = False
     timeout: float = 600.0
+    long_timeout: float = 7200.0
 
     def __post_init__(self) -> None:
         check_integer("parallel", self, "replicate", "shard", "tensor", most=2**20)
-        check_positive("parallel", self, "timeout", most=1e8)
+        check_positive("parallel", self, "timeout", "long_timeout", most=1e8)
 
 
 @dataclass

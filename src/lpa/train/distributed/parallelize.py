@@ -37,6 +37,7 @@ from lpa.lowrank import LowRankLinear
 from lpa.model.configuration_lpa import RESIDUAL_PROJECTIONS, LPAConfig
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.config import ParallelConfig
+from lpa.train.distributed.process_group import wait_as_in_a_step
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,14 @@ def parallelize(
 
 def build_mesh(layout: ParallelLayout, device_type: str) -> DeviceMesh:
     """The grid of the processes of the default group."""
-    return init_device_mesh(
+    mesh = init_device_mesh(
         device_type,
         (layout.replicate, layout.shard, layout.tensor),
         mesh_dim_names=("replicate", "shard", "tensor"),
     )
+    for group in mesh.get_all_groups():
+        wait_as_in_a_step(group)
+    return mesh
 
 
 def check_tensor_parallel_size(config: LPAConfig, tensor: int) -> None:

@@ -25,6 +25,10 @@ NCCL_ENVIRONMENT = {
     "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "480",
 }
 
+# What agrees on work of the host: as gloo, and it waits as long as the longest such work may take.
+_host_group: dist.ProcessGroup | None = None
+_timeouts = {"step": timedelta(seconds=600), "host": timedelta(seconds=7200)}
+
 # How long the others are given to say that they are alive, after a collective has failed.
 ALIVE_TIMEOUT_SECONDS = 3.0
 
@@ -54,14 +58,15 @@ class World:
         return self.rank == 0
 
 
-def init_process_group(device: str, *, timeout: float) -> World:
+def init_process_group(device: str, *, timeout: float, long_timeout: float) -> World:
     """Join the processes that torchrun started; without torchrun this one is alone.
 
     Tensors on the CPU are exchanged through gloo, those on GPUs through NCCL.
 
     Args:
         device: `auto`, `cpu`, `cuda`, …; of several GPUs each process takes that of its local rank.
-        timeout: seconds that one process waits for another before it gives up.
+        timeout: seconds that one process waits for another in a step before it gives up.
+        long_timeout: likewise while one may verify data, or save.
 
     Raises:
         UserError: there is no such device.
@@ -73,15 +78,29 @@ def init_process_group(device: str, *, timeout: float) -> World:
     local_device = resolve_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if local_device.type == "cuda" else "gloo"
     if not dist.is_initialized():
+        global _host_group
         _set_nccl_environment()
         wait_time = timedelta(seconds=timeout)
+        _timeouts.update(step=wait_time, host=timedelta(seconds=long_timeout))
         store, rank, size = next(dist.rendezvous("env://", timeout=wait_time))
         generation = agree_on_generation(store, rank, size, timeout=timeout)
         own_store = dist.PrefixStore(generation, store)
         dist.init_process_group(
             backend, store=own_store, rank=rank, world_size=size, timeout=wait_time
         )
+        _host_group = new_host_group()
     return World(dist.get_rank(), size, local_device)
+
+
+def new_host_group() -> dist.ProcessGroup:
+    """A group of all processes for what one of them may be long at; see `long_timeout`."""
+    return dist.new_group(backend="gloo", timeout=_timeouts["host"])
+
+
+def wait_as_in_a_step(group: dist.ProcessGroup) -> None:
+    """Let a group that torch has made wait as long as a step does, not as long as torch's default says."""
+    if dist.get_backend(group) != "fake":
+        dist.distributed_c10d._set_pg_timeout(_timeouts["step"], group)
 
 
 def _set_nccl_environment() -> None:
@@ -91,15 +110,22 @@ def _set_nccl_environment() -> None:
 
 def destroy_process_group() -> None:
     """End what `init_process_group` began."""
+    global _host_group
+    _host_group = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """Add up each number of a host over all processes, in float64; all get the same bits."""
+    """Add up each number of a host over all processes, in float64; all get the same bits.
+
+    Like all exchanges of hosts it waits for work that takes long, and those of tensors do not.
+    """
     if not dist.is_initialized():
         return list(values)
-    return all_reduce_tensor(torch.tensor(values, dtype=torch.float64)).tolist()
+    numbers = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(numbers, group=_host_group)
+    return numbers.tolist()
 
 
 def all_reduce_tensor(tensor: Tensor) -> Tensor:
@@ -114,7 +140,7 @@ def all_gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=group)
+    dist.all_gather_object(values, value, group=group or _host_group)
     return values
 
 
