@@ -68,11 +68,14 @@ class Muon(GroupOptimizer):
 
     def step_group(self, group: dict[str, Any]) -> None:
         for parameters in stacks(p for p in group["params"] if p.grad is not None):
-            updates = [self._momentum(parameter, group) for parameter in parameters]
-            size = group["lr"] * 0.2 * sqrt(max(parameters[0].shape))
-            for parameter, update in zip(parameters, _orthogonalize(updates), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-size)
+            self._step_stack(parameters, group)
+
+    def _step_stack(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        updates = _orthogonalize([self._momentum(parameter, group) for parameter in parameters])
+        size = group["lr"] * 0.2 * sqrt(max(parameters[0].shape))
+        for parameter, update in zip(parameters, updates, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update, alpha=-size)
 
     def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """What is orthogonalized, rounded before it is gathered, which in bfloat16 halves the bytes."""
