@@ -50,10 +50,11 @@ def small_config(
     optim: dict | None = None,
     checkpoint: dict | None = None,
     distill: dict | None = None,
+    intra_document_mask: bool = False,
     **train,
 ) -> RunConfig:
     return RunConfig(
-        data=DataConfig(data, seq_len=32),
+        data=DataConfig(data, seq_len=32, intra_document_mask=intra_document_mask),
         model=ModelConfig(**with_path(MODEL | (model or {}), "from_")),
         optim=OptimConfig(**({"warmup_steps": 2, "max_grad_norm": 0.5} | (optim or {}))),
         train=TrainConfig(**({"steps": 10, "batch_size": 8, "device": "cpu"} | train)),

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from helpers.runs import assert_same_weights
 from helpers.small_runs import small_config, small_trainer
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from lpa.errors import UserError
 from lpa.train import distillation
@@ -85,6 +92,24 @@ def test_loss_and_gradient_are_those_of_whole_logits(
     )
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
+def test_a_teacher_says_what_it_says_to_others(prepared, tmp_path, kind, documents):
+    """Though it is asked so that the host need not wait; a window, as Mistral's, leaves it as it is."""
+    sizes = {**SIZES, "sliding_window": 8} if kind == "mistral" else SIZES
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(tmp_path)
+    trainer = small_trainer(prepared, distill={"teacher": tmp_path}, intra_document_mask=documents)
+    inputs = trainer.next_batches()[0].inputs
+    if documents:
+        inputs["position_ids"] %= 12  # all longer than a sample, in this text
+    found = trainer.distiller._teacher_outputs(inputs)
+    inputs = {name: value for name, value in inputs.items() if name != "shift_labels"}
+    with torch.no_grad():
+        expected = trainer.distiller.teacher.base_model(**inputs, use_cache=False)
+    torch.testing.assert_close(found, expected.last_hidden_state.flatten(0, 1))
 
 
 def test_a_model_has_nothing_to_learn_from_itself(prepared, run):

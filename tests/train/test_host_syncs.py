@@ -31,8 +31,9 @@ def teacher(tmp_path_factory, prepared, run):
         {"micro_batch_size": 1, "unequal": True},
         {"optim": {"name": "muon"}, "dtype": "bfloat16"},
         {"optim": {"low_rank_decay": "product"}, "activation_checkpointing": "latent"},
+        {"intra_document_mask": True, "micro_batch_size": 1},
     ],
-    ids=["adamw", "accumulated", "muon-bfloat16", "product-decay"],
+    ids=["adamw", "accumulated", "muon-bfloat16", "product-decay", "documents"],
 )
 def test_the_host_waits_for_the_device_once_a_step(prepared, fields):
     trainer = small_trainer(prepared, **fields)
@@ -43,18 +44,21 @@ def test_the_host_waits_for_the_device_once_a_step(prepared, fields):
     assert traffic.reads == {kind: 3 * count for kind, count in STEP.items()}
 
 
-def test_a_teacher_is_read_only_by_transformers(prepared, teacher, monkeypatch):
-    """Once for each of its forward passes: whether position ids, which it makes, are of several texts."""
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_teacher_adds_no_wait(prepared, teacher, monkeypatch, documents):
     monkeypatch.setattr("lpa.train.distillation._CHUNK", 48)
-    trainer = small_trainer(prepared, distill={"teacher": teacher}, micro_batch_size=4)
+    trainer = small_trainer(
+        prepared, distill={"teacher": teacher}, micro_batch_size=4, intra_document_mask=documents
+    )
     trainer.train_step()
     with DeviceTraffic() as traffic:
         trainer.train_step()
-    assert traffic.reads == STEP | {"item": 2}
+    assert traffic.reads == STEP
 
 
-def test_an_evaluation_is_read_once_at_its_end(prepared):
-    trainer = small_trainer(prepared, micro_batch_size=2)
+@pytest.mark.parametrize("documents", [False, True])
+def test_an_evaluation_is_read_once_at_its_end(prepared, documents):
+    trainer = small_trainer(prepared, micro_batch_size=2, intra_document_mask=documents)
     with DeviceTraffic() as traffic:
         trainer.evaluate(500)
     assert traffic.reads == {"item": 1}

@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GenericForQuestionAnswering, GenericForTokenClassification
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -38,6 +37,7 @@ from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.decoder import LPAAttention, LPADecoderLayer, build_norm
 from lpa.model.layers.latent_cache import LatentCache
 from lpa.model.layers.loss import as_divisor, lm_head_loss
+from lpa.model.layers.mask import causal_mask
 
 
 class LPAPreTrainedModel(PreTrainedModel):
@@ -163,14 +163,9 @@ class LPAModel(LPAPreTrainedModel):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        # Before an empty cache exists, since packed sequences are kept apart only without one. Positions
-        # that are made here hold no packing, so nothing looks for it.
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
+        # Before an empty cache exists, since packed sequences are kept apart only without one.
+        mask = causal_mask(
+            self.config, inputs_embeds, attention_mask, past_key_values, position_ids
         )
         past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:

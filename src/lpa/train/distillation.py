@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 
 from lpa.data.dataset import IGNORE_INDEX
 from lpa.data.manifest import Manifest
 from lpa.errors import UserError
 from lpa.gguf_import import gguf_elements, is_gguf, load_gguf
+from lpa.model.layers.mask import causal_mask
 from lpa.model.loading import load_model, model_directory, open_causal_config
 from lpa.model.weights import open_weights
 from lpa.train.config import DistillConfig, RunConfig
@@ -68,6 +71,7 @@ class Distiller:
                 "expected a teacher with the tokenizer of the data"
             )
         self._has_plain_head = self._check_plain_head(device)
+        self._attends_to_all = _attends_to_all(self.teacher.config)
         self._divergence: Tensor | None = None
 
     @classmethod
@@ -109,12 +113,25 @@ class Distiller:
     @torch.no_grad()
     def _teacher_outputs(self, inputs: dict[str, Tensor]) -> Tensor:
         """(tokens, width) or, where the head alone does not make the logits, (tokens, vocabulary)."""
-        inputs = {name: value for name, value in inputs.items() if name != "shift_labels"}
+        given: dict[str, Any] = {n: value for n, value in inputs.items() if n != "shift_labels"}
+        if self._attends_to_all:
+            given |= self._without_question(inputs)
         if self._has_plain_head:
-            output = self.teacher.base_model(**inputs, use_cache=False).last_hidden_state
+            output = self.teacher.base_model(**given, use_cache=False).last_hidden_state
         else:
-            output = self.teacher(**inputs, use_cache=False).logits
+            output = self.teacher(**given, use_cache=False).logits
         return output.flatten(0, 1)
+
+    def _without_question(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """What keeps transformers from asking the device whether a sample holds several documents.
+
+        It asks only without a mask and without a cache.
+        """
+        positions = inputs.get("position_ids")
+        if positions is None:
+            return {"past_key_values": _NothingKept()}
+        like = positions.new_empty((*positions.shape, 1), dtype=self.teacher.dtype)
+        return {"attention_mask": causal_mask(self.teacher.config, like, None, None, positions)}
 
     def _distillation_loss(
         self,
@@ -172,6 +189,30 @@ class Distiller:
         hidden = self.teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state
         plain = self.teacher.get_output_embeddings()(hidden)
         return torch.equal(plain, self.teacher(input_ids=ids, use_cache=False).logits)
+
+
+class _NothingKept(Cache):
+    """A cache that stays empty."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+def _attends_to_all(config: PreTrainedConfig) -> bool:
+    """Whether each layer attends to all tokens before: not to a window, nor by a state."""
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return layers == {"full_attention"} and getattr(config, "sliding_window", None) is None
 
 
 def cross_entropy_loss(model: nn.Module, inputs: dict[str, Tensor], num_items: int) -> Tensor:
