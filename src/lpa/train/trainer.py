@@ -1,12 +1,11 @@
 """The training loop: the same on one process and on many."""
 
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lpa.device import dtype_name, peak_flops, peak_memory_bytes, resolve_dtype
+from lpa.device import dtype_name, peak_flops, resolve_dtype
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.scoring.perplexity import Perplexity
 from lpa.storage.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
@@ -23,17 +22,14 @@ from lpa.train.distributed.parallelize import (
     prepare_pass,
     resolve_layout,
 )
-from lpa.train.distributed.process_group import (
-    World,
-    all_gather_objects,
-    all_reduce_sum,
-)
+from lpa.train.distributed.process_group import World, all_reduce_sum
 from lpa.train.distributed.step_sync import StepStats, sync_step
 from lpa.train.distributed.stop_signals import StopRequests
 from lpa.train.init_weights import build_model, find_initial_weights, resolve_model_config
 from lpa.train.logging.loggers import check_loggers
 from lpa.train.logging.metrics import training_record
 from lpa.train.logging.nonfinite import skip_or_refuse
+from lpa.train.logging.run_clock import RunClock
 from lpa.train.logging.run_log import RunLog
 from lpa.train.logging.samples import sample_text
 from lpa.train.logging.timers import PhaseTimer
@@ -111,26 +107,24 @@ class Trainer:
         )
         self._flops_per_token = training_flops_per_token(self.model_config, config.data.seq_len)
         self.timer = PhaseTimer()
-        self._stop_requests = StopRequests(self.world, self._is_time_up)
+        self._clock = RunClock(config.train.max_seconds)
+        self._stop_requests = StopRequests(self.world, self._clock.is_time_up)
         self._run_log = RunLog(config, out, is_main=self.world.is_main, show_bar=show_bar)
         self._reader: BatchReader | None = None  # from the first step on
         self._next_targets: int | None = None  # likewise
         self._grad_norm = 0.0  # of the last step
-        self._last_step_end = time.perf_counter()
-        self._session_start = time.perf_counter()
-        self._earlier_seconds = 0.0
 
     def load(self, path: Path) -> dict[str, str]:
         """Take up a checkpoint; returns the identity of what it was trained on."""
         self.state, fingerprints = self.checkpointer.load(path)
-        self._earlier_seconds = self.state.wall_seconds
+        self._clock.resume(self.state)
         self._reader = None
         return fingerprints
 
     def save(self) -> None:
         """Leave a checkpoint of this step."""
         with self.timer("checkpoint"), self._run_log.phase("saving a checkpoint"):
-            self._update_totals()
+            self._clock.update_totals(self.state, self.world.device)
             self.checkpointer.save(self.state, self.fingerprints)
         self._run_log.info(f"step {self.state.step}  checkpoint saved below {self.out}")
 
@@ -159,7 +153,7 @@ class Trainer:
             self._reader = None
             if self.state.evaluation_pending and self.state.step < settings.steps:
                 self.evaluate(settings.eval_tokens)
-            self._last_step_end = time.perf_counter()
+            self._clock.start_step()
             while self.state.step < last and not self._stop_requests.should_stop:
                 self.train_step()
                 self._after_step(last)
@@ -292,7 +286,7 @@ class Trainer:
     def _after_step(self, last: int) -> None:
         """Whatever is due after the step just done: records, evaluation, sample, checkpoint."""
         settings, state = self.config.train, self.state
-        self._add_step_time()
+        self._clock.end_step(state)
         is_done = state.step == settings.steps
         stopping = self._stop_requests.should_stop or state.step == last
         if self._is_due(settings.log_every) or is_done:
@@ -314,23 +308,10 @@ class Trainer:
         ):
             self.save()
         self._run_log.step_done(state.step)
-        self._last_step_end = time.perf_counter()
+        self._clock.start_step()
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0
-
-    def _is_time_up(self) -> bool:
-        limit = self.config.train.max_seconds
-        return limit is not None and self._wall_seconds() >= limit
-
-    def _wall_seconds(self) -> float:
-        return self._earlier_seconds + time.perf_counter() - self._session_start
-
-    def _add_step_time(self) -> None:
-        """Count the time since the last step, reading and waiting included, but not evaluation and saving."""
-        seconds = time.perf_counter() - self._last_step_end
-        self.state.pending_seconds += seconds
-        self.state.train_seconds += seconds
 
     def _log_metrics(self) -> None:
         """Write the numbers of the steps since the last record; begins the next."""
@@ -409,7 +390,7 @@ class Trainer:
         validation = self.evaluate(0)
         if self.state.evaluation_pending:
             return None
-        self._update_totals()
+        self._clock.update_totals(self.state, self.world.device)
         result = RunResult.from_state(
             self.state,
             parameters=parameter_count(self.model_config),
@@ -432,11 +413,3 @@ class Trainer:
         card = run_card(self.config, self.model_config, self.data.manifest, self.state, validation)
         data, out = self.config.data.path, self.out / name
         export_model(self.model, self.model_config, data, out, self.world, card, required=required)
-
-    def _update_totals(self) -> None:
-        """Bring the clock and the memory mark of the run up to date."""
-        self.state.wall_seconds = self._wall_seconds()
-        self.state.peak_memory_bytes = max(
-            self.state.peak_memory_bytes,
-            *all_gather_objects(peak_memory_bytes(self.world.device)),
-        )
