@@ -1,6 +1,7 @@
 """What tuning picks, from the files of runs."""
 
 import html
+import itertools
 import json
 import math
 import shutil
@@ -11,6 +12,7 @@ import yaml
 from markupsafe import escape
 
 from lpa.display.escape import escape_unprintable
+from lpa.display.html import draw_svg
 from lpa.errors import UserError
 from lpa.storage.run_directory import TEST_FILE
 from lpa.study.design.grid import expand_grid
@@ -209,7 +211,10 @@ def test_a_failed_run_is_distinguished_from_a_pending_one(placement):
     assert claim[3].startswith("direction confirmed")
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, 1.0, 1e60])
+DIVERGED = (math.inf, math.nan, 0.0, 1.0, 1e60)
+
+
+@pytest.mark.parametrize("value", DIVERGED)
 @pytest.mark.parametrize("variant", ["attention", "dense"])
 def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
     """Whichever side of the comparison it is on; perplexities of 0 and 1 have no logarithm of their loss."""
@@ -218,8 +223,6 @@ def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
     set_perplexity(runs[variant, 2], validation=100, test=value)
     result = read_study(index)
     words = " ".join(summarize(result))
-    write_study_report([result], index.parent / "report.html")
-    assert len(list(index.parent.glob("report-figures/*.svg"))) == len(study_figures(result))
     if variant == "dense":
         change = texts(result)["attention"]["change"]
         undecided = value == 0.0 or not math.isfinite(value)
@@ -237,15 +240,35 @@ def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
         assert "Undecided against dense, as a perplexity is not finite: attention" in words
 
 
-@pytest.mark.parametrize("value", [0, 0.0, 1e308])
-def test_a_cost_of_zero_or_beyond_sums_is_reported(placement, value):
+@pytest.mark.parametrize("of_dense", [math.inf, 0.0, 100.0])
+def test_figures_of_models_that_diverged_can_be_drawn(placement, of_dense):
+    """All others diverge each in its own way."""
     index, runs = placement
-    for run in runs.values():
+    names = [name for name, seed in runs if seed == 1]
+    for name, value in zip(names, itertools.cycle(DIVERGED)):
+        own = of_dense if name == "dense" else value
+        for seed in (1, 2):
+            set_perplexity(runs[name, seed], validation=own, test=own)
+    figures = study_figures(read_study(index))
+    assert len(figures) > 1
+    for draw in figures.values():
+        assert "</svg>" in draw_svg(draw)
+
+
+COSTS = (0, 0.0, 1e308)
+
+
+def test_costs_of_zero_or_beyond_sums_are_reported(placement):
+    """Each in all runs of one of the variants."""
+    index, runs = placement
+    names = [name for name, seed in runs if seed == 1]
+    costs = dict(zip(names, itertools.cycle(COSTS)))
+    for (name, _), run in runs.items():
         result = json.loads((run / "result.json").read_text())
         for field in ("wall_seconds", "tokens_per_second", "peak_memory_bytes"):
             # A whole number of more bits is refused as the file is read.
             whole = not isinstance(result[field], float)
-            result[field] = min(int(value), 2**62) if whole else value
+            result[field] = min(int(costs[name]), 2**62) if whole else costs[name]
         (run / "result.json").write_text(json.dumps(result))
     result = read_study(index)
     write_study_report([result], index.parent / "report.html")
@@ -264,23 +287,23 @@ NAMES = {
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("kind", NAMES)
-def test_a_report_shows_names_as_they_are(placement, kind):
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_report_shows_names_as_they_are(placement, first):
     """No name is a formula, markup or an instruction to the terminal or the page."""
     index, _ = placement
     fields = json.loads(index.read_text())
-    name, shown = NAMES[kind], escape_unprintable(NAMES[kind])
+    others = [row["name"] for row in fields["variants"] if row["name"] != "dense"]
+    names = dict(zip(others, list(NAMES.values())[first : first + 4], strict=False))
     for variant in fields["variants"]:
-        variant["name"] = name if variant["name"] == "attention" else variant["name"]
+        variant["name"] = names.get(variant["name"], variant["name"])
     for run in fields["runs"]:
-        run["variant"] = name if run["variant"] == "attention" else run["variant"]
-    fields["question"] = name
+        run["variant"] = names.get(run["variant"], run["variant"])
+    fields["question"] = " ".join(names.values())
     index.write_text(json.dumps(fields))
     result = read_study(index)
     out = index.parent / "report.html"
     write_study_report([result], out)
     page = out.read_text(encoding="utf-8")
-    assert page.count(html.escape(shown, quote=False)) or page.count(str(escape(shown)))
     assert "<script>alert" not in page
     assert not set(page) & {"\x1b", "\x07", "\x9b", "\u202e"}
     [drawing, *_] = sorted(out.with_name("report-figures").glob("*.svg"))
@@ -289,8 +312,10 @@ def test_a_report_shows_names_as_they_are(placement, kind):
         for node in ElementTree.parse(drawing).iter()
         if node.tag.endswith("}text") and node.text
     ]
-    for line in shown.split("\n"):
-        assert line in labels
+    for shown in map(escape_unprintable, names.values()):
+        assert page.count(html.escape(shown, quote=False)) or page.count(str(escape(shown)))
+        for line in shown.split("\n"):
+            assert line in labels
 
 
 def test_the_last_evaluation_is_of_more_text_and_not_part_of_the_curve(placement):
