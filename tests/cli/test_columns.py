@@ -27,6 +27,24 @@ def test_a_table_fits_80_columns(line, lpa, run, request):
     assert "…" not in finished.stdout
 
 
+COUNTING = [
+    "data stats {prepared}",
+    "prepare text.txt --vocab-size 300 --out data",
+    "eval perplexity {run} --data text.txt",
+    "eval compare {run} {run} --data text.txt",
+    "push {run} somebody/model --dry-run",
+]
+
+
+@pytest.mark.parametrize("line", COUNTING)
+def test_counts_are_in_units(line, lpa, run, prepared, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"word {n} of many\n" for n in range(2000)))
+    finished = lpa(*line.format(run=run, prepared=prepared).split(), cwd=tmp_path)
+    assert finished.code == 0, finished.stderr
+    assert not re.search(r"\d\d,\d{3}", finished.stdout)
+    assert re.search(r"\d(K| KiB)\b", finished.stdout)
+
+
 def test_numbers_are_in_units_and_json_is_exact(lpa):
     table, exact = lpa("plan", "130m").stdout, lpa("plan", "130m", "--json").json
     assert exact["parameters"]["total"] == parameter_count(preset_config("130m"))

@@ -17,7 +17,7 @@ from lpa.cli.parsing import (
 )
 
 if TYPE_CHECKING:
-    from lpa.study.bench.benchmark import BenchResult
+    from lpa.study.bench.benchmark import BenchResult, ModelMeasurements
 
 
 def build_parser() -> Parser:
@@ -87,6 +87,12 @@ def main(argv: list[str]) -> None:
     _print(arguments.preset, result)
 
 
+def _format_ratio(model: "ModelMeasurements") -> str:
+    """Step time over the dense model's, with what rounds differ by where that is known and not nothing."""
+    spread = model.step_ratio_half_iqr
+    return f"{model.step_ratio:.3f}" + (f" ± {spread:.3f}" if spread > 0 else "")
+
+
 def _print(preset: str, result: "BenchResult") -> None:
     from lpa.display.console import new_table, stdout
     from lpa.display.units import format_bytes, format_count, format_flops, format_seconds
@@ -98,7 +104,7 @@ def _print(preset: str, result: "BenchResult") -> None:
     models = list(result.models.values())
     rows = [
         ("step", [format_seconds(m.step_seconds) for m in models]),
-        ("step / dense", [f"{m.step_ratio:.3f} ± {m.step_ratio_half_iqr:.3f}" for m in models]),
+        ("step / dense", [_format_ratio(m) for m in models]),
         ("FLOPs / dense", [f"{m.flops_ratio:.3f}" for m in models]),
         ("training tokens/s", [format_count(m.tokens_per_second) for m in models]),
         ("training FLOP/s", [format_flops(m.flops_per_second, "FLOP/s") for m in models]),

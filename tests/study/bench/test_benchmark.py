@@ -1,6 +1,10 @@
+import math
+import re
+
 import pytest
 
-from lpa.study.bench.benchmark import ModelMeasurements
+from lpa.cli.bench import _print
+from lpa.study.bench.benchmark import BenchResult, ModelMeasurements
 from lpa.study.bench.timing import median_ratio, time_interleaved
 
 SMALL = ("--seq-len", 16, "--batch-size", 2, "--rounds", 2, "--threads", 1, "--device", "cpu")
@@ -19,6 +23,9 @@ def test_a_ratio_is_taken_within_rounds():
     # The second round was slow for both.
     middle, half_iqr = median_ratio({"a": [1.0, 10.0, 1.0], "b": [2.0, 20.0, 2.0]}, "a", "b")
     assert (middle, half_iqr) == (0.5, 0)
+    middle, half_iqr = median_ratio({"a": [1.0], "b": [2.0]}, "a", "b")
+    assert middle == 0.5
+    assert math.isnan(half_iqr)
 
 
 @pytest.mark.parametrize(
@@ -27,11 +34,25 @@ def test_a_ratio_is_taken_within_rounds():
         (0.9, 0.01, "saves 10.0% of the dense step, 50% of the 20.0% in FLOPs"),
         (0.99, 0.02, "not faster than dense here, within what runs differ by"),
         (1.2, 0.02, "slower than dense here: 1.200 of its step time"),
+        (1.2, math.nan, "1.200 of the dense step time; one round tells nothing of the next"),
     ],
 )
 def test_the_verdict_is_plain(step, half_iqr, sentence):
     figures = ModelMeasurements(step_ratio=step, step_ratio_half_iqr=half_iqr, flops_ratio=0.8)
     assert figures.verdict == sentence
+
+
+@pytest.mark.parametrize(
+    ("half_iqr", "cells"), [(0.02, "1.000 0.900 ± 0.020"), (math.nan, "1.000 0.900")]
+)
+def test_what_rounds_differ_by_is_shown_where_there_are_several(half_iqr, cells, capsys):
+    models = {
+        "none": ModelMeasurements(step_ratio_half_iqr=half_iqr * 0),
+        "attention": ModelMeasurements(step_ratio=0.9, step_ratio_half_iqr=half_iqr),
+    }
+    _print("nano", BenchResult(models, [], {"flops": 128, "measured": 64}))
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "step / dense" in line]
+    assert " ".join(re.sub("[│|]", " ", row).split()) == f"step / dense {cells}"
 
 
 @pytest.mark.slow

@@ -102,6 +102,7 @@ def main(argv: list[str]) -> None:
     from lpa.data import prepare
     from lpa.data.sources.listing import format_left_out
     from lpa.display import console
+    from lpa.display.units import format_count
 
     with console.progress_display() as display:
         # What is being done -> its bar, and when it began.
@@ -139,16 +140,17 @@ def main(argv: list[str]) -> None:
     if arguments.json:
         print(to_json(asdict(manifest)))
         return
-    print(f"{arguments.out}: vocabulary of {manifest.vocab_size:,}")
+    print(f"{arguments.out}: vocabulary of {format_count(manifest.vocab_size)}")
     for name, split in manifest.splits.items():
-        print(f"  {name:<11}{split.tokens:>14,} tokens  {split.documents:>10,} documents")
+        tokens, documents = format_count(split.tokens), format_count(split.documents)
+        print(f"  {name:<11}{tokens:>8} tokens  {documents:>8} documents")
     if spelled := sum(split.special_tokens_in_text for split in manifest.splits.values()):
         became = (
             "became that token"
             if manifest.parse_special_tokens
             else "stayed text (--parse-special-tokens makes it that token)"
         )
-        print(f"  {spelled:,} times the text spells a special token; each {became}")
+        print(f"  {format_count(spelled)} times the text spells a special token; each {became}")
     for sources in manifest.source["sources"].values():
         for source in sources:
             if left_out := format_left_out(source["left_out"]):

@@ -24,6 +24,7 @@ def main(argv: list[str]) -> None:
 
     from lpa.data.stats import data_stats
     from lpa.display import console
+    from lpa.display.units import format_bytes, format_count
 
     with console.stderr.status("counting"):
         statistics = asdict(data_stats(arguments.data))
@@ -34,10 +35,11 @@ def main(argv: list[str]) -> None:
         print(f"{split}")
         lengths = figures.pop("lengths")
         for name, value in figures.items():
-            shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-            print(f"  {name.replace('_', ' '):<18}{shown:>16}")
+            in_units = format_bytes if name == "bytes" else format_count
+            shown = in_units(value) if isinstance(value, int) else f"{value:.3f}"
+            print(f"  {name.replace('_', ' '):<18}{shown:>12}")
         most = max(lengths.values())
         for smallest, count in lengths.items():
             bar = "█" * max(1, round(30 * count / most))
-            print(f"  {smallest:>9,}+ tokens {count:>12,} {bar}")
-    print(f"vocabulary of {statistics['vocab_size']:,}")
+            print(f"  {format_count(smallest):>9}+ tokens {format_count(count):>12} {bar}")
+    print(f"vocabulary of {format_count(statistics['vocab_size'])}")

@@ -37,6 +37,7 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
+    from lpa.display.units import format_count
     from lpa.eval.compare import compare
 
     results = score_each_text(
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
         for path, one in ((arguments.a, result.a), (arguments.b, result.b)):
             print(
                 f"{path}: perplexity {one.perplexity:.2f} ± {one.standard_error:.2f}, "
-                f"{one.bits_per_byte:.4f} bits per byte, {one.tokens:,} tokens"
+                f"{one.bits_per_byte:.4f} bits per byte, {format_count(one.tokens)} tokens"
             )
         print(
             f"{result.to_sentence(str(arguments.a), str(arguments.b))}; "

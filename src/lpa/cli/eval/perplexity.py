@@ -52,8 +52,11 @@ def main(argv: list[str]) -> None:
 
 
 def _print(result: Any) -> None:
+    from lpa.display.units import format_count
+
     low, high = result.interval
-    print(f"tokens           {result.tokens:>12,}   in {result.documents:,} documents")
+    tokens, documents = format_count(result.tokens), format_count(result.documents)
+    print(f"tokens           {tokens:>12}   in {documents} documents")
     print(f"loss             {result.loss:>12.4f}")
     print(
         f"perplexity       {result.perplexity:>12.2f} ± {result.standard_error:.2f}   "

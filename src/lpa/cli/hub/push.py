@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
     from lpa.display import console
+    from lpa.display.units import format_bytes
     from lpa.model.hub.push import planned_push, push
 
     console.silence_transformers()
@@ -46,8 +47,8 @@ def main(argv: list[str]) -> None:
         print(to_json(asdict(result)))
         return
     for name, size in result.files.items():
-        print(f"{size:>15,}  {name}")
-    total = f"{sum(result.files.values()):,} bytes in {len(result.files)} files"
+        print(f"{format_bytes(size):>10}  {name}")
+    total = f"{format_bytes(sum(result.files.values()))} in {len(result.files)} files"
     if result.left:
         print(f"stays here: {', '.join(result.left)}")
     print(

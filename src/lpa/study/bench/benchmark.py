@@ -1,5 +1,6 @@
 """Dense and low-rank models side by side on this machine: time, memory, and where low rank stops to pay."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class ModelMeasurements:
         step_seconds: median of a training step: forward, backward, clipping, AdamW.
         tokens_per_second, flops_per_second: of training.
         step_ratio, step_ratio_half_iqr: step time over the dense model's, median over rounds, and half the
-            range of the middle half.
+            range of the middle half, which is nan of one round.
         flops_ratio: of training, over the dense model's.
         peak_memory_bytes: of two steps, weights and optimizer included, above what the process held before.
         compile_seconds: what the compiler took of the first step.
@@ -52,6 +53,10 @@ class ModelMeasurements:
     @property
     def verdict(self) -> str:
         """One plain sentence on training time against the dense model's."""
+        if math.isnan(self.step_ratio_half_iqr):
+            return (
+                f"{self.step_ratio:.3f} of the dense step time; one round tells nothing of the next"
+            )
         saved, promised = 1 - self.step_ratio, 1 - self.flops_ratio
         if self.step_ratio > 1 + self.step_ratio_half_iqr:
             return f"slower than dense here: {self.step_ratio:.3f} of its step time"

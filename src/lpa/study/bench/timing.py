@@ -1,5 +1,6 @@
 """Timing things against each other on a machine that does other things as well."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -38,10 +39,13 @@ def time_interleaved(
 
 
 def median_ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> tuple[float, float]:
-    """The median over rounds of one run's time over another's, and half the range of its middle half."""
+    """The median over rounds of one run's time over another's, and half the range of its middle half.
+
+    The latter is nan where there is one round.
+    """
     ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
     if len(ratios) < 2:
-        return ratios[0], 0.0
+        return ratios[0], math.nan
     first, middle, third = statistics.quantiles(ratios, n=4)
     return middle, (third - first) / 2
 
