@@ -59,7 +59,7 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
 def send_to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Copies of a batch's tensors on a device.
 
-    To a GPU they go through pinned memory and on a stream of their own: the host waits for nothing, and the
+    To a GPU they go through pinned memory and on a separate stream: the host waits for nothing, and the
     GPU copies beside its other work.
     """
     if device.type != "cuda":

@@ -90,14 +90,14 @@ def pairs_from_text(text: str) -> Iterator[MinimalPair]:
 def sentences(text: str) -> Iterator[str]:
     """The whole sentences of a document that begin with a capital, on one line each."""
     for paragraph in re.split(r"\n\s*\n", text):
-        begun = ""
+        prefix = ""
         for part in re.split(
             r"(?<=[.!?])(?=\s)|(?<=[.!?][\"”’])(?=\s)", " ".join(paragraph.split())
         ):
-            begun += part
-            if begun.endswith(_ABBREVIATIONS):
+            prefix += part
+            if prefix.endswith(_ABBREVIATIONS):
                 continue
-            sentence, begun = begun.strip(), ""
+            sentence, prefix = prefix.strip(), ""
             if _MIN_WORDS <= len(sentence.split()) <= _MAX_WORDS and _is_whole(sentence):
                 yield sentence
 
@@ -179,7 +179,7 @@ def _either_case(words: str) -> str:
 def _in_other_case(pronoun: str, cases: dict[str, str]) -> str:
     """With a capital where the pronoun has one that is not its own."""
     if pronoun in cases:
-        # At the start of a sentence "I" does not tell whether it has a capital of its own.
+        # At the start of a sentence "I" does not say whether the word itself has a capital.
         return cases[pronoun]
     return cases[pronoun.lower()].title()
 

@@ -106,7 +106,7 @@ def _summary(model: "PreTrainedModel") -> str:
             config.placement, "attention"
         )
         kind = {"cola": " (CoLA)", "sltrain": " (SLTrain)"}.get(config.low_rank_method or "", "")
-        rank = "ranks of their own" if config.ranks else f"rank {config.rank}"
+        rank = "a rank for each projection" if config.ranks else f"rank {config.rank}"
         return f"A causal language model whose {where} projections are low-rank{kind}, with {rank}."
     if _is_stock(model):
         return f"A causal language model, a stock {type(model).__name__}."

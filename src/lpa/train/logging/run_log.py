@@ -157,7 +157,7 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-        """Show what is done beside training steps as a bar of its own.
+        """Show work beside the training steps as a separate bar.
 
         Args:
             total: steps of it, where they are known.
