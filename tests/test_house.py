@@ -8,18 +8,18 @@ import lpa
 TESTS = Path(__file__).parent
 FOLDERS = (Path(lpa.__file__).parent, TESTS, TESTS.parent / "benchmarks", TESTS.parent / "scripts")
 MODULES = [path for folder in FOLDERS for path in folder.rglob("*.py")]
-MOST_LINES = 450
-MOST_MODULES = 12
+MAX_LINES = 450
+MAX_MODULES = 12
 
 
 def test_no_file_is_too_long():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
-    assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
 
 
 def test_no_folder_has_too_many_modules():
     counts = Counter(path.parent for path in MODULES if not path.name.startswith("__"))
-    assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
+    assert {folder: count for folder, count in counts.items() if count > MAX_MODULES} == {}
 
 
 def test_no_two_modules_of_tests_have_one_name():

@@ -17,10 +17,10 @@ from lpa.data.dataset import TokenDataset
 from lpa.data.manifest import Manifest, Shard, Split
 
 TOKENS = 10**10
-CONTEXT = 1024
+SEQ_LEN = 1024
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in x)
     return int(line.split()[1]) * 1024
 
@@ -37,16 +37,16 @@ def main() -> None:
         split = Split([Shard("train-00000.npy", TOKENS, "")], TOKENS, 1, TOKENS, TOKENS)
         Manifest("", 50_000, "uint16", 0, {"train": split}, {}).save(folder)
 
-        before = resident()
-        data = TokenDataset(folder, "train", seq_len=CONTEXT, seed=0)
+        before = resident_bytes()
+        data = TokenDataset(folder, "train", seq_len=SEQ_LEN, seed=0)
         random.seed(0)
         indices = [random.randrange(10 * len(data)) for _ in range(20_000)]
         start = time.perf_counter()
         for index in indices:
             data[index]
-        rate = len(indices) * CONTEXT / (time.perf_counter() - start)
-        more = resident() - before
-    print(f"{TOKENS:,} tokens, samples of {CONTEXT}: {rate:,.0f} tokens/s read at random")
+        rate = len(indices) * SEQ_LEN / (time.perf_counter() - start)
+        more = resident_bytes() - before
+    print(f"{TOKENS:,} tokens, samples of {SEQ_LEN}: {rate:,.0f} tokens/s read at random")
     print(f"{rate / training:,.0f} times the {training:,.0f} tokens/s of training")
     print(f"{more / 1e6:.1f} MB more resident than before opening")
 

@@ -51,24 +51,26 @@ def peak_memory(command: list[str]) -> tuple[float, int]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(map(resident, family(process.pid))))
+        peak = max(peak, sum(map(resident_bytes, process_tree(process.pid))))
         time.sleep(0.1)
     if process.returncode:
         raise SystemExit(f"{command} ended with {process.returncode}")
     return time.perf_counter() - start, peak
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     found = [pid]
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found += [member for child in path.read_text().split() for member in family(int(child))]
+            found += [
+                member for child in path.read_text().split() for member in process_tree(int(child))
+            ]
         except OSError:  # a thread that has ended
             continue
     return found
 
 
-def resident(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
     try:
         fields = Path(f"/proc/{pid}/statm").read_text().split()
     except OSError:

@@ -38,7 +38,7 @@ def ups_batched(x: torch.Tensor, downs: list, ups: list) -> list[torch.Tensor]:
     return list(torch.bmm(latents, torch.stack(ups).transpose(1, 2)))
 
 
-WAYS = {"separate": separate, "downs together": downs_together, "ups batched": ups_batched}
+VARIANTS = {"separate": separate, "downs together": downs_together, "ups batched": ups_batched}
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
                         if training:
                             torch.autograd.grad(made, [x, *downs, *ups], gradients)
 
-            runs = {name: lambda way=way, run=run: run(way) for name, way in WAYS.items()}
+            runs = {name: lambda way=way, run=run: run(way) for name, way in VARIANTS.items()}
             seconds = time_interleaved(runs, rounds=options.rounds, clock=clock)
             print(f"{tokens} tokens, {'forward and backward' if training else 'forward'}")
             for name, values in seconds.items():

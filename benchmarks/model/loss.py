@@ -24,7 +24,7 @@ from lpa.model.presets import preset_config
 from lpa.study.bench.timing import PeakMemory, median_ratio, time_interleaved
 
 
-def torchs(options: nn.LinearCrossEntropyOptions | None) -> Callable[..., Tensor]:
+def torch_loss(options: nn.LinearCrossEntropyOptions | None) -> Callable[..., Tensor]:
     def lm_head_loss(
         hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, items: Tensor | int
     ) -> Tensor:
@@ -38,10 +38,10 @@ def torchs(options: nn.LinearCrossEntropyOptions | None) -> Callable[..., Tensor
 
 LOSSES = {
     "ours": loss.lm_head_loss,
-    "no chunks": torchs(None),
-    "torch's choice": torchs(nn.LinearCrossEntropyOptions()),
+    "no chunks": torch_loss(None),
+    "torch's choice": torch_loss(nn.LinearCrossEntropyOptions()),
     **{
-        f"torch, {rows}": torchs(
+        f"torch, {rows}": torch_loss(
             nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
         )
         for rows in (128, 256, 512)

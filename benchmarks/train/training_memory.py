@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from training_step import stepper
+from training_step import make_step
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.machine import describe_machine
@@ -38,7 +38,7 @@ def peak(case: str, batch_size: int, seq_len: int, optimizer: bool) -> int:
         model = MODELS[name](max_position_embeddings=seq_len).train()
         if mode != "none":
             apply_activation_checkpointing(model, mode)
-        step = stepper(model, batch_size, seq_len)
+        step = make_step(model, batch_size, seq_len)
         for _ in range(2):
             if optimizer:
                 step()

@@ -31,7 +31,7 @@ from lpa.study.bench.timing import median_ratio, time_interleaved
 PAIRS = [("lpa", "b"), ("lpa", "c"), ("c", "a"), ("lpa", "a")]
 
 
-def stepper(model: nn.Module, batch_size: int, seq_len: int) -> Callable[[], None]:
+def make_step(model: nn.Module, batch_size: int, seq_len: int) -> Callable[[], None]:
     """One optimizer step on random tokens."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -64,7 +64,7 @@ def main() -> None:
         if options.compile:
             for layer in model.model.layers:
                 layer.compile(fullgraph=True)
-        steps[name] = stepper(model, options.batch_size, options.seq_len)
+        steps[name] = make_step(model, options.batch_size, options.seq_len)
         start = time.perf_counter()
         steps[name]()
         if options.compile:

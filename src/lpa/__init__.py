@@ -73,8 +73,8 @@ def _register_default_targets(_: Any) -> None:
 
 
 @wrapt.when_imported("peft.tuners.lora.config")
-def _register_pairs(_: Any) -> None:
-    importlib.import_module("lpa.model.adapters").register_pairs()
+def _register_low_rank_adapters(_: Any) -> None:
+    importlib.import_module("lpa.model.adapters").register_low_rank_adapters()
 
 
 @wrapt.when_imported("transformers.configuration_utils")

@@ -8,7 +8,7 @@ import pytest
 from doc_markdown import PAGES, ROOT
 from markdown_it import MarkdownIt
 
-MOST_COLUMNS = 100
+MAX_COLUMNS = 100
 SITE = sorted((ROOT / "docs").rglob("*.md"))
 BESIDE_THE_SITE = [page for page in PAGES if page not in SITE]
 
@@ -25,7 +25,7 @@ def test_lines_fit_a_screen(page):
     long = [
         number
         for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
-        if len(line) > MOST_COLUMNS and not line.startswith(("|", "<!--"))
+        if len(line) > MAX_COLUMNS and not line.startswith(("|", "<!--"))
     ]
     assert not long
 

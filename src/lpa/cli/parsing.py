@@ -19,7 +19,7 @@ from lpa.errors import UserError, expected_one_of
 from lpa.storage.records import describe_type, suggest_choice
 
 # What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
-_MOST = 2**31 - 1
+_MAX = 2**31 - 1
 
 # What errors say that a type of this module accepts, by the type's name.
 _ACCEPTED = {"Path": "a path"}
@@ -45,8 +45,8 @@ def _whole(name: str, least: int, most: int, *, shown: str | None = None) -> Any
     return _number_type(name, int, lambda value: least <= value <= most, accepted)
 
 
-Count = _whole("Count", 1, _MOST)
-CountOrZero = _whole("CountOrZero", 0, _MOST)
+Count = _whole("Count", 1, _MAX)
+CountOrZero = _whole("CountOrZero", 0, _MAX)
 VocabSize = _whole("VocabSize", 1, 2**22)  # tokenizers makes room for all of it
 Seed = _whole("Seed", 0, 2**63 - 1, shown="2^63 - 1")
 Seeds = _whole("Seeds", 1, 1000)  # how many, each a run

@@ -21,19 +21,21 @@ def register_default_targets() -> None:
     constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("lpa", DEFAULT_TARGETS)
 
 
-def register_pairs() -> None:
+def register_low_rank_adapters() -> None:
     """Let each `LoraConfig` know what LoRA on a pair is."""
     from peft.tuners.lora import config
 
-    wrapt.wrap_function_wrapper(config.LoraConfig, "__post_init__", _add_pairs)
+    wrapt.wrap_function_wrapper(config.LoraConfig, "__post_init__", _add_low_rank_adapter)
 
 
-def _add_pairs(wrapped: Any, config: Any, arguments: tuple[Any, ...], options: Any) -> None:
+def _add_low_rank_adapter(
+    wrapped: Any, config: Any, arguments: tuple[Any, ...], options: Any
+) -> None:
     wrapped(*arguments, **options)
-    config._register_custom_module({LowRankLinear: adapt_pair})
+    config._register_custom_module({LowRankLinear: adapt_low_rank_linear})
 
 
-def adapt_pair(
+def adapt_low_rank_linear(
     pair: LowRankLinear, adapter_name: str, config: Any, **options: Any
 ) -> LowRankLinear:
     """Put an adapter on both factors of a pair, in place.

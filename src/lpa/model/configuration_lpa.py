@@ -21,7 +21,7 @@ FFN_PROJECTIONS = {
 PLACEMENTS = ("none", "attention", "ffn", "all")
 
 # Sizes that no machine could hold; products of two of them still have 64 bits.
-_MOST = {
+_MAX = {
     "vocab_size": 2**31 - 1,
     "hidden_size": 2**24,
     "intermediate_size": 2**24,
@@ -33,7 +33,7 @@ _MOST = {
 }
 
 # The square of a start weight's deviation must still have a float32.
-_MOST_DEVIATION = 1e6
+_MAX_DEVIATION = 1e6
 
 # What a low-rank projection is; None is the plain pair of Lv et al. 2024.
 LOW_RANK_METHODS = (None, "cola", "sltrain")
@@ -214,7 +214,7 @@ class LPAConfig(PreTrainedConfig):
 
     def _check_sizes(self) -> None:
         """Before others are made of them."""
-        for field, most in _MOST.items():
+        for field, most in _MAX.items():
             size = getattr(self, field)
             if size is None and field in ("num_key_value_heads", "head_dim"):
                 continue
@@ -245,10 +245,10 @@ class LPAConfig(PreTrainedConfig):
                 )
 
     def _check_initialization(self) -> None:
-        if not 0 < self.initializer_range <= _MOST_DEVIATION:
+        if not 0 < self.initializer_range <= _MAX_DEVIATION:
             raise UserError(
                 f"initializer_range: got {self.initializer_range}; expected a positive number, at most "
-                f"{_MOST_DEVIATION:g}"
+                f"{_MAX_DEVIATION:g}"
             )
         if self.initialization not in INITIALIZATIONS:
             raise UserError(

@@ -32,7 +32,7 @@ _CONFIG = "config.json"
 _GENERATION = "generation_config.json"
 
 # No model has so many layers, heads or experts; lists of them are made before their weights are known.
-_MOST_PARTS = 2**16
+_MAX_PARTS = 2**16
 _PARTS = re.compile(r"(layers?|blocks?|heads?|experts?)$")
 # Keys of config.json by which transformers would read other files than those that are checked here, or
 # fetch code.
@@ -264,8 +264,8 @@ def _check_values(value: Any, where: str, key: str = "") -> None:
         for item in value:
             _check_values(item, where, key)
     elif isinstance(value, int):
-        if _PARTS.search(key) and value > _MOST_PARTS:
-            raise UserError(f"{where}: {key}: got {value}; expected at most {_MOST_PARTS}")
+        if _PARTS.search(key) and value > _MAX_PARTS:
+            raise UserError(f"{where}: {key}: got {value}; expected at most {_MAX_PARTS}")
     elif isinstance(value, str) and key in _IMPLEMENTATIONS and "/" in value:
         raise UserError(
             f"{where}: {key}: got {value!r}; code of the hub is never run; expected a name such as sdpa"

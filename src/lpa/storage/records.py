@@ -30,10 +30,10 @@ Count = Annotated[int, annotated_types.Ge(0)]
 Finite = Annotated[float, annotated_types.Predicate(math.isfinite)]
 
 # No file of ours is as large; reading what is would fill the memory.
-_MOST_BYTES = {"JSON": 2**28, "YAML": 2**20}
-_MOST_BYTES_IN_LINE = 2**20
+_MAX_BYTES = {"JSON": 2**28, "YAML": 2**20}
+_MAX_BYTES_IN_LINE = 2**20
 # An alias of YAML stands for all that it refers to, so that a short file can hold endlessly much.
-_MOST_VALUES = 1_000_000
+_MAX_VALUES = 1_000_000
 _DEEPEST = 64
 
 # What errors call a type.
@@ -66,8 +66,8 @@ def read_yaml(path: Path, kind: type[T]) -> T:
         UserError: it cannot be read, is no YAML of plain values, or is not what `kind` declares.
     """
     value = load_yaml(path, YamlLoader)
-    if _expanded(value, {}) > _MOST_VALUES:
-        raise UserError(f"{path}: holds too much; expected at most {_MOST_VALUES:,} values")
+    if _expanded(value, {}) > _MAX_VALUES:
+        raise UserError(f"{path}: holds too much; expected at most {_MAX_VALUES:,} values")
     return parse_value(value, kind, where=path)
 
 
@@ -162,7 +162,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _parsed(path: Path, language: str, parse: Callable[[str], Any]) -> Any:
-    content = _bytes(path, _MOST_BYTES[language])
+    content = _bytes(path, _MAX_BYTES[language])
     if not content.strip():
         raise UserError(f"{path}: is empty; expected {language}")
     try:
@@ -196,9 +196,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             raise UserError(f"{path}: is not a plain file; expected JSON Lines")
         with open(path, "rb") as file:
             number = 0
-            while line := file.readline(_MOST_BYTES_IN_LINE):
+            while line := file.readline(_MAX_BYTES_IN_LINE):
                 number += 1
-                if len(line) == _MOST_BYTES_IN_LINE or line.startswith(b"\0"):
+                if len(line) == _MAX_BYTES_IN_LINE or line.startswith(b"\0"):
                     raise UserError(f"{path}: line {number}: is not JSON (damaged)")
                 yield number, line
     except OSError as error:

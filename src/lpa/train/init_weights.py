@@ -24,7 +24,7 @@ from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json
 from lpa.storage.run_directory import INITIAL_WEIGHTS_FILE
 from lpa.train.config import RunConfig
-from lpa.train.config.sections import MOST_INHERITED_SEQ_LEN
+from lpa.train.config.sections import MAX_INHERITED_SEQ_LEN
 from lpa.train.distributed.dtensor import shard_like
 from lpa.train.distributed.meta_init import build_meta_model, init_buffers, materialize
 from lpa.train.distributed.parallelize import ParallelLayout, parallelize
@@ -121,7 +121,7 @@ def with_source_seq_len(config: RunConfig) -> RunConfig:
         return config
     assert config.model.from_ is not None  # or the configuration has chosen
     positions = load_source_config(config.model.from_).max_position_embeddings
-    return config.with_seq_len(min(positions, MOST_INHERITED_SEQ_LEN))
+    return config.with_seq_len(min(positions, MAX_INHERITED_SEQ_LEN))
 
 
 def resolve_model_config(

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lpa.errors import UserError
-from lpa.eval.analysis.projections import input_directions, list_projections, truncated
+from lpa.eval.analysis.projections import input_directions, list_projections, truncate_projections
 
 
 def gpt2():
@@ -55,7 +55,10 @@ def test_a_truncation_is_the_best_approximation_and_is_undone(model):
             weight = (projection.module(torch.eye(32)) - bias).T.double()
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
         best = (u[:, :4] * s[:4]) @ vh[:4]
-        with truncated([projection], [input_directions(projection.module)], 4), torch.no_grad():
+        with (
+            truncate_projections([projection], [input_directions(projection.module)], 4),
+            torch.no_grad(),
+        ):
             inside = projection.module(x)
         expected = x.double() @ best.T + bias
         assert torch.allclose(inside.double(), expected, atol=1e-5)
@@ -70,7 +73,7 @@ def test_a_truncation_is_undone_after_an_error():
     directions = [input_directions(projection.module)]
 
     def fail() -> None:
-        with truncated([projection], directions, 1):
+        with truncate_projections([projection], directions, 1):
             assert not torch.equal(projection.module.down.weight, before)
             raise KeyboardInterrupt
 

@@ -12,8 +12,8 @@ from helpers.runs import wait_until
 from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid
 from lpa.study.rates.rate_tuning import (
-    LEAST_RATE,
-    MOST_RATE,
+    MAX_RATE,
+    MIN_RATE,
     extend_rates,
     first_rates,
     tune_learning_rates,
@@ -39,8 +39,8 @@ def test_rates_are_extended_where_a_best_one_is_an_extreme(best, extended):
 
 
 def test_the_extension_ends():
-    rates = [LEAST_RATE, 0.001, MOST_RATE]
-    assert extend_rates(rates, [LEAST_RATE, MOST_RATE]) == rates
+    rates = [MIN_RATE, 0.001, MAX_RATE]
+    assert extend_rates(rates, [MIN_RATE, MAX_RATE]) == rates
 
 
 def test_every_variant_has_the_same_trials_and_seeds_that_no_report_uses():
@@ -104,7 +104,7 @@ def test_a_tuning_widens_resumes_and_is_what_the_study_takes(lpa, prepared, tmp_
     # In four steps the highest rate is the best, as far as rates go.
     best = [settings["optim.lr"] for settings in tuned.values()]
     assert len(rates) > 3
-    assert max(rates) == MOST_RATE or max(best) < max(rates)
+    assert max(rates) == MAX_RATE or max(best) < max(rates)
 
     again = lpa(*tuning, "--tune", "--data", prepared, "--out", out)
     assert again.code == 0, again.stderr

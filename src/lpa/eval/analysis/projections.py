@@ -92,7 +92,7 @@ def input_directions(module: Any) -> Tensor:
 
 
 @contextmanager
-def truncated(
+def truncate_projections(
     projections: Sequence[Projection], directions: Sequence[Tensor], rank: int
 ) -> Iterator[None]:
     """Within, each projection is its best approximation of a rank; afterwards it is as before.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lpa.callbacks import StepCallback
-from lpa.eval.analysis.projections import Projection, input_directions, truncated
+from lpa.eval.analysis.projections import Projection, input_directions, truncate_projections
 from lpa.eval.text_scores import score
 from lpa.eval.tokenized_text import TokenizedText
 
@@ -78,7 +78,7 @@ def measure_truncations(
     whole = loss()
     truncations = []
     for done, (layer, name, rank, group) in enumerate(jobs, 1):
-        with truncated(group, [directions[projection] for projection in group], rank):
+        with truncate_projections(group, [directions[projection] for projection in group], rank):
             after = loss()
         truncations.append(Truncation(layer, name, group[0].sublayer, rank, after, after - whole))
         on_progress(done, len(jobs))

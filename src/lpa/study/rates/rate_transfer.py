@@ -8,7 +8,7 @@ import numpy as np
 from lpa.errors import UserError
 from lpa.study.results.study_results import StudyResult
 
-MOST_EXPONENT = 0.5
+MAX_EXPONENT = 0.5
 
 
 def loss_by_rate(result: StudyResult, variant: str) -> dict[float, float]:
@@ -55,7 +55,7 @@ def rate_exponent(
             raise UserError(f"{variant}: no trial has finished all its runs in both tunings")
         before, after = map(parabola_vertex, found)
         exponents.append(-math.log(after / before) / math.log(lengths[1] / lengths[0]))
-    return min(max(float(np.mean(exponents)), 0.0), MOST_EXPONENT)
+    return min(max(float(np.mean(exponents)), 0.0), MAX_EXPONENT)
 
 
 def transfer_rates(

@@ -9,7 +9,7 @@ from lpa.study.design.study_index import read_index
 from lpa.study.results.study_results import StudyResult, tuned_rows
 
 TUNING_SEED = 100  # the first; studies that are reported begin at 0
-LEAST_RATE, MOST_RATE = 0.00025, 0.064  # between which the rates are extended
+MIN_RATE, MAX_RATE = 0.00025, 0.064  # between which the rates are extended
 
 _RATE = "optim.lr"
 
@@ -53,9 +53,9 @@ def extend_rates(rates: Sequence[float], best: Iterable[float]) -> list[float]:
     """
     low, high, best = min(rates), max(rates), set(best)
     extended = set(rates)
-    if low in best and low / 2 >= LEAST_RATE:
+    if low in best and low / 2 >= MIN_RATE:
         extended.add(low / 2)
-    if high in best and high * 2 <= MOST_RATE:
+    if high in best and high * 2 <= MAX_RATE:
         extended.add(high * 2)
     return sorted(extended)
 

@@ -3,9 +3,9 @@
 from lpa.errors import UserError
 
 # What torch, NumPy and Python count with somewhere; no machine has room for more of anything counted here.
-MOST = 2**31 - 1
-MOST_PROCESSES = 1024
-LEAST_FLOAT32 = 2.0**-126
+MAX = 2**31 - 1
+MAX_PROCESSES = 1024
+MIN_FLOAT32 = 2.0**-126
 
 
 def require(condition: bool, name: str, value: object, accepted: str) -> None:
@@ -14,7 +14,7 @@ def require(condition: bool, name: str, value: object, accepted: str) -> None:
 
 
 def check_integer(
-    section: str, config: object, *names: str, least: int = 1, most: int = MOST
+    section: str, config: object, *names: str, minimum: int = 1, maximum: int = MAX
 ) -> None:
     """Refuse fields that are no whole numbers within bounds; null, where declared, stands for none."""
     for name in names:
@@ -24,17 +24,17 @@ def check_integer(
         require(
             isinstance(value, int) and not isinstance(value, bool), field, value, "a whole number"
         )
-        require(value >= least, field, value, f"at least {least}")
-        require(value <= most, field, value, f"at most {most:,}")
+        require(value >= minimum, field, value, f"at least {minimum}")
+        require(value <= maximum, field, value, f"at most {maximum:,}")
 
 
-def check_positive(section: str, config: object, *names: str, most: float) -> None:
-    """Refuse fields that are no numbers above 0 up to `most`; null, where declared, stands for none."""
+def check_positive(section: str, config: object, *names: str, maximum: float) -> None:
+    """Refuse fields that are no numbers above 0 up to `maximum`; null, where declared, stands for none."""
     for name in names:
         value = getattr(config, name)
         require(
-            value is None or 0 < value <= most,
+            value is None or 0 < value <= maximum,
             f"{section}.{name}",
             value,
-            f"a positive number, at most {most:g}",
+            f"a positive number, at most {maximum:g}",
         )

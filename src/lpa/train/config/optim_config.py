@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lpa.train.config.field_ranges import LEAST_FLOAT32, check_integer, check_positive, require
+from lpa.train.config.field_ranges import MIN_FLOAT32, check_integer, check_positive, require
 
 # Settings of single optimizers.
 _OPTIMIZERS_WITH = {
@@ -70,9 +70,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         # Products of two of them must still have a float32; a clip without effect may be large.
-        check_positive("optim", self, "lr", "eps", "down_lr_scale", "up_lr_scale", most=1e6)
-        check_positive("optim", self, "max_grad_norm", most=1e30)
-        require(self.eps >= LEAST_FLOAT32, "optim.eps", self.eps, f"at least {LEAST_FLOAT32:.2g}")
+        check_positive("optim", self, "lr", "eps", "down_lr_scale", "up_lr_scale", maximum=1e6)
+        check_positive("optim", self, "max_grad_norm", maximum=1e30)
+        require(self.eps >= MIN_FLOAT32, "optim.eps", self.eps, f"at least {MIN_FLOAT32:.2g}")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optim.{name}", value, "at least 0 and below 1")
@@ -94,7 +94,7 @@ class OptimConfig:
                 value,
                 "a number from 0 to 1,000,000",
             )
-        check_integer("optim", self, "warmup_steps", least=0)
+        check_integer("optim", self, "warmup_steps", minimum=0)
         check_integer("optim", self, "projection_rank")
         check_integer("optim", self, "restart_every")
         require(

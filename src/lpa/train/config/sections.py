@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpa.train.config.field_ranges import MOST_PROCESSES, check_integer, check_positive, require
+from lpa.train.config.field_ranges import MAX_PROCESSES, check_integer, check_positive, require
 
 # Of a run that says no `data.seq_len`, without `model.from`; and the most that one with it takes.
 DEFAULT_SEQ_LEN = 256
-MOST_INHERITED_SEQ_LEN = 512
+MAX_INHERITED_SEQ_LEN = 512
 
 
 @dataclass
@@ -32,8 +32,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)  # which Python code may give as text
-        check_integer("data", self, "seq_len", least=0)
-        check_integer("data", self, "num_workers", least=0, most=MOST_PROCESSES)
+        check_integer("data", self, "seq_len", minimum=0)
+        check_integer("data", self, "num_workers", minimum=0, maximum=MAX_PROCESSES)
 
 
 @dataclass
@@ -59,8 +59,8 @@ class ParallelConfig:
     long_timeout: float = 7200.0
 
     def __post_init__(self) -> None:
-        check_integer("parallel", self, "replicate", "shard", "tensor", most=2**20)
-        check_positive("parallel", self, "timeout", "long_timeout", most=1e8)
+        check_integer("parallel", self, "replicate", "shard", "tensor", maximum=2**20)
+        check_positive("parallel", self, "timeout", "long_timeout", maximum=1e8)
 
 
 @dataclass
@@ -81,7 +81,7 @@ class CheckpointConfig:
     async_save: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("checkpoint", self, "every", least=0)
+        check_integer("checkpoint", self, "every", minimum=0)
         check_integer("checkpoint", self, "keep_latest_k")
 
 
@@ -105,5 +105,5 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         self.teacher = None if self.teacher is None else Path(self.teacher)
-        check_positive("distill", self, "temperature", most=1e6)
+        check_positive("distill", self, "temperature", maximum=1e6)
         require(0 <= self.weight <= 1, "distill.weight", self.weight, "from 0 to 1")

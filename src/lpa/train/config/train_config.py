@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from lpa.errors import UserError
 from lpa.train.config.field_ranges import (
-    MOST,
-    MOST_PROCESSES,
+    MAX,
+    MAX_PROCESSES,
     check_integer,
     check_positive,
     require,
@@ -82,11 +82,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_integer("train", self, "steps", "batch_size", "log_every", "sample_tokens")
         check_integer("train", self, "batch_tokens", "micro_batch_size", "stop_at")
-        check_integer("train", self, "tokens", most=2**63 - 1)
-        check_integer("train", self, "eval_every", "sample_every", least=0)
-        check_integer("train", self, "seed", "eval_tokens", least=0, most=2**63 - 1)
-        check_integer("train", self, "threads", least=0, most=MOST_PROCESSES)
-        check_positive("train", self, "max_seconds", most=1e12)
+        check_integer("train", self, "tokens", maximum=2**63 - 1)
+        check_integer("train", self, "eval_every", "sample_every", minimum=0)
+        check_integer("train", self, "seed", "eval_tokens", minimum=0, maximum=2**63 - 1)
+        check_integer("train", self, "threads", minimum=0, maximum=MAX_PROCESSES)
+        check_positive("train", self, "max_seconds", maximum=1e12)
 
     def resolve_length(self, seq_len: int) -> None:
         """Turn tokens into samples and steps, given the tokens of a sample.
@@ -104,18 +104,18 @@ class TrainConfig:
             self.batch_size = self.batch_tokens // seq_len
         in_step = self.batch_size * seq_len
         require(
-            in_step <= MOST,
+            in_step <= MAX,
             "train.batch_size",
             self.batch_size,
-            f"at most {MOST:,} tokens per step, with data.seq_len {seq_len}",
+            f"at most {MAX:,} tokens per step, with data.seq_len {seq_len}",
         )
         if self.tokens is not None:
             self.steps = -(-self.tokens // in_step)
             require(
-                self.steps <= MOST,
+                self.steps <= MAX,
                 "train.tokens",
                 self.tokens,
-                f"at most {MOST:,} steps of {in_step:,} tokens",
+                f"at most {MAX:,} steps of {in_step:,} tokens",
             )
 
     @staticmethod

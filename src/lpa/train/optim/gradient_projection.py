@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpa.train.optim.matrix_optimizer import MatrixOptimizer, rank_of
+from lpa.train.optim.matrix_optimizer import MatrixOptimizer, resolve_rank
 
 UPDATE_PROJ_GAP = 200  # steps that a projection lasts, in both papers
 _GALORE_SCALE = 0.25
@@ -52,7 +52,7 @@ class _ProjectedAdamW(MatrixOptimizer):
 def projected_state_count(shape: Sequence[int], rank: int | None, *, kept: bool) -> int:
     """Numbers in the states of a matrix: two projected moments, and P where it is kept."""
     shorter, longer = sorted(shape)
-    rank = rank_of(shape, rank)
+    rank = resolve_rank(shape, rank)
     return 2 * rank * longer + (rank * shorter if kept else 0)
 
 
@@ -74,7 +74,7 @@ class GaLore(_ProjectedAdamW):
         if not state:
             state["step"] = torch.zeros(())  # on the CPU, where it is read without a wait
             state["projection"] = gradient.new_zeros(
-                min(rows, columns), rank_of(gradient.shape, self.rank)
+                min(rows, columns), resolve_rank(gradient.shape, self.rank)
             )
         projection = state["projection"]
         if int(state["step"]) % UPDATE_PROJ_GAP == 0:
@@ -117,7 +117,7 @@ class APOLLO(_ProjectedAdamW):
 
     def _projection(self, parameter: Tensor, gradient: Tensor, step: int) -> Tensor:
         """P of this step, from the parameter's number and the steps done."""
-        rank = rank_of(gradient.shape, self.rank)
+        rank = resolve_rank(gradient.shape, self.rank)
         seed = self.seed_of(parameter, step // UPDATE_PROJ_GAP)
         generator = torch.Generator().manual_seed(seed)
         draw = torch.randn(min(gradient.shape), rank, generator=generator) / rank**0.5

@@ -49,7 +49,7 @@ class MatrixOptimizer(GroupOptimizer):
         return 1_000_003 * self._numbers[weight] + period
 
 
-def rank_of(shape: Sequence[int], rank: int | None) -> int:
+def resolve_rank(shape: Sequence[int], rank: int | None) -> int:
     """The rank for a matrix of a shape: the one asked for, or a quarter of its shorter side."""
     shorter = min(shape)
     return min(shorter, rank or max(1, shorter // 4))

@@ -67,7 +67,7 @@ class Muon(GroupOptimizer):
         self.dtype = dtype
 
     def step_group(self, group: dict[str, Any]) -> None:
-        for parameters in stacks(p for p in group["params"] if p.grad is not None):
+        for parameters in stack_by_shape(p for p in group["params"] if p.grad is not None):
             self._step_stack(parameters, group)
 
     def _step_stack(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Muon(GroupOptimizer):
         return momentum.to(self.dtype or fast_dtype(parameter.device.type))
 
 
-def stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+def stack_by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Those of one shape and layout together, as many as the processes of a mesh work on at once."""
     alike: dict[Any, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
@@ -134,7 +134,7 @@ def muon_temporary_bytes(parameters: Iterable[Tensor], itemsize: int = 2) -> int
         parameters: all with a gradient; may be on the meta device.
         itemsize: bytes of a number in the dtype that is orthogonalized in.
     """
-    return itemsize * max((_most_numbers(stack) for stack in stacks(parameters)), default=0)
+    return itemsize * max((_most_numbers(stack) for stack in stack_by_shape(parameters)), default=0)
 
 
 def _most_numbers(matrices: list[Tensor]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpa.train.optim.matrix_optimizer import MatrixOptimizer, rank_of
+from lpa.train.optim.matrix_optimizer import MatrixOptimizer, resolve_rank
 
 _ALPHA = 32  # of LoRA: the update is ALPHA / rank times the product of the factors
 _WARMUP_STEPS = 50  # of the learning rate after each merge
@@ -70,7 +70,7 @@ class ReLoRA(MatrixOptimizer):
 
     def _init_state(self, state: dict[str, Tensor], weight: Tensor) -> None:
         rows, columns = weight.shape
-        rank = rank_of(weight.shape, self.rank)
+        rank = resolve_rank(weight.shape, self.rank)
         state["step"] = torch.zeros(())  # on the CPU, where it is read without a wait
         for name in self.droppable_states:
             state[name] = torch.zeros_like(weight)
@@ -122,5 +122,5 @@ def relora_state_count(shape: Sequence[int], rank: int | None) -> int:
     """Numbers in the states of a matrix in the first period, the most: its moments, and the factors with
     theirs."""
     rows, columns = shape
-    rank = rank_of(shape, rank)
+    rank = resolve_rank(shape, rank)
     return 2 * rows * columns + 3 * rank * (rows + columns)

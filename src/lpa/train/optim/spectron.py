@@ -13,7 +13,7 @@ from lpa.train.optim.muon import newton_schulz
 
 # Power iteration ends when the norm grows by less than this.
 _TOLERANCE = 1e-5
-_MOST_ITERATIONS = 300
+_MAX_ITERATIONS = 300
 
 
 class Spectron(GroupOptimizer):
@@ -94,7 +94,7 @@ class Spectron(GroupOptimizer):
         row = factor[torch.linalg.vector_norm(factor, dim=1).argmax()]
         vector.add_(row, alpha=1 / max(float(torch.linalg.vector_norm(row)), 1e-30))
         norm = 0.0
-        for _ in range(_MOST_ITERATIONS):
+        for _ in range(_MAX_ITERATIONS):
             vector.div_(torch.linalg.vector_norm(vector).clamp(min=1e-30))
             image = factor @ vector
             last, norm = norm, float(torch.linalg.vector_norm(image))

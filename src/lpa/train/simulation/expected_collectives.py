@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from lpa.model.configuration_lpa import RESIDUAL_PROJECTIONS, LPAConfig
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.distributed.matrix_exchange import MatrixExchange
-from lpa.train.optim.muon import stacks
+from lpa.train.optim.muon import stack_by_shape
 from lpa.train.simulation.collectives import Collective, merge_collectives
 from lpa.train.simulation.run_shape import RunShape
 
@@ -111,7 +111,7 @@ def _sent_bytes(config: LPAConfig, name: str, layer: int, itemsize: int) -> int:
 
 def _muon(muon_weights: list[Tensor]) -> Iterator[Collective]:
     """Shards go to the processes that orthogonalize, and come back; what all hold alike is gathered."""
-    for stack in stacks(muon_weights):
+    for stack in stack_by_shape(muon_weights):
         like, count = stack[0], len(stack)
         assert isinstance(like, DTensor)
         for level in MatrixExchange(like, count).levels:

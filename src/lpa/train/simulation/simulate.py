@@ -30,7 +30,7 @@ from lpa.train.simulation.run_shape import RunShape
 from lpa.train.simulation.step_memory import StepMemory
 
 # The first forward pass of a step, one in the middle, which stands for all of its kind, and the last.
-_MOST_PASSES = 3
+_MAX_PASSES = 3
 
 
 @dataclass
@@ -89,14 +89,14 @@ class _Step:
         self._run(1)
         memory = StepMemory(self._model, self._optimizers.members)
         log = CollectiveLog(self._shape.layout)
-        passes = min(self._shape.forward_passes, _MOST_PASSES)
+        passes = min(self._shape.forward_passes, _MAX_PASSES)
         number = 0
 
         def begin_pass(*_: Any) -> None:
             nonlocal number
             number += 1
             memory.settle_gradients()
-            in_the_middle = passes == _MOST_PASSES and number == 2
+            in_the_middle = passes == _MAX_PASSES and number == 2
             log.repeat = self._shape.forward_passes - 2 if in_the_middle else 1
 
         def begin_optimizer() -> None:
