@@ -59,9 +59,9 @@ def test_ranks_by_layer_are_in_range():
 @pytest.mark.parametrize(
     ("settings", "seq_len", "message"),
     [
-        ({"batch_size": 2**31 - 1}, 256, "train.batch_size: got 2147483647; expected at maximum"),
-        ({"batch_tokens": 2**31}, 256, "train.batch_tokens: got 2147483648; expected at maximum"),
-        ({"tokens": 2**63 - 1}, 256, "train.tokens: got 9223372036854775807; expected at maximum"),
+        ({"batch_size": 2**31 - 1}, 256, "train.batch_size: got 2147483647; expected at most"),
+        ({"batch_tokens": 2**31}, 256, "train.batch_tokens: got 2147483648; expected at most"),
+        ({"tokens": 2**63 - 1}, 256, "train.tokens: got 9223372036854775807; expected at most"),
     ],
 )
 def test_no_step_holds_more_than_can_be_counted(settings, seq_len, message):
