@@ -23,7 +23,7 @@ COMMANDS = {
     ),
     "eval glue": ("lpa.cli.eval.glue", "fine-tune and score models on GLUE tasks"),
     "eval harness": ("lpa.cli.eval.harness", "run tasks of the lm-evaluation-harness"),
-    "analyze": ("lpa.cli.eval.analyze", "show where a model bears low rank"),
+    "analyze": ("lpa.cli.eval.analyze", "show which projections tolerate low rank"),
     "generate": ("lpa.cli.eval.generate", "continue a prompt"),
     "convert factorize": ("lpa.cli.convert.factorize", "truncate a dense checkpoint to low rank"),
     "convert merge": ("lpa.cli.convert.merge", "merge low-rank pairs into a stock model"),

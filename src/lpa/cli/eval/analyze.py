@@ -9,7 +9,7 @@ from lpa.cli.parsing import Count, Parser, add_model_arguments, add_output_argum
 def build_parser() -> Parser:
     parser = Parser(
         "analyze",
-        description="Show why a model bears low rank, and where. The command computes the singular "
+        description="Show why a model tolerates low rank, and where. The command computes the singular "
         "values and the effective rank of every projection. With --data it also measures the "
         "entropy and the distance of every attention head, and the loss after each "
         "projection is truncated to a rank. It writes report.html and analysis.json.",

@@ -1,1 +1,1 @@
-"""Why attention bears low rank: spectra, attention maps, and what a truncation costs."""
+"""Why attention tolerates low rank: spectra, attention maps, and what a truncation costs."""
