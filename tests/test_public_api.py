@@ -245,7 +245,10 @@ def test_arguments_that_do_not_go_together_are_refused(run, prepared, tmp_path):
         (lambda: package.factorize(model, rank=4, out=tmp_path / "x"), "save_pretrained"),
         (lambda: package.factorize(run, rank=4, out="x", reinitialize=True), "live model"),
         (lambda: package.evaluate_perplexity(model, prepared), "tokenizer: got none"),
-        (lambda: package.evaluate_perplexity(run, prepared, tokenizer=1), "goes with a live model"),
+        (
+            lambda: package.evaluate_perplexity(run, prepared, tokenizer=1),
+            "works only with a live model",
+        ),
     ):
         with pytest.raises(UserError, match=words):
             call()

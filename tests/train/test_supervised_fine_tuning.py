@@ -82,7 +82,7 @@ def test_fine_tuning_lowers_the_loss(chat_run, tmp_path, packing):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("prepare x --tokenizer y --chat-template chatml --out o", "goes with --vocab-size"),
+        ("prepare x --tokenizer y --chat-template chatml --out o", "works only with --vocab-size"),
         ("prepare x --vocab-size 257 --chat-template chatml --out o", "expected at least 259"),
     ],
 )

@@ -229,7 +229,7 @@ def _print_tuned(outcome: "StudyOutcome") -> None:
     if outcome.tuned is not None:
         print(f"tuned: {outcome.tuned} in {outcome.tuned_file}")
     for group, name, value in outcome.short_axes:
-        print(f"{group}: {name} {value:g} lies at the end of what was tried")
+        print(f"{group}: {name} {value:g} is at the end of what was tried")
 
 
 def _outcome_figures(outcome: "StudyOutcome") -> dict[str, Any]:

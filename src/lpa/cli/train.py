@@ -137,9 +137,11 @@ def main(argv: list[str]) -> None:
     if arguments.dry_run:
         _plan(config, arguments.processes, simulate=arguments.simulate, as_json=arguments.json)
     elif arguments.simulate:
-        exit_with_error("--simulate: goes with --dry-run")
+        exit_with_error("--simulate: works only with --dry-run")
     elif arguments.processes is not None:
-        exit_with_error("--processes: goes with --dry-run; torchrun says how many processes train")
+        exit_with_error(
+            "--processes: works only with --dry-run; torchrun says how many processes train"
+        )
     elif arguments.out is None:
         exit_with_error("--out: got nothing; expected the run directory to make")
     else:

@@ -49,7 +49,7 @@ def calibration_windows(text: str | Path, tokenizer: Any, *, tokens: int, seq_le
 
 
 def find_decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The decoder layers of a model and their name: its longest list of modules that lies in no other.
+    """The decoder layers of a model and their name: its longest list of modules that is in no other.
 
     A list within a list is part of a layer, as the experts of a mixture are.
 

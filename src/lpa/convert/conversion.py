@@ -115,7 +115,7 @@ def factorize(
         raise UserError(f"out: got nothing; expected the directory to make of {model}")
     if reinitialize or tokenizer is not None:
         name = "reinitialize" if reinitialize else "tokenizer"
-        raise UserError(f"{name}: goes with a live model; got the path {model}")
+        raise UserError(f"{name}: works only with a live model; got the path {model}")
     return factorize_directory(
         Path(model),
         Path(out),
@@ -139,7 +139,7 @@ def _factorize_live(
     check_method(method, has_text)
     if has_text and (tokenizer is None or reinitialize):
         raise UserError(
-            "calibration_data: goes with the tokenizer of a live model, and without reinitialize"
+            "calibration_data: works only with the tokenizer of a live model, and without reinitialize"
         )
     check_ranks_given(config)
     check_not_quantized(model)

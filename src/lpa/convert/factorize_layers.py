@@ -38,7 +38,7 @@ def factorize_layers(
     `svd` looks at weights alone (with windows, only its error is measured on them). `whitened` truncates
     each projection for what it reads in the dense model. `updated` starts from the same factors and then,
     in the order in which a layer applies its projections, solves for each up factor on what the projection
-    reads in the model that is factorized up to there, so that it makes up for the drift of what lies before.
+    reads in the model that is factorized up to there, so that it makes up for the drift of what is before.
 
     Args:
         ranks: full name -> rank.
@@ -65,7 +65,7 @@ def factorize_layers(
     outside = [n for n in found if not re.match(rf"{re.escape(prefix)}\.\d+\.", n)]
     if outside and layer_inputs is not None:
         raise UserError(
-            f"--projections: {outside[0]} lies outside the layers; factorize it with --method svd"
+            f"--projections: {outside[0]} is outside the layers; factorize it with --method svd"
         )
     _factorize_group(model, {n: found[n] for n in outside}, ranks, "svd", None, errors)
     for index, layer in enumerate(layers):

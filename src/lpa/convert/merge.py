@@ -69,7 +69,7 @@ def merge_to_llama(model: LPAForCausalLM) -> LlamaForCausalLM:
         merged = LlamaForCausalLM(llama)
     merged.load_state_dict(_merged_weights(model), strict=True, assign=True)
     merged.tie_weights()
-    # Its inverse frequencies are computed, not stored, so they still lie on the meta device.
+    # Its inverse frequencies are computed, not stored, so they are still on the meta device.
     merged.model.rotary_emb = type(merged.model.rotary_emb)(llama)
     merged.generation_config = copy.deepcopy(model.generation_config)
     if merged.generation_config.cache_implementation == LATENT:

@@ -25,7 +25,7 @@ class RankBudget:
 
     Attributes:
         quantity: `parameters` or `flops` of the projections considered (a weight costs the same two
-            operations wherever it stands, so both lead to the same ranks), or `kv`, the latents that the
+            operations wherever it is, so both lead to the same ranks), or `kv`, the latents that the
             cache holds of value projections in place of values; other projections then stay dense.
         fraction: of what they cost dense.
         criterion: by `spectra`, the energy that truncation discards relative to all of the projection's (with

@@ -21,7 +21,7 @@ def build_dataloader(
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of samples `start` … `stop` - 1 of the stream, every `world_size`-th of them.
 
-    Where a run stands is one number, the next sample, whatever the processes and workers: sample
+    The position of a run is one number, the next sample, whatever the processes and workers: sample
     start + i is read by rank i % world_size.
 
     Args:

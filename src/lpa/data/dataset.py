@@ -84,7 +84,7 @@ def _open_shard(path: Path, tokens: int, dtype: str) -> np.memmap:
             f"{path}: shard holds {shard.dtype} of shape {shard.shape}; "
             f"the manifest says {tokens} tokens of {dtype}"
         )
-    # Read at random, what lies around a sample is not wanted.
+    # Read at random, what is around a sample is not needed.
     shard._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     return shard
 

@@ -1,4 +1,4 @@
-"""What lies in a prepared data directory."""
+"""The manifest of a prepared data directory."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from lpa.errors import UserError
 
-# What a special token is renamed to where text must not reach it: noncharacters, which stand in no text.
+# What a special token is renamed to where text must not reach it: noncharacters, which are in no text.
 _UNREACHABLE = "\uffff\ufffe{}\ufffe\uffff"
 
 
@@ -103,7 +103,7 @@ def _plain(backend: Any, special: dict[str, int], eos_token_id: int | None) -> A
     if end is not None:
         backend.add_special_tokens([AddedToken(end, special=True, normalized=False)])
     backend.encode_special_tokens = True
-    # Some models, unigram among them, find in text whatever stands in their vocabulary.
+    # Some models, unigram among them, find in text whatever is in their vocabulary.
     found = [token for token in special if _is_found(backend, token, special[token])]
     if not found:
         return backend

@@ -304,7 +304,7 @@ def load_vocabulary(directory: Path) -> dict[str, int] | None:
 class FastTokenizer:
     """A tokenizer that its files describe whole, opened without transformers, whose import takes seconds.
 
-    It has what `lpa prepare` asks of a tokenizer; `load_fast_tokenizer` says where it stands in for one.
+    It has what `lpa prepare` asks of a tokenizer; `load_fast_tokenizer` says where it replaces one.
     """
 
     def __init__(self, directory: Path, eos_token: str) -> None:

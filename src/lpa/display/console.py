@@ -1,6 +1,6 @@
 """What people see on the terminal: progress bars and tables, on standard error unless said otherwise.
 
-Names and paths of users stand among it, so all text is shown as it is: `[bold]` and `:smile:` are no markup,
+It includes names and paths of users, so all text is shown as it is: `[bold]` and `:smile:` are no markup,
 and what would steer the terminal is escaped.
 """
 

@@ -57,7 +57,7 @@ def is_figure(path: Path) -> bool:
 
 
 def _begins_with(path: Path, sign: str) -> bool:
-    """Whether a sign stands in the first lines of a file."""
+    """Whether a sign is in the first lines of a file."""
     with open(path, "rb") as file:
         return sign.encode() in file.read(2000)
 

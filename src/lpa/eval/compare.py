@@ -29,7 +29,7 @@ class Comparison:
         a, b: each alone.
         measure: `perplexity`, or `bits_per_byte` where the tokenizers differ.
         change: A / B - 1 of that measure; negative where A is better.
-        interval: in which 95% of the bootstrap's changes lie; each draw takes the same parts for both.
+        interval: in which 95% of the bootstrap's changes are; each draw takes the same parts for both.
         parts: how many parts were drawn from.
         verdict: `better`, `worse` or `not distinguishable`, of A.
     """

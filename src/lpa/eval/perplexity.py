@@ -33,7 +33,7 @@ class Evaluation(Perplexity):
         documents: documents of the text.
         standard_error: of the perplexity, by bootstrap over `resampling_unit`; nan where the text
             has one part.
-        interval: in which 95% of the bootstrap's perplexities lie.
+        interval: in which 95% of the bootstrap's perplexities are.
         resampling_unit: the parts that were drawn: documents, or blocks where there are few documents.
     """
 
@@ -76,7 +76,7 @@ def evaluate_perplexity(
         dtype: of its weights and arithmetic: `float32`, `bfloat16`, or `auto`, which is bfloat16 on a GPU or
             CPU with units for it.
         threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
-        tokenizer: that of a live model; of a path it is the one that lies there.
+        tokenizer: that of a live model; of a path it is the one there.
         on_progress: called with tokens scored and tokens in all.
 
     Returns:
@@ -120,7 +120,7 @@ def open_for_scoring(
     """
     if not isinstance(model, PreTrainedModel):
         if tokenizer is not None:
-            raise UserError(f"{name}: goes with a live model; got the path {model}")
+            raise UserError(f"{name}: works only with a live model; got the path {model}")
         yield load_with_tokenizer(Path(model), device, dtype=dtype)
         return
     if tokenizer is None:

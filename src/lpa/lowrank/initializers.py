@@ -25,7 +25,7 @@ def init_factors(
 ) -> tuple[Tensor, Tensor]:
     """Draw A and B from the global random state.
 
-    The dense map in whose place they stand would start with independent normal entries of standard
+    The dense map that they replace would start with independent normal entries of standard
     deviation σ = scale · deviation. By method:
 
     - `linear`: each factor as torch starts an `nn.Linear`, uniform within ±1/√(its inputs), whatever

@@ -76,7 +76,7 @@ class LowRankLinear(nn.Module):
     def from_dense(cls, linear: nn.Linear, rank: int) -> "LowRankLinear":
         """The best approximation of `linear` of the given rank (see `svd_factors`).
 
-        The bias, if any, goes to `up` unchanged.
+        The bias, if any, is that of `up`, unchanged.
         """
         module = cls(
             linear.in_features,

@@ -82,7 +82,7 @@ class SLTrainLinear(LowRankLinear):
     def forward(self, x: Tensor) -> Tensor:
         if is_plain_linear(self.down) and is_plain_linear(self.up):
             return F.linear(x, self.dense_weight(), self.up.bias)
-        # An adapter on a factor, say: what stands there is called, and S is applied beside it.
+        # An adapter on a factor, say: what is there is called, and S is applied beside it.
         return super().forward(x) + F.linear(x, self._sparse_weight().to(x.dtype))
 
     def _sparse_weight(self) -> Tensor:

@@ -21,7 +21,7 @@ def moment_sqrt(moment: Tensor) -> tuple[Tensor, Tensor]:
     """S with S Sᵀ = M, and its inverse on the support of M.
 
     The Cholesky factor where M is well conditioned; else the eigen square root V √Λ, with the
-    pseudo-inverse Λ^(-1/2) Vᵀ over the directions in which the inputs have any extent. What lies outside
+    pseudo-inverse Λ^(-1/2) Vᵀ over the directions in which the inputs have any extent. What is outside
     them the map never sees, so a singular moment (fewer tokens than features, dead features) is no
     error and the truncation stays exact on all inputs there were.
 
@@ -78,7 +78,7 @@ def refit_up(weight: Tensor, cross: Tensor, moment: Tensor, down: Tensor, up: Te
     """The up factor that brings B A x̃ closest to W x, A held: minimizes E‖W x - B A x̃‖².
 
     x is what the projection gets in the dense model, x̃ what it gets in the model factorized up to here,
-    so that B makes up for the drift of what lies before. With C = E[x x̃ᵀ] and M̃ = E[x̃ x̃ᵀ] the normal
+    so that B makes up for the drift of what is before. With C = E[x x̃ᵀ] and M̃ = E[x̃ x̃ᵀ] the normal
     equations give B = W C Aᵀ (A M̃ Aᵀ)⁺ (the update of SVD-LLM, section 3.2, which has x̃ alone). With
     x̃ = x and whitened factors nothing changes, as those are optimal already: drift is all that this corrects.
     Solved as a correction to B, so directions of the latent that no input reaches keep what they had.

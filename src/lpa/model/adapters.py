@@ -15,7 +15,7 @@ DEFAULT_TARGETS = ["q_proj", "v_proj"]
 
 
 def register_default_targets() -> None:
-    """Where LoRA goes in a model of this package if `target_modules` says nothing."""
+    """Where LoRA is added in a model of this package if `target_modules` says nothing."""
     from peft.utils import constants
 
     constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("lpa", DEFAULT_TARGETS)

@@ -72,7 +72,7 @@ def config_fields(path: Path, field: str = "model") -> dict[str, Any]:
     """What a config.json says, as long as it is an object and names no other files.
 
     Args:
-        path: the file, or the directory that it lies in.
+        path: the file, or its directory.
 
     Raises:
         UserError: it is damaged, or no machine could hold the model.
@@ -182,7 +182,7 @@ def load_model(
         path: a run or a Hugging Face directory.
         field: what to call it in messages.
         config: one that `open_config` gave for it.
-        classify: a sequence classifier, whose head starts anew, instead of a causal language model.
+        classify: a sequence classifier, whose head is newly initialized, instead of a causal language model.
         dtype: of the weights; `auto` is that of the files.
         options: for `from_pretrained`.
 
@@ -216,7 +216,7 @@ def load_model(
 
 
 def new_model(directory: Path, config: "PreTrainedConfig", *, classify: bool = False) -> Any:
-    """A model of a configuration that `open_config` gave for a directory, its weights drawn anew.
+    """A model of a configuration that `open_config` gave for a directory, its weights newly drawn.
 
     Raises:
         UserError: there is no such model, or it does not fit into memory.

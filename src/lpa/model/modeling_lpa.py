@@ -58,7 +58,7 @@ class LPAPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize one module, wherever it stands, by what `build_projection` left on it.
+        """Initialize one module, wherever it is, by what `build_projection` left on it.
 
         A pair starts as a whole, so its two maps are skipped. Everything else is
         normal with the configuration's `initializer_range`; norms are one, biases zero.
@@ -83,7 +83,7 @@ class LPAPreTrainedModel(PreTrainedModel):
         if distributed_config.pp_size > 1 and self.config.decoder_type != "llama":
             raise UserError(
                 f"pp_size: got {distributed_config.pp_size}; expected 1 with decoder_type "
-                f"{self.config.decoder_type}, every stage of which would add its positions anew"
+                f"{self.config.decoder_type}, every stage of which would add its positions again"
             )
         tensor_plan, *others = super()._resolve_parallel_plans(distributed_config)
         # A rule for the dense projections of some layers names the pairs of others too.

@@ -45,7 +45,7 @@ def lock_directory(
 ) -> Iterator[None]:
     """Lock a directory for this process; the system frees it when the process ends, however it ends.
 
-    A directory that does not exist is made, and goes again where nothing was written into it.
+    A directory that does not exist is made, and is removed where nothing was written into it.
 
     Args:
         part: what of the directory to lock, where several processes may write into it; by default all.

@@ -218,7 +218,7 @@ def _unescape(text: str) -> str:
 
 
 def replace_directory(new: Path, target: Path) -> None:
-    """Put a complete directory in the place of `target`; what was there goes last.
+    """Put a complete directory in the place of `target`; what was there is deleted last.
 
     Args:
         new: at or below what `staging_directory` says, so on the same file system.

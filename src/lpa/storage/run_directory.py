@@ -1,4 +1,4 @@
-"""The names of what lies in a run directory, for everything that writes or reads one."""
+"""The names of the files of a run directory, for everything that writes or reads one."""
 
 CONFIG_FILE = "config.yaml"
 RESULT_FILE = "result.json"

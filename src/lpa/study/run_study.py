@@ -211,7 +211,7 @@ def _expand(
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; expected a directory")
     if tuned is not None and (name == "tuning" or tune):
-        raise UserError("--tuned: goes with every study but tuning, which finds the settings")
+        raise UserError("--tuned: works with every study but tuning, which finds the settings")
     if tune and name != "rivals":
         raise UserError(f"--tune: got it with {name}; expected rivals")
     if steps is not None and tokens_per_parameter is not None:

@@ -94,7 +94,7 @@ def train(
 ) -> RunResult | RunStopped:
     """Trains as `config` says and leaves a run directory.
 
-    SIGINT and SIGTERM end the run after the step in hand, with a checkpoint; one that comes after the
+    SIGINT and SIGTERM end the run after the current step, with a checkpoint; one that comes after the
     last step and evaluation has its usual effect once the result is complete. Under torchrun every
     process calls this. A process that torchrun restarts in place of one that died resumes the run
     that the same torchrun started.
@@ -155,7 +155,7 @@ def train(
         destroy_process_group()
 
 
-# How long a process that torchrun started anew waits for the one that it replaces to be gone.
+# How long a process that torchrun restarted waits for the one that it replaces to be gone.
 _RESTART_SECONDS = 30.0
 
 
@@ -293,7 +293,7 @@ def _checkpoints_to_try(out: Path, checkpoint: bool | Path) -> list[Path]:
     found = store.resumable_checkpoints(out)
     if not found:
         raise UserError(
-            f"--resume: {out}: has no checkpoint that is complete; start anew with another --out"
+            f"--resume: {out}: has no checkpoint that is complete; start a new run with another --out"
         )
     return found
 
@@ -309,7 +309,7 @@ def _check_run_directory(out: Path, overwrite: bool) -> None:
 
 
 def _check_models(out: Path) -> None:
-    """Refuse to write models where files lie that this command did not write."""
+    """Refuse to write models over files that this command did not write."""
     for name in (FINAL_DIRECTORY, BEST_DIRECTORY):
         if (out / name).is_dir() and read_marker(out / name) is not None:
             check_output_directory(out / name, MODEL, overwrite=True)

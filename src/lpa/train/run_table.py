@@ -70,7 +70,7 @@ def list_runs(directories: Sequence[Path], *, sort: str = "name") -> list[RunRow
     """
     if sort not in SORT_FIELDS:
         raise UserError(f"--sort: got {sort!r}; {expected_one_of(sort, SORT_FIELDS)}")
-    # Absolute only to find the same run once where one directory lies within another.
+    # Absolute only to find the same run once where one directory is within another.
     runs = {run.resolve(): run for root in directories for run in find_runs(Path(root))}
     return sort_runs([read_run(run, str(run)) for run in runs.values()], sort)
 

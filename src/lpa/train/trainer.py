@@ -385,7 +385,7 @@ class Trainer:
     def _finish_run(self) -> RunResult | None:
         """Evaluate, write `final/` and `result.json`; None where a signal came during the evaluation.
 
-        The checkpoint of the last step is there already. It goes where no checkpoints were asked for.
+        The checkpoint of the last step is there already. It is deleted where no checkpoints were asked for.
         """
         validation = self.evaluate(0)
         if self.state.evaluation_pending:

@@ -66,7 +66,7 @@ def test_records_of_other_models_are_refused(tmp_path):
     bench.write_text("{}")
     with pytest.raises(UserError, match=r"b.json: break_even_rank: is missing"):
         recommend_rank(CONFIG, seq_len=64, bench=bench)
-    with pytest.raises(UserError, match="--bench: goes with --recommend"):
+    with pytest.raises(UserError, match="--bench: works only with --recommend"):
         plan("nano", bench=bench)
 
 

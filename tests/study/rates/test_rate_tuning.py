@@ -147,7 +147,7 @@ def test_a_study_that_was_killed_gives_the_same_table(lpa, prepared, tmp_path):
         (("rivals", "--tokens-per-parameter", 0), "--tokens-per-parameter: got 0"),
         (("rivals", "--variants", "LoRA"), "--variants: got 'LoRA'"),
         (("rivals", "--tuned", "placements.yaml"), "got variant 'none'; expected dense, LPA"),
-        (("rivals", "--tune", "--tuned", "placements.yaml"), "--tuned: goes with every study but"),
+        (("rivals", "--tune", "--tuned", "placements.yaml"), "--tuned: works with every study but"),
     ],
 )
 def test_a_mistake_is_one_line(lpa, tmp_path, arguments, message):

@@ -89,7 +89,7 @@ def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_reported(tuning
     assert not any(placement == "none" for placement, _ in reported)
     words = " ".join(summarize(result))
     assert f"Best for placement none on the validation split: {best['none']}." in words
-    assert f"With placement attention, optim.lr {2 * rate:g} lies at the end" in words
+    assert f"With placement attention, optim.lr {2 * rate:g} is at the end" in words
 
 
 def test_a_placement_that_never_finished_leaves_nothing_tuned(tuning, tmp_path):

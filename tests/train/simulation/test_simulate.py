@@ -195,4 +195,4 @@ def test_the_command_prints_both(lpa, tmp_path):
     assert "gathered weights" in printed.stdout
     refused = lpa("train", recipe, "--simulate")
     assert refused.code == 2
-    assert "--simulate: goes with --dry-run" in refused.stderr
+    assert "--simulate: works only with --dry-run" in refused.stderr

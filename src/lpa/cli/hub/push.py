@@ -10,8 +10,8 @@ def build_parser() -> Parser:
     parser = Parser(
         "push",
         description="Send a model to the Hugging Face hub: weights, configuration, tokenizer, card and the "
-        "code that opens it. Checkpoints, optimizer states and whatever else lies beside them stay here. Log "
-        "in first: hf auth login.",
+        "code that opens it. Checkpoints, optimizer states and other files of the directory are not sent. "
+        "Log in first: hf auth login.",
         examples="""\
   lpa push runs/lpa my-name/my-model --dry-run
   lpa push runs/lpa my-name/my-model --private""",

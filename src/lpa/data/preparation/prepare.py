@@ -99,7 +99,7 @@ def prepare(
     if (vocab_size is None) == (tokenizer is None):
         raise UserError("expected one of --vocab-size and --tokenizer")
     if chat_template is not None and tokenizer is not None:
-        raise UserError("--chat-template: goes with --vocab-size; a tokenizer has its own")
+        raise UserError("--chat-template: works only with --vocab-size; a tokenizer has its own")
     if not sources:
         raise UserError("SOURCE: got no file; expected at least one")
     if workers is not None and workers < 1:

@@ -173,13 +173,13 @@ class _TokenTable:
         """The ids of strings one after another, and how many each has."""
         lengths = self._lengths[indices]
         ends = np.cumsum(lengths)
-        # Where each token lies: its string's start, and on from there.
+        # Where each token is: its string's start, and on from there.
         shift = np.repeat(self._starts[indices] - (ends - lengths), lengths)
         return self._ids[np.arange(ends[-1]) + shift], lengths
 
 
 def _split_words(texts: Sequence[str]) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """The words of texts as they stand in the table.
+    """The words of texts as the table holds them.
 
     Returns:
         All words, text after text; how many words each text has; and which text that is, since those with
@@ -210,7 +210,7 @@ _LINE = "\n"
 
 
 def _as_in_text(word: str) -> str:
-    """A word of the table with what stands before it in a text."""
+    """A word of the table with what is before it in a text."""
     if word.startswith(_FIRST):
         return word[1:]
     return word if word.startswith(_LINE) else f" {word}"

@@ -20,7 +20,7 @@ from lpa.storage.outputs import content_of, resolve_output, staging_directory
 def work_directory(out: Path, config: PrepareConfig, choice: TokenizerChoice) -> Iterator[Path]:
     """The folder of unfinished work: that of an earlier process, or an empty one.
 
-    It goes when the work is complete or the input is bad; it stays when the process is stopped, or has
+    It is removed when the work is complete or the input is bad; it stays when the process is stopped, or has
     finished jobs before it meets bad input. Of another preparation only jobs are kept: each says what it
     is of.
     """

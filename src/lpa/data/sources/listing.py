@@ -1,4 +1,4 @@
-"""Which files a source means, and what lies beside them and is left out."""
+"""Which files a source means, and which others are left out."""
 
 import errno
 import glob
@@ -229,7 +229,7 @@ def _walk(top: str, enter: Callable[[str], bool]) -> Iterator[tuple[str, list[st
     """Directories from `top` on that may be entered, with the names of the directories and files in each.
 
     Hidden directories are not entered. Links are followed last, so that what they lead to goes by its
-    own name if it lies below `top` itself.
+    own name if it is below `top` itself.
     """
     pending = [top]
     while pending:

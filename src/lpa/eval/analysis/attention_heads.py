@@ -20,7 +20,7 @@ class HeadStats:
         entropy: of the attention distribution, in nats.
         relative_entropy: entropy over its most, ln of how many positions can be seen; from 0 (one
             token) to 1 (all alike).
-        distance: how many tokens back attention lies, on average.
+        distance: how many tokens back attention is, on average.
     """
 
     layer: int

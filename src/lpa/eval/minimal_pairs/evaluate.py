@@ -72,7 +72,7 @@ def evaluate_minimal_pairs(
         device: where a model that is loaded runs: `auto`, `cpu`, `cuda`, …
         dtype: as in `evaluate_perplexity`.
         threads: CPU threads; 0 leaves it to torch.
-        tokenizer: that of a live model; of a path it is the one that lies there.
+        tokenizer: that of a live model; of a path it is the one there.
         on_progress: called with sentences scored and sentences in all.
 
     Raises:

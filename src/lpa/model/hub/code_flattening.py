@@ -1,6 +1,6 @@
 """Classes of this package, with all that they need of it, as the text of one file.
 
-transformers runs code that lies in a model directory, from files that import only installed libraries and
+transformers runs code that is in a model directory, from files that import only installed libraries and
 each other. Such a file is made here from the sources: the definitions that a class needs, directly or through
 others, in an order in which they can be executed. Nothing is kept by hand.
 """

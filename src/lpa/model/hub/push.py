@@ -1,4 +1,4 @@
-"""Sends a model directory to the Hugging Face hub, and nothing that lies beside it."""
+"""Sends a model directory to the Hugging Face hub, and nothing else."""
 
 import logging
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def push(model: str | Path, repo: str, *, private: bool = False) -> PushResult:
     """Sends a model to a repository of the Hugging Face hub, which is made where there is none.
 
     Sent are the weights, the configuration, the tokenizer, the card and the code that opens the model, and
-    nothing else that lies in the directory. The hub must know you: `hf auth login`, or the variable HF_TOKEN.
+    nothing else in the directory. The hub must know you: `hf auth login`, or the variable HF_TOKEN.
 
     Args:
         model: a run, of which `final/` is sent, or a Hugging Face directory.

@@ -33,7 +33,7 @@ def build_projection(config: LPAConfig, name: str, layer_idx: int) -> nn.Module:
         linear = nn.Linear(in_features, out_features, bias=has_bias)
         linear.initializer_range = config.initializer_range * scale
         return linear
-    # The paper's bias stands where its branch begins: at the latent of q, k, v and fc1, at the output
+    # The paper's bias is where its branch begins: at the latent of q, k, v and fc1, at the output
     # of o and fc2.
     module: LowRankLinear
     if config.low_rank_method == "sltrain":

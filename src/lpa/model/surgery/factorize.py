@@ -38,7 +38,7 @@ def factorize(
         rank: of every projection; see `resolve_ranks`.
         ranks: of single projections, by full name or regular expression; see `resolve_ranks`.
         projections: a regular expression of module names, for classes whose names are not known.
-        reinitialize: start the pairs anew, the entries of each product with the deviation of its
+        reinitialize: initialize the pairs anew, the entries of each product with the deviation of its
             dense matrix,
             instead of with the best approximation of its weights. Biases are kept either way.
 

@@ -13,8 +13,8 @@ from lpa.lowrank import LowRankLinear, break_even_rank, check_rank
 from lpa.model.surgery.low_rank_modules import dense_weight
 from lpa.model.weight_checks import is_quantized, quantization_method
 
-# Projections by where they lie, under the names that decoders of transformers give them. A fused query,
-# key and value matrix is one projection.
+# Projections by their place in a layer, under the names that decoders of transformers give them. A fused
+# query, key and value matrix is one projection.
 PROJECTION_PATTERNS = {
     "attention": r"\.\d+\.(self_attn|attn|attention|self_attention)\."
     r"(q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|c_attn|c_proj|query_key_value|dense)$",

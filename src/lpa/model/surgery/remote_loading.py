@@ -18,7 +18,7 @@ from lpa.model.surgery.quantizer import LowRankConfig, LowRankQuantizer
 
 
 def save_with_code(model: Any, save_directory: Any, *args: Any, **options: Any) -> None:
-    """`save_pretrained` of a model that this file opened: this file comes along."""
+    """`save_pretrained` of a model that this file opened: this file is copied."""
     Path(save_directory).mkdir(parents=True, exist_ok=True)
     shutil.copy(__file__, save_directory)
     # Names that say in which repository they are stand for this file too.

@@ -54,5 +54,5 @@ def resolve_expressions(value: Any, sizes: Sizes) -> Any:
 
 
 def variant_name(name: str, sizes: Sizes) -> str:
-    """A variant's name with what stands in braces replaced by its number."""
+    """A variant's name with what is in braces replaced by its number."""
     return re.sub(r"\{(.+?)\}", lambda found: f"{resolve_expressions(found[1], sizes):g}", name)

@@ -11,7 +11,7 @@ from lpa.model.configuration_lpa import LPAConfig
 from lpa.study.design.run_configs import build_model_config
 from lpa.train.config import RunConfig
 
-# Where data lies and how it is read does not make a run another one.
+# Where data is and how it is read does not make a run another one.
 _NOT_IN_RUN_ID = ("path", "workers", "verify")
 
 

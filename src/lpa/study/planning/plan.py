@@ -86,7 +86,7 @@ def plan(
         raise UserError("--vocab-size: got it with --data, which has a vocabulary; expected one")
     for name, path in (("bench", bench), ("analysis", analysis)):
         if path is not None and not recommend:
-            raise UserError(f"--{name}: goes with --recommend")
+            raise UserError(f"--{name}: works only with --recommend")
     if data is not None:
         vocab_size = Manifest.load(Path(data)).vocab_size
     config = open_planned_config(model, placement=placement, rank=rank, vocab_size=vocab_size)

@@ -47,9 +47,9 @@ def first_rates(study: Study) -> list[float]:
 
 
 def extend_rates(rates: Sequence[float], best: Iterable[float]) -> list[float]:
-    """The rates with one more at each end at which a best one lies, by a factor of two.
+    """The rates with one more at each end at which a best one is, by a factor of two.
 
-    The same as given where no best rate lies at an end, or where the end is the last that is tried.
+    The same as given where no best rate is at an end, or where the end is the last that is tried.
     """
     low, high, best = min(rates), max(rates), set(best)
     extended = set(rates)

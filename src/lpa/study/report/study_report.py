@@ -59,7 +59,7 @@ def write_report(
     Args:
         directories: those that `run_study` wrote; finished or not.
         baseline: compare with this variant, in the studies that have it.
-        out: the page; by default `report.html` in the first directory. A folder of the figures lies beside
+        out: the page; by default `report.html` in the first directory. A folder of the figures is beside
             it, as SVG and PNG. Both replace those of an earlier report.
 
     Returns:
@@ -175,7 +175,7 @@ def summarize(result: StudyResult) -> list[str]:
             )
         for placement, name, value in short_axes(result):
             sentences.append(
-                f"With {result.tuned_kind} {placement}, {name} {value:g} lies at the end of what was tried: "
+                f"With {result.tuned_kind} {placement}, {name} {value:g} is at the end of what was tried: "
                 "beyond it may be better."
             )
     if result.index.name == "scale":
@@ -287,5 +287,5 @@ def _judge_claim(claim: dict[str, Any], row: VariantRow | None) -> tuple[str, st
         verdict = f"not settled: {found}"
     if "change" in claim and not math.isnan(difference.low):
         inside = difference.low <= claim["change"] <= difference.high
-        verdict += f"; {claim['change']:+.0%} lies {'in' if inside else 'out'}side the interval"
+        verdict += f"; {claim['change']:+.0%} is {'in' if inside else 'out'}side the interval"
     return ours, verdict

@@ -88,7 +88,7 @@ def compute_equivalent_gain(
         baseline: FLOPs -> loss of the baseline's runs with one seed, at three lengths or more.
 
     Returns:
-        The gain, and whether the loss lies outside the baseline's own; None where no falling curve fits.
+        The gain, and whether the loss is outside the baseline's own; None where no falling curve fits.
     """
     law = PowerLaw.fit(list(baseline), list(baseline.values()))
     if law is None or law.exponent >= 0:

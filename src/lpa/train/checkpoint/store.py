@@ -4,7 +4,7 @@ A checkpoint `step-00001000/` holds safetensors files and `manifest.json`, which
 size and SHA-256 and carries a checksum of itself. It is written as `.step-00001000.partial` and renamed
 after the manifest, so a process that dies leaves a directory that nothing takes for a complete one.
 `latest.json` names the one written last: after going back to an earlier checkpoint, higher steps of the
-abandoned future may still lie there.
+abandoned future may still be there.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class _ManifestFile:
 
 
 def checkpoints_directory(run: Path) -> Path:
-    """Where the checkpoints of a run lie."""
+    """Where the checkpoints of a run are."""
     return run / CHECKPOINTS_DIRECTORY
 
 
@@ -136,7 +136,7 @@ def unfinished_checkpoints(run: Path) -> list[Path]:
 
 
 def partial_path(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies until it is complete."""
+    """Where the checkpoint of a step is until it is complete."""
     path = checkpoint_path(run, step)
     return path.with_name(f".{path.name}.partial")
 

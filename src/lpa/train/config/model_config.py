@@ -44,7 +44,8 @@ class ModelConfig:
         attn_implementation: what computes attention, by its name in transformers; by default sdpa. It changes
             rounding and speed, and is not part of the model that is saved.
         from_: `model.from` in recipes: the directory of an LPAForCausalLM, such as `lpa convert factorize`
-            makes, whose weights and architecture the run starts from; only attn_implementation goes with it.
+            makes, whose weights and architecture the run starts from; only attn_implementation may be set
+            beside it.
     """
 
     preset: str = "nano"

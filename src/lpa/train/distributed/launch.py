@@ -2,7 +2,7 @@
 
 torchrun gives no identity to a launch. Its rendezvous id is chosen by the user, who may use it twice,
 and its count of restarts differs between nodes once one has left. What tells launches apart is their
-agents: the torchrun processes, one per node, which outlive the processes that they start anew. A process
+agents: the torchrun processes, one per node, which outlive the processes that they restart. A process
 belongs to the launch that worked on a run before, if any agent that is present now was present then.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _RUN_ID = "TORCHELASTIC_RUN_ID"
 # How long the first process of a node leaves the others for their messages, before it ends the launch,
-# and how long these wait for that. If they ended first, torchrun would start all anew.
+# and how long these wait for that. If they ended first, torchrun would restart all.
 _LEADER_SECONDS, _OTHER_SECONDS = 1.0, 3.0
 _POLL_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -114,7 +114,7 @@ def _wait(deadline: float, message: str) -> None:
 
 
 def may_restart() -> bool:
-    """Whether torchrun would start this process anew if it failed now."""
+    """Whether torchrun would restart this process if it failed now."""
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     return count < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
 

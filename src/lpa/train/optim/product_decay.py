@@ -16,7 +16,7 @@ class ProductDecay:
 
         A ← A − η λ (BᵀB) A        B ← B − η λ B (AAᵀ)
 
-    from the factors as they stand before it. The product is never formed: the middle matrices are
+    from the factors as they are before it. The product is never formed: the middle matrices are
     rank × rank. Sharded factors are gathered, one pair at a time.
 
     Args:

@@ -36,7 +36,7 @@ class Collective:
 
     Attributes:
         phase: `forward_backward` or `optimizer`.
-        dimension: along which the processes lie: `replicate`, `shard`, `tensor`, or `all` of them.
+        dimension: along which the processes are: `replicate`, `shard`, `tensor`, or `all` of them.
         kind: `all_gather`, `reduce_scatter`, `all_reduce`, `all_to_all` or `broadcast`.
         processes: that take part in one exchange.
         count: exchanges.
@@ -121,7 +121,7 @@ class CollectiveLog(TorchDispatchMode):
         )
 
     def _dimension(self, ranks: list[int]) -> str:
-        """The dimension of the grid along which these processes lie, which is numbered row by row."""
+        """The dimension of the grid along which these processes are, which is numbered row by row."""
         layout = self._layout
         strides = {
             "tensor": (layout.tensor, 1),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from lpa.display.units import format_bytes
 from lpa.train.simulation.collectives import Collective
 
-# What one of the two may count with the other stands in one row.
+# What one of the two may count with the other is in one row.
 _KINDS = {
     "weights": ("weights",),
     "gathered weights": ("gathered",),
