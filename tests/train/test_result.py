@@ -1,7 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lpa.scoring.perplexity import Perplexity
+from lpa.scoring.perplexity import Perplexity, ValidationPerplexity
 from lpa.train.result import RunResult, format_summary
 
 RESULT = RunResult(
@@ -35,7 +35,7 @@ def test_a_result_is_read_back(tmp_path):
     result = replace(
         RESULT,
         peak_flops=1e12,
-        validation=Perplexity.from_total_nll(3.0, tokens=1, words=2, bytes=3),
+        validation=ValidationPerplexity(1, 3.0, 20.0, 4.4, 1.4, 0.1),
     )
     result.save(tmp_path)
     assert RunResult.load(tmp_path) == result

@@ -40,10 +40,28 @@ def total_nll(
     dtype: torch.dtype = torch.float32,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
-    """The negative log-likelihood in nats of all scored targets, added up in float64.
+    """The negative log-likelihood in nats of all scored targets, added up in float64; see `batch_nlls`.
+
+    Returns:
+        The total, (), on the device; or None where `should_stop` said so.
+    """
+    sums = batch_nlls(model, batches, device=device, dtype=dtype, should_stop=should_stop)
+    return None if sums is None else sums.sum()
+
+
+@torch.no_grad()
+def batch_nlls(
+    model: nn.Module,
+    batches: Iterable[dict[str, Tensor]],
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Tensor | None:
+    """The negative log-likelihood in nats of the scored targets of each batch, in float64.
 
     Logits of a whole batch are never held where the model is an `LPAForCausalLM`. The host does not wait for
-    the device: whoever reads the total does.
+    the device: whoever reads the sums does.
 
     Args:
         model: a causal language model of transformers.
@@ -52,11 +70,11 @@ def total_nll(
         should_stop: asked before each batch whether to give up.
 
     Returns:
-        The total, (), on the device; or None where `should_stop` said so.
+        The sums, (batches,), on the device; or None where `should_stop` said so.
     """
     was_training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    sums: list[Tensor] = []
     try:
         for batch in batches:
             if should_stop():
@@ -64,10 +82,10 @@ def total_nll(
             tensors = send_to_device(batch, device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 loss = _batch_nll(model, **tensors)
-            total += loss.double()
+            sums.append(loss.double())
     finally:
         model.train(was_training)
-    return total
+    return torch.stack(sums)
 
 
 def _batch_nll(model: nn.Module, *, shift_labels: Tensor, **inputs: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lpa.display.units import format_bytes, format_count, format_duration, format_flops
-from lpa.scoring.perplexity import Perplexity
+from lpa.scoring.perplexity import ValidationPerplexity
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import Count, Finite, read_json
 from lpa.storage.run_directory import RESULT_FILE
@@ -39,7 +39,7 @@ class RunResult:
     train_seconds: Finite
     wall_seconds: Finite
     peak_memory_bytes: Count
-    validation: Perplexity | None
+    validation: ValidationPerplexity | None
     processes: Count = 1
     skipped_steps: Count = 0
     best_step: Count | None = None
@@ -54,7 +54,7 @@ class RunResult:
         flops_per_token: int,
         peak_flops: float | None,
         processes: int,
-        validation: Perplexity | None,
+        validation: ValidationPerplexity | None,
     ) -> "RunResult":
         """The result of a run that has made its last step.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lpa.device import dtype_name, peak_flops, resolve_dtype
 from lpa.model.cost import parameter_count, training_flops_per_token
-from lpa.scoring.perplexity import Perplexity
+from lpa.scoring.perplexity import ValidationPerplexity
 from lpa.storage.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
 from lpa.train.batches import BatchReader, MicroBatch, TrainingData
 from lpa.train.checkpoint import store
@@ -328,7 +328,7 @@ class Trainer:
         )
         self._run_log.metrics(self.state.step, record)
 
-    def evaluate(self, limit: int = 0) -> Perplexity | None:
+    def evaluate(self, limit: int = 0) -> ValidationPerplexity | None:
         """Perplexity on the validation split, on its first `limit` tokens if that is not 0.
 
         Returns:
@@ -408,7 +408,9 @@ class Trainer:
         self._run_log.info(f"finished: the model is in {self.out / FINAL_DIRECTORY}")
         return result
 
-    def export(self, name: str, validation: Perplexity | None, required: bool = True) -> None:
+    def export(
+        self, name: str, validation: ValidationPerplexity | None, required: bool = True
+    ) -> None:
         """Write the model as it is now, with what it scored, to a Hugging Face directory in the run's."""
         card = run_card(self.config, self.model_config, self.data.manifest, self.state, validation)
         data, out = self.config.data.path, self.out / name

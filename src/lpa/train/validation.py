@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lpa.data.dataset import IGNORE_INDEX, TokenSplit
 from lpa.data.manifest import Split
-from lpa.scoring.losses import total_nll
-from lpa.scoring.perplexity import Perplexity
+from lpa.scoring.losses import batch_nlls
+from lpa.scoring.perplexity import ValidationPerplexity
 from lpa.scoring.windows import batch_windows, collate_windows, sequence_windows
 from lpa.train.distributed.process_group import all_reduce_tensor
 
@@ -28,7 +28,7 @@ def validate(
     is_counted: bool,
     eos_token_id: int | None,
     should_stop: Callable[[], bool],
-) -> Perplexity | None:
+) -> ValidationPerplexity | None:
     """Perplexity on the tokens of a split, or on its first ones, by all processes of a run together.
 
     Args:
@@ -47,25 +47,49 @@ def validate(
         collate_windows(batch, length=seq_len, eos_token_id=eos_token_id)
         for batch in batch_windows(sequence_windows(tokens, seq_len=seq_len), batch_size)
     )
-    local_total = total_nll(
+    counts: list[Tensor] = []
+    nlls = batch_nlls(
         model,
-        batches_of_rank(batches, *rank_and_size),
+        counted(batches_of_rank(batches, *rank_and_size), counts),
         device=device,
         dtype=dtype,
         should_stop=should_stop,
     )
-    if local_total is None:
+    if nlls is None:
         return None
+    local_sums = sums_of_parts(torch.stack(counts), nlls)
     if not is_counted:
-        local_total = torch.zeros_like(local_total)
-    total = all_reduce_tensor(local_total).item()  # what the host waits for, once
+        local_sums = torch.zeros_like(local_sums)
+    sums = all_reduce_tensor(local_sums).tolist()  # what the host waits for, once
     is_whole_split = len(tokens) == split.tokens  # of a part the amount of text is not known
-    return Perplexity.from_total_nll(
-        total,
-        tokens=len(tokens) - 1,
+    return ValidationPerplexity.from_sums(
+        sums,
         words=split.words if is_whole_split else 0,
         bytes=split.bytes if is_whole_split else 0,
     )
+
+
+def counted(
+    batches: Iterator[dict[str, Tensor]], counts: list[Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """The batches, of each of which the number of targets is noted."""
+    for batch in batches:
+        counts.append((batch["shift_labels"] != IGNORE_INDEX).sum())
+        yield batch
+
+
+def sums_of_parts(tokens: Tensor, nlls: Tensor) -> Tensor:
+    """What `ValidationPerplexity.from_sums` takes, for parts of a text.
+
+    Args:
+        tokens, nlls: (parts,), scored tokens and their negative log-likelihood; the former on the CPU.
+
+    Returns:
+        (6,) on the device of `nlls`: parts, tokens, their squares, losses, their squares and the products.
+    """
+    tokens = tokens.to(nlls.device, torch.float64, non_blocking=True)
+    columns = [(tokens > 0).double(), tokens, tokens**2, nlls, nlls**2, tokens * nlls]
+    return torch.stack([column.sum() for column in columns])
 
 
 def batches_of_rank(

@@ -29,7 +29,14 @@ def test_the_card_of_a_run_says_what_the_run_says(run):
     assert f"{result.tokens:,} tokens in {result.steps:,} steps" in table["Trained on"]
     flops = result.tokens * result.train_flops_per_token
     assert float(table["Training FLOPs"]) == pytest.approx(flops, rel=0.005)
-    assert table["Validation perplexity"].startswith(f"{result.validation.perplexity:,.2f} ")
+    found = re.match(
+        r"([\d.]+) \(95% interval ([\d.]+) to ([\d.]+)\) per token", table["Validation perplexity"]
+    )
+    value, low, high = map(float, found.groups())
+    assert value == pytest.approx(result.validation.perplexity, abs=0.01)
+    half = 1.96 * result.validation.standard_error
+    assert (low, high) == pytest.approx((value - half, value + half), abs=0.02)
+    assert 0 < half < value / 10
     assert table == facts_of_card(run / "final")
     assert card.data.eval_results[0].metric_value == round(result.validation.perplexity, 4)
     assert card.data.library_name == "transformers"

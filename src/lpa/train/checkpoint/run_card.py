@@ -9,12 +9,14 @@ from lpa.data.manifest import Manifest
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import training_flops_per_token
 from lpa.model.hub.model_card import CardContent, short_name
-from lpa.scoring.perplexity import Perplexity
+from lpa.scoring.perplexity import ValidationPerplexity
 from lpa.train.config import RunConfig
 from lpa.train.state import TrainState
 
 # Fields that hold paths, of which a card has the last part alone.
 _PATHS = (("data", "path"), ("model", "from"), ("distill", "teacher"))
+# Standard errors on either side of a mean within which 95% of a normal distribution lie.
+_HALF_WIDTH = 1.96
 
 
 def run_card(
@@ -22,7 +24,7 @@ def run_card(
     model_config: LPAConfig,
     manifest: Manifest,
     state: TrainState,
-    validation: Perplexity | None,
+    validation: ValidationPerplexity | None,
 ) -> CardContent:
     """The card of the model of a run, without its title.
 
@@ -38,7 +40,8 @@ def run_card(
     }
     if validation is not None:
         facts["Validation perplexity"] = (
-            f"{validation.perplexity:,.2f} per token over {validation.tokens:,} tokens"
+            f"{validation.perplexity:,.2f}{_interval(validation)} per token over "
+            f"{validation.tokens:,} tokens"
         )
         if not math.isnan(validation.bits_per_byte):
             facts["Validation bits per byte"] = f"{validation.bits_per_byte:.4f}"
@@ -57,6 +60,13 @@ def run_card(
         if validation is None
         else (validation.perplexity, f"{given['data']['path']}, validation split"),
     )
+
+
+def _interval(validation: ValidationPerplexity) -> str:
+    """Of 95%, where there is one."""
+    half = _HALF_WIDTH * validation.standard_error
+    low, high = validation.perplexity - half, validation.perplexity + half
+    return "" if math.isnan(half) else f" (95% interval {low:,.2f} to {high:,.2f})"
 
 
 def _text(manifest: Manifest) -> str:
