@@ -235,3 +235,11 @@ def test_nothing_in_the_package_opens_files_in_another_way():
     openers.pop("model/surgery/remote_loading.py")
     assert openers.keys() == {"data/tokenizer.py", "model/loading.py"}
     assert {said for place in openers.values() for said in place} == {"False"}
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        UserError, match=r"model\.gguf: is a file; expected a run .* of a GGUF file"
+    ):
+        lpa.load(tmp_path / "model.gguf")

@@ -53,6 +53,11 @@ def model_directory(path: str | Path, field: str = "model") -> Path:
     for directory in (path / FINAL_DIRECTORY, path):
         if (directory / _CONFIG).is_file():
             return directory
+    if path.is_file():
+        raise UserError(
+            f"{field} {path}: is a file; expected a run or a Hugging Face directory, which `lpa convert "
+            "factorize` makes of a GGUF file"
+        )
     if not path.is_dir():
         raise UserError(
             f"{field} {path}: no such directory; expected a run or a Hugging Face directory"

@@ -37,6 +37,14 @@ def directories(tmp_path_factory):
     return root
 
 
+def test_what_is_low_rank_already_is_not_factorized_again():
+    model = factorized("gpt2")
+    with pytest.raises(
+        lpa.UserError, match="the projections of GPT2LMHeadModel are low-rank pairs"
+    ):
+        lpa.factorize(model, "attention", rank=2)
+
+
 WITHOUT_THIS_PACKAGE = """
 import json, pathlib, sys
 sys.modules["lpa"] = None

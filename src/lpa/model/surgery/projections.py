@@ -59,6 +59,12 @@ def find_projections(
         if not (low_rank_prefixes and n.startswith(low_rank_prefixes))
     }
     found = {n: m for n, m in linear.items() if any(re.search(p, n) for p in patterns)}
+    pairs = [prefix.removesuffix(".") for prefix in low_rank_prefixes]
+    if not found and any(re.search(pattern, name) for name in pairs for pattern in patterns):
+        raise UserError(
+            f"model: the projections of {type(model).__name__} are low-rank pairs already; expected a dense "
+            "model, or another placement"
+        )
     if not found:
         present = sorted({re.sub(r"\d+", "N", name) for name in linear})[:12]
         raise UserError(
