@@ -26,6 +26,15 @@ def test_a_seed_gives_the_same_samples_and_another_seed_others(run):
     assert generate_text(run, PROMPT, seed=2, **options) != first
 
 
+def test_as_much_is_added_as_there_is_room_for(run):
+    [text] = generate_text(run, PROMPT, temperature=0, device="cpu")
+    _, tokenizer = load_with_tokenizer(run, "cpu")
+    most = 32 - len(tokenizer(PROMPT)["input_ids"])
+    assert text == generate_text(run, PROMPT, temperature=0, max_new_tokens=most, device="cpu")[0]
+    with pytest.raises(UserError, match="expected at most 32 together"):
+        generate_text(run, PROMPT * 20, device="cpu")
+
+
 def test_an_empty_prompt_begins_a_document(run):
     [text] = generate_text(run, "", max_new_tokens=5, device="cpu")
     assert text

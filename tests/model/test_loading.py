@@ -243,3 +243,16 @@ def test_a_file_is_no_directory(tmp_path):
         UserError, match=r"model\.gguf: is a file; expected a run .* of a GGUF file"
     ):
         lpa.load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "HuggingFaceTB/SmolLM2-135M"])
+def test_a_name_of_the_hub_says_how_to_fetch_it(name):
+    with pytest.raises(UserError, match=f"no such directory; .*: hf download {name} --local-dir"):
+        lpa.load(name)
+
+
+@pytest.mark.parametrize("name", ["runs/lpa", "/nowhere/lpa", "a/b/c"])
+def test_other_names_are_none_of_the_hub(name):
+    with pytest.raises(UserError, match="no such directory") as refused:
+        lpa.load(name)
+    assert "hf download" not in str(refused.value)

@@ -7,12 +7,15 @@ from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.tokenized_text import default_bos_token
 
+# Where nothing is asked for.
+_MAX_NEW_TOKENS = 100
+
 
 def generate_text(
     model_path: Path,
     prompt: str,
     *,
-    max_new_tokens: int = 100,
+    max_new_tokens: int | None = None,
     temperature: float = 0.8,
     top_p: float = 0.95,
     num_samples: int = 1,
@@ -26,7 +29,8 @@ def generate_text(
         model_path: a run directory or a Hugging Face directory.
         prompt: what to continue; empty: begin a document. Special tokens that it spells are those tokens,
             as in a chat template, and where the tokenizer puts a token before a text, so it does here.
-        max_new_tokens: the most tokens to add; fewer where the model ends its text.
+        max_new_tokens: the most tokens to add; fewer where the model ends its text. None: 100, or as many as
+            its positions have room for.
         temperature: 0 takes the likeliest token each time.
         top_p: sample from the likeliest tokens that hold this much probability together.
         num_samples: how many continuations.
@@ -39,7 +43,12 @@ def generate_text(
     import torch
 
     for name, value, accepted, good in (
-        ("max_new_tokens", max_new_tokens, "at least 1", max_new_tokens >= 1),
+        (
+            "max_new_tokens",
+            max_new_tokens,
+            "at least 1",
+            max_new_tokens is None or max_new_tokens >= 1,
+        ),
         ("temperature", temperature, "a number from 0", 0 <= temperature < float("inf")),
         ("top_p", top_p, "above 0 and up to 1", 0 < top_p <= 1),
         ("num_samples", num_samples, "at least 1", num_samples >= 1),
@@ -54,6 +63,8 @@ def generate_text(
     # A document begins after the end of the one before.
     ids = ids or [tokenizer.eos_token_id]
     positions = model.config.max_position_embeddings
+    if max_new_tokens is None:
+        max_new_tokens = max(1, min(_MAX_NEW_TOKENS, positions - len(ids)))
     if len(ids) + max_new_tokens > positions:
         raise UserError(
             f"max_new_tokens: got {max_new_tokens} after a prompt of {len(ids)} tokens; "

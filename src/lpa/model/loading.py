@@ -37,6 +37,8 @@ _PARTS = re.compile(r"(layers?|blocks?|heads?|experts?)$")
 # Keys of config.json by which transformers would read other files than those that are checked here, or
 # fetch code.
 _REDIRECTIONS = ("configuration_files", "transformers_weights")
+# What a repository of the hub may be called, and a run below `runs` mostly is not.
+_HUB_NAME = re.compile(r"(?!runs/)[\w.-]+(/[\w.-]+)?")
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 
 
@@ -59,8 +61,14 @@ def model_directory(path: str | Path, field: str = "model") -> Path:
             "factorize` makes of a GGUF file"
         )
     if not path.is_dir():
+        fetch = f"hf download {path} --local-dir {path.name}"
+        hint = (
+            f"; a model of the hub is fetched first: {fetch}"
+            if _HUB_NAME.fullmatch(str(path))
+            else ""
+        )
         raise UserError(
-            f"{field} {path}: no such directory; expected a run or a Hugging Face directory"
+            f"{field} {path}: no such directory; expected a run or a Hugging Face directory{hint}"
         )
     if (path / CONFIG_FILE).is_file():
         raise UserError(

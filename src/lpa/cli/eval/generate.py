@@ -21,7 +21,11 @@ def build_parser() -> Parser:
     )
     add_model_arguments(parser)
     parser.add_argument("--prompt", type=str, default="", help="the text to continue")
-    parser.add_argument("--max-new-tokens", type=Count, default=100, help="the most tokens to add")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=Count,
+        help="the most tokens to add; by default 100, or fewer where the context of the model ends",
+    )
     parser.add_argument(
         "--temperature",
         type=NumberFromZero,
