@@ -36,7 +36,8 @@ def run_bench(
         preset: a named architecture, or a configuration.
         placement: the low-rank models beside the dense one: `attention`, `ffn`, `all`.
         rank: of the low-rank projections; by default the preset's.
-        seq_len, batch_size: tokens per sequence and sequences per step.
+        seq_len: tokens per sequence.
+        batch_size: sequences per step.
         rounds: how many times the models take turns, after the warmup.
         compile: compile each decoder layer.
         device: `auto`, `cpu`, `cuda` or one of several GPUs, such as `cuda:1`.
