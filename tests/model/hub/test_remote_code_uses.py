@@ -12,6 +12,7 @@ from lpa.convert.factorize import FactorizeConfig, factorize_directory
 from lpa.eval.harness import run_harness
 
 pytest.importorskip("trl")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("remote-code-uses")]
 
 QUESTIONS = [{"question": "We the", "choices": ["people", "xyzzy", "of"], "answer": 0}] * 3
 
