@@ -19,7 +19,10 @@ from transformers import (
 import lpa
 from lpa.model.hub.remote_code import low_rank_code, lpa_code
 
-pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning"),
+    pytest.mark.xdist_group("remote-code"),
+]
 
 
 def factorized(name):
