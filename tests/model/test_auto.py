@@ -24,7 +24,7 @@ ORDERS = [
     "import lpa\nimport transformers\ntransformers.pipeline",
 ]
 
-# Each script in a process of its own, forked from one that has imported what all of them need and what
+# Each script in its own process, forked from one that has imported what all of them need and what
 # comes before either package.
 FORKS = """
 import json, os, sys, traceback
