@@ -129,14 +129,12 @@ import lpa
 seconds = time.process_time() - start
 print(seconds, *({"torch", "transformers", "pydantic", "datasets", "numpy"} & set(sys.modules)))
 """
-    tries = [
-        subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True
-        ).stdout.split()
-        for _ in range(3)
-    ]
-    assert all(len(words) == 1 for words in tries), tries
-    assert min(float(words[0]) for words in tries) < 0.1
+    for _ in range(10):  # the best of them, as other processes take from the caches
+        printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        [seconds] = printed.stdout.split()  # and no module
+        if float(seconds) < 0.1:
+            return
+    pytest.fail(f"took {seconds} s")
 
 
 @pytest.mark.parametrize("first", ["lpa.train.trainer", "lpa"])

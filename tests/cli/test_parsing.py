@@ -252,7 +252,7 @@ def test_bare_lpa_and_bare_groups_print_help(lpa):
 
 @pytest.mark.parametrize(
     "value",
-    ["9" * 5000, "[" * 5000 + "]" * 5000, "{a: " * 2000 + "}" * 2000],
+    ["9" * 5000, "[" * 5000 + "]" * 5000, "{a: " * 1000 + "}" * 1000],
     ids=["a long number", "deep lists", "deep mappings"],
 )
 @pytest.mark.parametrize("option", ["train", "model.ranks", "train.loggers", "optim.lr"])

@@ -93,22 +93,26 @@ def _with_help(words: str, options: Mapping[str, Action]) -> list[str]:
 
 def _accepting(value: str, options: Mapping[str, Action]) -> str | None:
     """The first option of a type that accepts a value; paths first, if there is such a path."""
+    import yaml
+
+    try:
+        parsed = yaml.load(value, YamlLoader)
+    # What no reader takes, such as numbers of thousands of digits and lists as deep, is no value of any type.
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return None
     kinds = {option: getattr(action, "_typehint", None) for option, action in options.items()}
     if os.path.exists(value):  # Path raises where a name is too long
         kinds = dict(sorted(kinds.items(), key=lambda item: not _is_path(item[1])))
-    return next((option for option, kind in kinds.items() if _accepts(kind, value)), None)
+    return next((option for option, kind in kinds.items() if _accepts(kind, parsed)), None)
 
 
 def _is_path(kind: Any) -> bool:
     return Path in (kind, *get_args(kind))
 
 
-def _accepts(kind: Any, value: str) -> bool:
-    import yaml
-
+def _accepts(kind: Any, parsed: Any) -> bool:
     try:
-        parse_value(yaml.load(value, YamlLoader), kind)
-    # What no reader takes, such as numbers of thousands of digits and lists as deep, is no value of any type.
-    except (ValueError, RecursionError, yaml.YAMLError):
+        parse_value(parsed, kind)
+    except ValueError:
         return False
     return True
