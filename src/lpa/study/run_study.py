@@ -121,6 +121,9 @@ def run_study(
         >>> lpa.write_report(["runs/studies"])
     """
     out = Path(out)
+    for option, number in (("seeds", seeds), ("jobs", jobs)):
+        if number < 1:
+            raise UserError(f"--{option}: got {number}; expected at least 1")
     _check_executor(executor, slurm)
     given = None if data is None else Manifest.load(Path(data))
     choices = (steps, tokens_per_parameter, variants, tune, tuned)

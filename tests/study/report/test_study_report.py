@@ -6,6 +6,9 @@ import subprocess
 import pytest
 from helpers.browser import BROWSER, layout_of
 
+from lpa.errors import UserError
+from lpa.study.report.study_report import write_report
+
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
 
 
@@ -81,3 +84,8 @@ def test_a_directory_without_a_study_is_named(lpa, tmp_path):
     finished = lpa("report", tmp_path)
     assert finished.code == 2
     assert f"DIR {tmp_path}: holds no study" in finished.stderr
+
+
+def test_a_report_of_no_directory_is_refused():
+    with pytest.raises(UserError, match="DIR: got nothing; expected the --out of `lpa study`"):
+        write_report([])

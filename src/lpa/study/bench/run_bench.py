@@ -8,6 +8,7 @@ import torch
 from lpa.callbacks import ProgressCallback
 from lpa.device import resolve_device, resolve_dtype
 from lpa.display.html import is_figure
+from lpa.errors import UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.presets import preset_config
 from lpa.storage.outputs import check_output_file
@@ -58,6 +59,8 @@ def run_bench(
         >>> result = lpa.run_bench("nano", seq_len=64, batch_size=1, rounds=3)
         >>> print(result.models["attention"].verdict)
     """
+    if threads < 0:
+        raise UserError(f"--threads: got {threads}; expected at least 0")
     if figure is not None:
         figure = check_output_file(
             Path(figure), "a figure", is_figure, option="--figure", overwrite=overwrite

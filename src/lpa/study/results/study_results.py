@@ -114,6 +114,8 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     Raises:
         UserError: a directory that holds no study, or no study that has the baseline.
     """
+    if not directories:
+        raise UserError("DIR: got nothing; expected the --out of `lpa study`")
     found = [study for directory in directories for study in _studies_in(directory)]
     if baseline is None:
         return found
