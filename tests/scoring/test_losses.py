@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpa.model import LPAConfig, LPAForCausalLM
-from lpa.scoring.losses import token_losses, total_nll
+from lpa.scoring.losses import batch_nlls, token_losses
 from lpa.scoring.windows import batch_windows, collate_windows, sequence_windows
 
 SIZES = {
@@ -21,7 +21,7 @@ SIZES = {
 def total_of(model, tokens, *, seq_len, batch_size, eos_token_id=None):
     windows = batch_windows(sequence_windows(tokens, seq_len=seq_len), batch_size)
     batches = (collate_windows(b, length=seq_len, eos_token_id=eos_token_id) for b in windows)
-    return total_nll(model, batches, device=torch.device("cpu"))
+    return batch_nlls(model, batches, device=torch.device("cpu")).sum()
 
 
 @pytest.mark.parametrize("kind", ["lpa", "llama"])
@@ -71,7 +71,7 @@ def test_losses_one_by_one_add_up_to_the_total(stride):
     batches = list(batch_windows(sequence_windows(tokens, seq_len=8, stride=stride), 3))
     losses = np.concatenate([row for batch in batches for row in token_losses(model, batch)])
     assert losses.shape == (44,)
-    total = total_nll(model, map(collate_windows, batches), device=torch.device("cpu"))
+    total = batch_nlls(model, map(collate_windows, batches), device=torch.device("cpu")).sum()
     # The same float32 losses, from logits here and from the chunked head there.
     assert losses.sum() == pytest.approx(total, rel=1e-5)
 
@@ -80,5 +80,5 @@ def test_a_total_that_is_given_up_is_none():
     model = LPAForCausalLM(LPAConfig(**SIZES, rank=4)).train()
     batches = iter([collate_windows(list(sequence_windows(np.arange(9), seq_len=8)))])
     device = torch.device("cpu")
-    assert total_nll(model, batches, device=device, should_stop=lambda: True) is None
+    assert batch_nlls(model, batches, device=device, should_stop=lambda: True) is None
     assert model.training

@@ -113,6 +113,6 @@ def _is_path(kind: Any) -> bool:
 def _accepts(kind: Any, parsed: Any) -> bool:
     try:
         parse_value(parsed, kind)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from lpa.data.manifest import Manifest, Shard
 from lpa.data.memmap import open_memmap
 from lpa.errors import UserError
+from lpa.storage.files import file_sha256
 
 IGNORE_INDEX = -100  # the target that a loss leaves out
 
@@ -105,9 +106,7 @@ def verify_shards(directory: Path, split: str, manifest: Manifest | None = None)
 
 def verify_shard(directory: Path, manifest: Manifest, shard: Shard) -> None:
     """`verify_shards` for one of them."""
-    with open(directory / shard.name, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != shard.sha256:
+    if file_sha256(directory / shard.name) != shard.sha256:
         raise UserError(
             f"{directory / shard.name}: SHA-256 is not that of the manifest: the shard was replaced, "
             "reordered or damaged; prepare the data again"

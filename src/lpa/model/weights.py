@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lpa.errors import UserError
+from lpa.storage.files import file_sha256
 from lpa.storage.records import read_json
 
 _SINGLE = "model.safetensors"
@@ -91,8 +92,7 @@ class Weights:
         """SHA-256 of the files' own, one after another."""
         digest = hashlib.sha256()
         for path in self.files:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(file_sha256(path)))
         return digest.hexdigest()
 
     def read(self) -> Iterator[tuple[str, Tensor]]:

@@ -32,24 +32,6 @@ def token_losses(model: Any, batch: Sequence[Window]) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def total_nll(
-    model: nn.Module,
-    batches: Iterable[dict[str, Tensor]],
-    *,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Tensor | None:
-    """The negative log-likelihood in nats of all scored targets, added up in float64; see `batch_nlls`.
-
-    Returns:
-        The total, (), on the device; or None where `should_stop` said so.
-    """
-    sums = batch_nlls(model, batches, device=device, dtype=dtype, should_stop=should_stop)
-    return None if sums is None else sums.sum()
-
-
-@torch.no_grad()
 def batch_nlls(
     model: nn.Module,
     batches: Iterable[dict[str, Tensor]],

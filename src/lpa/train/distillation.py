@@ -1,6 +1,5 @@
 """Learning from what another model, mostly the dense parent, says of each next token."""
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lpa.gguf_import import gguf_elements, is_gguf, load_gguf
 from lpa.model.layers.mask import causal_mask
 from lpa.model.loading import load_model, model_directory, open_causal_config
 from lpa.model.weights import open_weights
+from lpa.storage.files import file_sha256
 from lpa.train.config import DistillConfig, RunConfig
 from lpa.train.distributed.parallelize import ParallelLayout
 from lpa.train.init_weights import check_same_tokenizer, check_same_vocabulary
@@ -226,8 +226,7 @@ def _open_teacher(path: Path, data: Path, dtype: torch.dtype) -> tuple[Any, str]
         model, tokenizer = load_gguf(path, _FIELD)
         tokens = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
         check_same_vocabulary(_FIELD, path, tokens, data)
-        with open(path, "rb") as file:
-            return model.to(dtype), hashlib.file_digest(file, "sha256").hexdigest()
+        return model.to(dtype), file_sha256(path)
     directory = model_directory(path, _FIELD)
     check_same_tokenizer(_FIELD, directory, data)
     model = load_model(directory, field=_FIELD, dtype=dtype)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lpa.errors import UserError
-from lpa.scoring.losses import total_nll
+from lpa.scoring.losses import batch_nlls
 from lpa.train.config import RunConfig
 from lpa.train.distributed.parallelize import inference_context, parallelize
 from lpa.train.dry_run import plan_run
@@ -142,7 +142,7 @@ def test_an_evaluation_takes_less_memory_than_a_step(name):
             memory = StepMemory(model)
             batch = zeros_like_batch(16, shape.seq_len, intra_document_mask=False)
             with memory, inference_context(model, shape.layout):
-                total_nll(model, [batch], device=torch.device("cpu"), dtype=shape.dtype)
+                batch_nlls(model, [batch], device=torch.device("cpu"), dtype=shape.dtype)
     found = memory.peak("forward_backward")
     planned = plan_run(config).step_memory_bytes["forward_backward"]
     assert found["weights"] == pytest.approx(planned["weights"], rel=0.001)

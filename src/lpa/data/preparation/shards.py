@@ -1,6 +1,5 @@
 """Encoded jobs put together as the token shards of a prepared data directory."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from lpa.data.manifest import Shard, Split, shard_name
 from lpa.data.preparation.encode_jobs import job_path, load_job_stats, write_array
+from lpa.storage.files import file_sha256
 
 SHARD_TOKENS = 2**27
 
@@ -46,7 +46,5 @@ def write_shards(folder: Path, result: Path, split: str, numbers: list[int], dty
         length = min(SHARD_TOKENS, total.tokens - start)
         path = result / shard_name(split, len(total.shards))
         write_array(path, next_tokens(length), length, dtype)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.shards.append(Shard(path.name, length, digest))
+        total.shards.append(Shard(path.name, length, file_sha256(path)))
     return total

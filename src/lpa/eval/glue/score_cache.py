@@ -10,7 +10,7 @@ from lpa.errors import UserError
 from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.finetune import FineTuningConfig
 from lpa.eval.glue.tasks import TASKS, metric_names
-from lpa.storage.files import write_text_atomic
+from lpa.storage.files import file_sha256, write_text_atomic
 from lpa.storage.records import read_json
 
 
@@ -35,7 +35,9 @@ class ScoreCache:
         self.folder = folder / ("from-scratch" if from_scratch else "pre-trained")
         # From scratch the weights do not matter, only what kind of model it is.
         weights = [] if from_scratch else sorted(directory.glob("*.safetensors"))
-        self._model = {path.name: _digest(path) for path in [directory / "config.json", *weights]}
+        self._model = {
+            path.name: file_sha256(path) for path in [directory / "config.json", *weights]
+        }
 
     def load(self, request: dict[str, Any]) -> dict[str, float] | None:
         """The scores of an earlier run of the same request; None where there was none.
@@ -93,8 +95,3 @@ def score_key(
         "examples": counts,
         "examples_sha256": digest.hexdigest(),
     }
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -54,10 +54,11 @@ def _save_with_code(
     arguments: tuple[Any, ...],
     options: dict[str, Any],
 ) -> Any:
-    given = dict(zip(("save_directory", "is_main_process"), arguments, strict=False)) | options
-    is_main = given.get("is_main_process", True)
-    with _with_code(model, given["save_directory"]) if is_main else nullcontext():
-        return wrapped(*arguments, **options)
+    def save(save_directory: Any, is_main_process: bool = True, *others: Any, **named: Any) -> Any:
+        with _with_code(model, save_directory) if is_main_process else nullcontext():
+            return wrapped(save_directory, is_main_process, *others, **named)
+
+    return save(*arguments, **options)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.storage.files import sync, write_text_atomic
+from lpa.storage.files import file_sha256, sync, write_text_atomic
 from lpa.storage.records import Count, parse_value, read_json
 from lpa.storage.run_directory import (
     CHECKPOINT_MANIFEST_FILE,
@@ -218,10 +218,8 @@ def _delete(path: Path) -> None:
 
 def file_checksum(path: Path) -> StoredFile:
     """Size and SHA-256 of a file, which is on the disk from then on."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return StoredFile(path.stat().st_size, digest)
+    sync(path)
+    return StoredFile(path.stat().st_size, file_sha256(path))
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
