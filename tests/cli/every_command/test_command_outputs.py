@@ -249,7 +249,8 @@ def test_a_file_of_the_user_is_not_replaced(command, refused, tmp_path, name):
     main(command(name, out))
     size = out.stat().st_size
     main(command(name, out, *overwrite))
-    assert out.stat().st_size == pytest.approx(size, rel=0.1)
+    # Times differ, and with them the labels of a figure; a file that was added to would be twice as long.
+    assert out.stat().st_size == pytest.approx(size, rel=0.5)
 
 
 @pytest.mark.parametrize("name", [*DIRECTORIES, *FILES])

