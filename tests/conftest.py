@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import TINY, CommandServer
+from commands import TINY, CommandServer, Finished
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -37,6 +37,22 @@ def lpa(tmp_path_factory) -> Iterator[CommandServer]:
     """Run the real command line in its own process: `lpa("train", …) -> Finished`."""
     server = CommandServer(tmp_path_factory.mktemp("commands"))
     yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory) -> Iterator[Callable[..., Finished]]:
+    """Run Python code, with arguments, in a process that has imported neither this package nor
+    transformers, without a network."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    offline = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
+    server = CommandServer(folder, elsewhere=True, environment=offline)
+
+    def run(code: str, *arguments: object) -> Finished:
+        (folder / "script.py").write_text(code)
+        return server(*arguments, script=folder / "script.py", cwd=folder)
+
+    yield run
     server.close()
 
 

@@ -137,8 +137,9 @@ print(seconds, *({"torch", "transformers", "pydantic", "datasets", "numpy"} & se
     pytest.fail(f"took {seconds} s")
 
 
+@pytest.mark.xdist_group("elsewhere")
 @pytest.mark.parametrize("first", ["lpa.train.trainer", "lpa"])
-def test_train_is_callable_whatever_was_imported_first(first):
+def test_train_is_callable_whatever_was_imported_first(elsewhere, first):
     script = f"""
 import {first}
 import lpa, inspect
@@ -150,7 +151,7 @@ try:
 except UserError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = elsewhere(script)
     assert "absent.yaml" in done.stdout, done.stderr
 
 

@@ -90,6 +90,7 @@ class CommandServer:
     Args:
         folder: for what commands print.
         preload: modules to import beforehand, beside those that most commands need.
+        elsewhere: neither this package nor transformers is imported beforehand, only what they need.
         environment: what differs for all commands.
     """
 
@@ -98,13 +99,17 @@ class CommandServer:
         folder: Path,
         *,
         preload: Iterable[str] = (),
+        elsewhere: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._folder = folder
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("command_server.py"), *preload],
+            [
+                *(sys.executable, Path(__file__).with_name("command_server.py")),
+                *(["--elsewhere"] if elsewhere else preload),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

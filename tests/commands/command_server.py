@@ -1,10 +1,10 @@
 """Runs the command line, or the ranks of a script, in processes that need not import everything anew.
 
-Started once for each test process. It imports what commands import, and for every line of JSON on its
-standard input it forks: the child is the command, with standard streams, environment and working folder
-as the line says. It computes no tensor itself, so that a child starts as a fresh interpreter would, only
-seconds sooner. The interpreters that a child starts are forks of the child in the same way: see
-`forking_popen.py`.
+Started once for each test process. It imports what commands import, or with `--elsewhere` what programs
+import that may not have this package, and for every line of JSON on its standard input it forks: the
+child is the command, with standard streams, environment and working folder as the line says. It computes
+no tensor itself, so that a child starts as a fresh interpreter would, only seconds sooner. The
+interpreters that a child starts are forks of the child in the same way: see `forking_popen.py`.
 
 The server waits for a command, kills with all that it started what takes longer than its deadline, such
 as ranks that wait for each other, and answers with the exit code (124 for those killed). Or it answers
@@ -63,14 +63,35 @@ PRELOADED = [
     "zoneinfo",
 ]
 
+# What this package and transformers import, neither of which is imported itself.
+THIRD_PARTIES = [
+    "PIL.Image",
+    "accelerate",
+    "huggingface_hub",
+    "numpy",
+    "safetensors.torch",
+    "scipy.optimize",
+    "sentencepiece",
+    "tokenizers",
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "torch.fx",
+    "torch.nn.attention.flex_attention",
+    "torch.utils.checkpoint",
+]
+
 # The processes that nobody waits for, and where to write their exit codes.
 _detached: dict[int, Path] = {}
 
 
 def main() -> None:
-    for name in [*PRELOADED, *sys.argv[1:]]:
-        importlib.import_module(name)
-    _build_schemas()
+    if sys.argv[1:] == ["--elsewhere"]:
+        _preload(THIRD_PARTIES)
+        assert not {"lpa", "transformers"} & set(sys.modules)
+    else:
+        _preload([*PRELOADED, *sys.argv[1:]])
+        _fill_caches()
     inspect.stack = _stack_without_sources
     # Or each child's first collection would copy all of memory.
     gc.collect()
@@ -96,10 +117,16 @@ def main() -> None:
             _kill(children)
 
 
-def _build_schemas() -> None:
-    """Those of the files that most commands read, which are kept once they are built."""
+def _preload(modules: list[str]) -> None:
+    for name in modules:
+        importlib.import_module(name)
+
+
+def _fill_caches() -> None:
+    """The schemas of the files that most commands read, and the code that models are saved with."""
     from lpa.data.manifest import Manifest
     from lpa.errors import UserError
+    from lpa.model.hub.remote_code import low_rank_code, lpa_code
     from lpa.storage.outputs import Marker
     from lpa.storage.records import parse_value
     from lpa.train.result import RunResult
@@ -107,6 +134,8 @@ def _build_schemas() -> None:
     for kind in (dict[str, Any], dict[str, dict[str, Any]], Manifest, Marker, RunResult):
         with suppress(UserError):
             parse_value(None, kind)
+    lpa_code()
+    low_rank_code()
 
 
 def _stack_without_sources(context: int = 1) -> list[inspect.FrameInfo]:

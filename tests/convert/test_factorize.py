@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -63,19 +61,19 @@ for d in sorted(pathlib.Path(sys.argv[1]).iterdir()):
 """
 
 
-def test_every_architecture_reloads_in_a_fresh_process_generates_and_trains(tmp_path):
+def test_every_architecture_reloads_in_another_process_generates_and_trains(lpa, tmp_path):
     tokens = windows()
+    models = tmp_path / "models"
     for name in CONFIGS:
         model = tiny(name)
         ranks = dict.fromkeys(find_projections(model, "all"), 5)
         result, _ = factorize(model, ranks, "svd-llm", tokens)
-        result.save_pretrained(tmp_path / name)
-        torch.save(tokens, tmp_path / name / "tokens.pt")
-        torch.save(result(tokens).logits.detach(), tmp_path / name / "logits.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(tmp_path)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+        result.save_pretrained(models / name)
+        torch.save(tokens, models / name / "tokens.pt")
+        torch.save(result(tokens).logits.detach(), models / name / "logits.pt")
+    (tmp_path / "reload.py").write_text(RELOAD)
+    done = lpa(models, script=tmp_path / "reload.py")
+    assert done.code == 0, done.stderr[-2000:]
     assert done.stdout.split() == sorted(CONFIGS)
 
 

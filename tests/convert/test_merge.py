@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -102,15 +100,14 @@ print(type(model).__name__, output[0].tolist())
 """
 
 
-def test_a_run_merges_and_loads_where_this_package_is_not(lpa, run, tmp_path):
+@pytest.mark.xdist_group("elsewhere")
+def test_a_run_merges_and_loads_where_this_package_is_not(lpa, run, elsewhere, tmp_path):
     finished = lpa("convert", "merge", run, "--out", tmp_path / "llama", "--json")
     assert finished.code == 0, finished.stderr
     figures = finished.json
     assert figures["parameters_merged"] > figures["parameters_low_rank"]
     assert json.loads((tmp_path / "llama" / "config.json").read_text())["model_type"] == "llama"
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "llama")], capture_output=True, text=True
-    )
+    result = elsewhere(SCRIPT, tmp_path / "llama")
     assert result.stdout.startswith("LlamaForCausalLM"), result.stderr
     from lpa.eval.loading import load_with_tokenizer
 

@@ -9,6 +9,9 @@ import pytest
 
 from lpa.study.results.study_results import find_studies
 
+# In one worker: they share what takes long to make.
+pytestmark = pytest.mark.xdist_group("result numbers")
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "short-studies.md"
 CHANGE = re.compile(r"([+−-]\d+\.\d)% \[([+−-]\d+\.\d)%,\s+([+−-]\d+\.\d)%\]")

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from helpers.small_models import small_model
@@ -86,10 +88,14 @@ def test_another_mode_is_refused():
         apply_activation_checkpointing(small_model(), "some")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ACTIVATION_CHECKPOINTING_MODES[1:])
-def test_compiled_layers_have_the_gradients_of_plain_ones(mode):
-    """Without a graph break, or `fullgraph` would refuse. Those without a mode: see test_compile.py."""
+def test_compiled_layers_have_the_gradients_of_plain_ones(mode, monkeypatch):
+    """Without a graph break, or `fullgraph` would refuse. Those without a mode: see test_compile.py.
+
+    The graphs of both passes are made and run as they are; test_trainer.py has code built for a mode.
+    """
+    compile_module = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
     loss, gradients = loss_and_gradients(small_model())
     model = small_model()
     apply_activation_checkpointing(model, mode)

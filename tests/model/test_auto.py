@@ -1,6 +1,5 @@
 """`import lpa` makes the Auto classes know the model, in whichever order things are imported."""
 
-import json
 import subprocess
 import sys
 
@@ -24,39 +23,12 @@ ORDERS = [
     "import lpa\nimport transformers\ntransformers.pipeline",
 ]
 
-# Each script in its own process, forked from one that has imported what all of them need and what
-# comes before either package.
-FORKS = """
-import json, os, sys, traceback
-import torch, numpy, safetensors, tokenizers, huggingface_hub
-assert not {"lpa", "transformers"} & set(sys.modules)
-for script in json.load(sys.stdin):
-    sys.stdout.flush()
-    if not (child := os.fork()):
-        try:
-            exec(script, {})
-        except BaseException:
-            traceback.print_exc(file=sys.stdout)
-        print("----", flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
-"""
 
-
-@pytest.fixture(scope="module")
-def printed():
-    """What the script of each order prints."""
-    scripts = json.dumps([f"{imports}\n{BUILD}" for imports in ORDERS])
-    result = subprocess.run(
-        [sys.executable, "-c", FORKS], input=scripts, capture_output=True, text=True
-    )
-    return dict(zip(ORDERS, result.stdout.split("----\n"), strict=False))
-
-
-@pytest.mark.xdist_group("auto")
+@pytest.mark.xdist_group("elsewhere")
 @pytest.mark.parametrize("imports", ORDERS)
-def test_auto_classes_know_the_model(printed, imports):
-    assert printed[imports].strip() == "LPAConfig LPAForCausalLM LPAModel"
+def test_auto_classes_know_the_model(elsewhere, imports):
+    done = elsewhere(f"{imports}\n{BUILD}")
+    assert done.stdout.strip() == "LPAConfig LPAForCausalLM LPAModel", done.stderr
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers():

@@ -18,6 +18,9 @@ from lpa.study.execution.job_runner import create_jobs
 from lpa.study.execution.run_worker import train_and_score
 from lpa.train.config import RunConfig
 
+# In one worker: they share what takes long to make.
+pytestmark = pytest.mark.xdist_group("command outputs")
+
 DIRECTORIES = [
     "prepare",
     "train",

@@ -8,6 +8,9 @@ from lpa.errors import UserError
 from lpa.eval.analysis.analyze import analyze
 from lpa.eval.perplexity import evaluate_perplexity
 
+# In one worker: they share what takes long to make.
+pytestmark = pytest.mark.xdist_group("analysis")
+
 
 @pytest.fixture(scope="module")
 def analysis(run, prepared, tmp_path_factory):

@@ -11,6 +11,9 @@ from lpa.eval.glue.finetune import FineTuningConfig
 from lpa.eval.glue.run_glue import run_glue
 from lpa.storage.locks import lock_directory
 
+# In one worker: they share what takes long to make.
+pytestmark = pytest.mark.xdist_group("glue")
+
 QUICK = FineTuningConfig(epochs=1, batch_size=8, learning_rate=1e-3, max_length=32)
 
 

@@ -21,7 +21,7 @@ from lpa.model.hub.remote_code import low_rank_code, lpa_code
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning"),
-    pytest.mark.xdist_group("remote-code"),
+    pytest.mark.xdist_group("elsewhere"),
 ]
 
 
@@ -146,7 +146,7 @@ def opened_elsewhere(directories, without_package, tmp_path_factory):
     bare = tmp_path_factory.mktemp("bare") / "without code"
     save_without_code(small_model(), bare)
     done = without_package(WITHOUT_THIS_PACKAGE, directories, bare)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.code == 0, done.stderr[-3000:]
     return directories
 
 

@@ -12,7 +12,7 @@ from lpa.convert.factorize import FactorizeConfig, factorize_directory
 from lpa.eval.harness import run_harness
 
 pytest.importorskip("trl")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("remote-code-uses")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("elsewhere")]
 
 QUESTIONS = [{"question": "We the", "choices": ["people", "xyzzy", "of"], "answer": 0}] * 3
 
@@ -81,7 +81,7 @@ def task(tmp_path_factory):
 @pytest.fixture(scope="module")
 def used_elsewhere(directories, task, without_package):
     done = without_package(USES, task, *directories.values())
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.code == 0, done.stderr[-3000:]
     found = json.loads((task / "found.json").read_text())
     return {name: found[str(path)] for name, path in directories.items()}
 

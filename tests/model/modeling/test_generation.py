@@ -1,8 +1,5 @@
 """`generate` as people call it on any model of transformers."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from helpers.small_models import small_model
@@ -107,11 +104,12 @@ def test_an_error_while_the_first_layers_draft_leaves_the_model_whole(ids):
     assert torch.equal(model(ids).logits, logits)
 
 
-def test_the_name_is_known_before_a_model_is_loaded():
+@pytest.mark.xdist_group("elsewhere")
+def test_the_name_is_known_before_a_model_is_loaded(elsewhere):
     script = """
 import lpa
 from transformers import GenerationConfig
 print(GenerationConfig(cache_implementation="latent").cache_implementation)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = elsewhere(script)
     assert done.stdout.strip() == "latent", done.stderr

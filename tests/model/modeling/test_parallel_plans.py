@@ -7,6 +7,9 @@ from transformers import DistributedConfig
 import lpa
 from lpa.model import LPAForCausalLM
 
+# In one worker: they share what takes long to make.
+pytestmark = pytest.mark.xdist_group("parallel plans")
+
 SPLIT = {
     "attention": {},
     "dense": {"placement": "none"},

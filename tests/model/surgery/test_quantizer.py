@@ -3,8 +3,6 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -65,14 +63,13 @@ for directory in sorted(pathlib.Path(sys.argv[1]).iterdir()):
 """
 
 
-def test_without_this_package_it_is_refused_and_the_error_says_what_to_do(directories, tmp_path):
+@pytest.mark.xdist_group("elsewhere")
+def test_without_this_package_it_is_refused_and_the_error_says_what_to_do(
+    directories, tmp_path, elsewhere
+):
     shutil.copytree(directories, tmp_path / "copy")
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THIS_PACKAGE, str(tmp_path / "copy")],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = elsewhere(WITHOUT_THIS_PACKAGE, tmp_path / "copy")
+    assert done.code == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert len(lines) == 2 * 3 * len(CONFIGS)
     for line in lines:

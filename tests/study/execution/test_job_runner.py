@@ -64,7 +64,9 @@ def started(out):
 def halfway(out):
     """Those that have measured something to keep and, of 12 steps, several to come: the run ends a step
     before it heeds a signal."""
-    return [run for run, step in started(out).items() if step and read_metrics(run)[-1]["step"] <= 8]
+    return [
+        run for run, step in started(out).items() if step and read_metrics(run)[-1]["step"] <= 8
+    ]
 
 
 def scores(out):

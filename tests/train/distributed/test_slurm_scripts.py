@@ -37,13 +37,14 @@ def cluster(tmp_path):
     """The programs of Slurm as one node has them, and what it tells a job."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, text in (("srun", 'exec "$@"'), ("scontrol", "echo localhost")):
+    torchrun = f'exec {sys.executable} {ROOT / "tests/commands/forked_torchrun.py"} "$@"'
+    for name, text in (
+        ("srun", 'exec "$@"'),
+        ("scontrol", "echo localhost"),
+        ("torchrun", torchrun),
+    ):
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
-    (programs / "torchrun").write_text(
-        f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n'
-    )
-    (programs / "torchrun").chmod(0o755)
     return {
         **os.environ,
         "PATH": f"{programs}:{os.environ['PATH']}",

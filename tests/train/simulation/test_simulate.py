@@ -17,6 +17,9 @@ from lpa.train.simulation.run_shape import RunShape
 from lpa.train.simulation.simulate import simulate_step
 from lpa.train.simulation.step_memory import StepMemory
 
+# In one worker: they share what takes long to make.
+pytestmark = pytest.mark.xdist_group("simulation")
+
 LAYERS = 2
 
 
