@@ -35,7 +35,7 @@ dist:
 setup: $(READY)
 
 $(DOCS_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 $(READY): pyproject.toml constraints.txt scripts/setup scripts/install_torch

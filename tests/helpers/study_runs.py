@@ -33,9 +33,12 @@ def start_study(
 def fork_workers(lpa: CommandServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs of a study that this process starts are forks of the server, with all that it imported."""
 
-    def popen(command: list[str], *, stdout: Any, env: dict[str, str], **_: Any) -> StartedProcess:
+    def popen(
+        command: list[str], *, stdout: Any, env: dict[str, str] | None = None, **_: Any
+    ) -> StartedProcess:
         return lpa.start(*command[1:], environment=env, output=Path(stdout.name))
 
+    # The one module that all of the package starts processes by.
     monkeypatch.setattr("lpa.study.execution.job_runner.subprocess.Popen", popen)
 
 

@@ -8,7 +8,7 @@ import time
 import filelock
 import pytest
 from helpers.runs import wait_until
-from helpers.study_runs import is_worked_on, study_to_stop
+from helpers.study_runs import fork_workers, is_worked_on, study_to_stop
 
 from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid
@@ -52,7 +52,8 @@ def test_a_signal_to_the_study_ends_what_was_submitted(prepared, tmp_path, lpa):
 
 
 @pytest.mark.slow
-def test_a_job_waits_for_another_process_at_its_run(prepared, tmp_path):
+def test_a_job_waits_for_another_process_at_its_run(prepared, tmp_path, lpa, monkeypatch):
+    fork_workers(lpa, monkeypatch)
     job = job_of(tmp_path, prepared)
     done = []
     second = threading.Thread(target=lambda: done.append(run_job(job)))

@@ -73,8 +73,8 @@ def assert_same_training(result: dict, expected: dict) -> None:
     ids=["low-rank", "paper-decoder", "dense-tied-grouped"],
 )
 def test_every_layout_trains_as_one_process_does(run_ranks, prepared, tmp_path, fields, layouts):
-    expected = alone(prepared, 8, **fields)
-    results = in_layouts(run_ranks, 4, prepared, layouts, 8, tmp_path, **fields)
+    expected = alone(prepared, 4, **fields)
+    results = in_layouts(run_ranks, 4, prepared, layouts, 4, tmp_path, **fields)
     for layout, result in zip(layouts, results, strict=True):
         assert_same_training(result, expected)
         # No process holds more than its share, up to rows that do not divide and what tensors keep whole.
