@@ -11,7 +11,7 @@ from commands import Finished
 from doc_markdown import PAGES, ROOT, Block, blocks
 from doc_material import Material, write_llama, write_sources
 from doc_programs import PROGRAMS, Programs
-from doc_shell import Shell
+from helpers.program_shell import Shell
 
 from lpa.study.design.grid import expand_grid
 from lpa.study.execution import run_worker
@@ -27,7 +27,8 @@ def programs(lpa) -> Programs:
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory, programs) -> Iterator[Shell]:
-    shell = Shell(tmp_path_factory.mktemp("shell"), PROGRAMS, programs)
+    job = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "1"}
+    shell = Shell(tmp_path_factory.mktemp("shell"), PROGRAMS, programs, job)
     yield shell
     shell.close()
 

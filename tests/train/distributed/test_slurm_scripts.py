@@ -1,12 +1,15 @@
 """The job scripts for Slurm, which is not here: shellcheck reads them, torchrun runs their commands."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import Finished
+from helpers.program_shell import Shell
 from helpers.runs import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,42 +36,39 @@ def test_shellcheck_finds_nothing(script):
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    """The programs of Slurm as one node has them, and what it tells a job."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    torchrun = f'exec {sys.executable} {ROOT / "tests/commands/forked_torchrun.py"} "$@"'
-    for name, text in (
-        ("srun", 'exec "$@"'),
-        ("scontrol", "echo localhost"),
-        ("torchrun", torchrun),
-    ):
-        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
-        (programs / name).chmod(0o755)
-    return {
-        **os.environ,
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
+def cluster(lpa, tmp_path):
+    """A shell with the programs of Slurm as one node has them, and with what it tells a job."""
+
+    def answer(program: str, arguments: list[str], cwd: Path) -> Finished:
+        if program == "srun":
+            return answer(arguments[0], arguments[1:], cwd)
+        if program == "scontrol":
+            return Finished(0, "localhost\n", "")
+        process = lpa.start("-m", "torch.distributed.run", *arguments, cwd=cwd, environment=job)
+        output, _ = process.communicate()
+        return Finished(process.returncode, output, "")
+
+    job = {
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_NNODES": "1",
         "SLURM_GPUS_ON_NODE": "2",
         "LPA_PORT": str(free_port()),
     }
+    shell = Shell(tmp_path, ("srun", "scontrol", "torchrun"), answer, job)
+    yield shell
+    shell.close()
 
 
 @pytest.mark.slow
 def test_a_job_trains_and_a_second_start_resumes(cluster, prepared, tiny, tmp_path):
     """The first start is that of one node, the second that of several, as when a job moves."""
     one, several = SCRIPTS
-    words = [tmp_path / "run", "--data.path", prepared, *tiny, "--train.steps", 4]
-    words = list(map(str, words))
-    first = subprocess.run(
-        ["bash", one, *words, "--train.stop_at", "2"], env=cluster, capture_output=True, text=True
-    )
-    assert first.returncode == 0, first.stderr
+    words = shlex.join(map(str, ["run", "--data.path", prepared, *tiny, "--train.steps", 4]))
+    first = cluster.run(f"bash {one} {words} --train.stop_at 2", tmp_path)
+    assert first.code == 0, first.stdout
     assert "stopped at step 2" in first.stdout
-    second = subprocess.run(["bash", several, *words], env=cluster, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
+    second = cluster.run(f"bash {several} {words}", tmp_path)
+    assert second.code == 0, second.stdout
     assert "4 steps" in second.stdout
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()

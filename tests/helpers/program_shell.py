@@ -1,4 +1,4 @@
-"""Bash that runs a block, with programs that are answered by a function of the test."""
+"""Bash with programs that are answered by a function of the test."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from commands import Finished
@@ -27,12 +27,13 @@ sys.exit(answer["code"])
 
 
 class Shell:
-    """Runs blocks one at a time.
+    """Runs code, one piece at a time.
 
     Args:
         folder: for the programs and the socket.
         programs: names that are answered.
         answer: from a program, its arguments and its folder to how it ended.
+        environment: what differs.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Shell:
         folder: Path,
         programs: tuple[str, ...],
         answer: Callable[[str, list[str], Path], Finished],
+        environment: Mapping[str, str],
     ) -> None:
+        self._environment = environment
         self.bin = folder / "bin"
         self.bin.mkdir()
         address = str(folder / "socket")
@@ -50,7 +53,7 @@ class Shell:
                 call = json.loads(self.rfile.readline())
                 try:
                     done = answer(call["program"], call["arguments"], Path(call["cwd"]))
-                except BaseException as error:  # the block must end, and say why
+                except BaseException as error:  # the code must end, and say why
                     done = Finished(70, "", f"{type(error).__name__}: {error}")
                 self.wfile.write(json.dumps(vars(done)).encode() + b"\n")
 
@@ -62,16 +65,14 @@ class Shell:
             (self.bin / name).chmod(0o755)
 
     def run(self, code: str, cwd: Path) -> Finished:
-        """A block, ended by the first command that fails."""
+        """How the code ended; the first command that fails ends it."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", code],
             cwd=cwd,
             env={
                 **os.environ,
                 "PATH": f"{self.bin}:{os.environ['PATH']}",
-                "SLURM_JOB_NODELIST": "node[1-2]",
-                "SLURM_NNODES": "2",
-                "SLURM_JOB_ID": "1",
+                **self._environment,
             },
             capture_output=True,
             text=True,
