@@ -14,6 +14,7 @@ from helpers.study_runs import (
     terminate_frozen,
 )
 
+from lpa.errors import UserError
 from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.execution.job_runner import Slot, create_jobs, make_slots, run_jobs, visible_gpus
@@ -203,3 +204,23 @@ def test_gpus_are_those_that_are_visible(monkeypatch, given, count, names):
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert visible_gpus() == names
+
+
+def test_variants_may_be_added_to_a_study(prepared, tmp_path):
+    def jobs(variants, seeds):
+        study = expand_grid("placement", "tiny", vocab_size=300, steps=4)
+        study.variants = study.variants[:variants]
+        return create_jobs(study, seeds, tmp_path, prepared)
+
+    two = jobs(2, 2)
+    four = jobs(4, 2)
+    assert {job.run for job in two} < {job.run for job in four}
+    [study] = find_studies([tmp_path])
+    assert len(study.index.variants) == 4
+    with pytest.raises(UserError, match="other tuned settings, or another grid"):
+        jobs(2, 2)
+    with pytest.raises(UserError, match="--seeds: got 1; expected 2 or more, as many as"):
+        jobs(6, 1)
+    assert len(jobs(4, 1)) == 4
+    [study] = find_studies([tmp_path])
+    assert study.index.seeds == 2

@@ -160,21 +160,21 @@ def _write_index(path: Path, index: StudyIndex) -> None:
     if path.exists():
         earlier, now = asdict(read_index(path)), json.loads(text)
         for key, difference in _DIFFERENCES.items():
-            # Tuning by variant tries further rates as it goes.
-            grown = key == "variants" and _has_grown(earlier[key], now[key])
+            # Arms may be added to a study, and tuning by variant tries further rates as it goes.
+            grown = key == "variants" and all(one in now[key] for one in earlier[key])
             if earlier[key] != now[key] and not grown:
                 raise UserError(
                     f"--out {path.parent}: holds {index.name} at {index.scale} with {difference}; expected "
                     "another directory"
                 )
         if earlier["seeds"] > index.seeds:
+            if earlier["variants"] != now["variants"]:
+                raise UserError(
+                    f"--seeds: got {index.seeds}; expected {earlier['seeds']} or more, as many as the variants "
+                    f"in {path.parent} have, to add variants to them"
+                )
             return
     write_text_atomic(path, text)
-
-
-def _has_grown(earlier: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool:
-    """Whether further trials of a tuning stand beside all the earlier ones."""
-    return all(variant["tunes"] for variant in now) and all(one in now for one in earlier)
 
 
 def run_jobs(
