@@ -170,8 +170,8 @@ def _write_index(path: Path, index: StudyIndex) -> None:
         if earlier["seeds"] > index.seeds:
             if earlier["variants"] != now["variants"]:
                 raise UserError(
-                    f"--seeds: got {index.seeds}; expected {earlier['seeds']} or more, as many as the variants "
-                    f"in {path.parent} have, to add variants to them"
+                    f"--seeds: got {index.seeds}; expected {earlier['seeds']} or more, as many as the "
+                    f"variants in {path.parent} have, to add variants to them"
                 )
             return
     write_text_atomic(path, text)
