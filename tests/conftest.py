@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import gc
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -8,6 +9,9 @@ from typing import Any
 
 import pytest
 from commands import TINY, CommandServer, Finished
+
+# Or a tenth of the time goes to searching, again and again, all that torch and transformers keep.
+gc.set_threshold(100_000, 50, 1000)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
