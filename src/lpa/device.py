@@ -45,8 +45,8 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
         index = 0 if count == 1 else local_rank
     elif local_rank:
         raise UserError(
-            f"device: got {name!r} for several processes of one machine; expected cuda, of which each "
-            "process takes its own"
+            f"device: got {name!r} for several processes on one machine; expected cuda, so that each "
+            "process takes its own GPU"
         )
     if index >= count:
         found = f"; there are {count} for local rank {local_rank}" if count else ""

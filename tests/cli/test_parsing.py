@@ -191,7 +191,7 @@ def test_a_width_that_does_not_divide_by_the_heads_is_refused(line, lpa, prepare
     (tmp_path / "config.json").write_text(json.dumps(fields))
     finished = lpa(*line.format(data=prepared).split(), cwd=tmp_path)
     assert finished.code == 2
-    assert "which does not divide by num_attention_heads" in finished.stderr
+    assert "which is not divisible by num_attention_heads" in finished.stderr
     assert not (tmp_path / "x").exists()
 
 

@@ -140,5 +140,5 @@ def test_an_expert_that_no_token_is_sent_to_is_named():
     }
     read = inputs_by_hand(model, model.model.layers[0], down)
     idle = next(name for name, rows in read.items() if not len(rows))
-    with pytest.raises(UserError, match=rf"{idle} reads nothing on the calibration text"):
+    with pytest.raises(UserError, match=rf"{idle} gets no input from the calibration text"):
         factorize_layers(model, dict.fromkeys(down, 4), "svd-llm", windows())

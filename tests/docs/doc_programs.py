@@ -7,6 +7,7 @@
 - `srun` and `scontrol` stand for Slurm, which is not here.
 """
 
+import argparse
 import re
 import subprocess
 import tomllib
@@ -70,8 +71,15 @@ class Programs:
         parsed = get_args_parser().parse_args(arguments)
         if parsed.module:
             assert parsed.training_script == "lpa", parsed
-            return self._launch(parsed.training_script_args, cwd)
+            planned = self._plan(parsed, cwd)
+            return self._launch(parsed.training_script_args, cwd) if planned.code == 0 else planned
         return self._python([parsed.training_script, *parsed.training_script_args], cwd)
+
+    def _plan(self, parsed: argparse.Namespace, cwd: Path) -> Finished:
+        """The dry run of a training in as many processes as torchrun would start, at its full size."""
+        processes = int(parsed.nnodes.split(":")[-1]) * int(parsed.nproc_per_node)
+        kept = [word for word in parsed.training_script_args if word != "--resume"]
+        return self._lpa(*kept, "--dry-run", "--processes", processes, cwd=cwd)
 
     def _launch(self, arguments: list[str], cwd: Path) -> Finished:
         """One that differs from an earlier one in its run directory alone is parsed."""

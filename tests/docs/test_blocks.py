@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import Finished
+from commands.program_shell import Shell
 from doc_markdown import PAGES, ROOT, Block, blocks
 from doc_material import Material, write_llama, write_sources
 from doc_programs import PROGRAMS, Programs
-from helpers.program_shell import Shell
 
 from lpa.study.design.grid import expand_grid
 from lpa.study.execution import run_worker

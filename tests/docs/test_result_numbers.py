@@ -13,7 +13,10 @@ from lpa.study.results.study_results import find_studies
 pytestmark = pytest.mark.xdist_group("result numbers")
 
 ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "docs" / "records"
 PAGE = ROOT / "docs" / "results" / "short-studies.md"
+COMPARISON = ROOT / "docs" / "results.md"
+ARMS = ("dense", "LPA", "smaller dense", "all layers", "FFN", "GQA", "CoLA", "SLTrain")
 CHANGE = re.compile(r"([+−-]\d+\.\d)% \[([+−-]\d+\.\d)%,\s+([+−-]\d+\.\d)%\]")
 # Studies are compared with these too, by `--baseline`.
 BASELINES = (
@@ -23,12 +26,16 @@ BASELINES = (
 )
 
 
+def unpack(name, folder):
+    with tarfile.open(RECORDS / f"{name}.tar.xz") as records:
+        records.extractall(folder, filter="data")
+
+
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     """All rows that scripts/study_tables prints of the records."""
     unpacked = tmp_path_factory.mktemp("records")
-    with tarfile.open(ROOT / "docs" / "records" / "studies.tar.xz") as records:
-        records.extractall(unpacked, filter="data")
+    unpack("studies", unpacked)
     directories = [unpacked / name for name in ("pico", "long", "nano")]
     table = runpy.run_path(str(ROOT / "scripts" / "study_tables"))["table"]
     return {
@@ -55,3 +62,18 @@ def test_every_change_with_an_interval_in_the_text_is_one_of_the_records(printed
     ]
     assert len(found) > 15
     assert [change for change in found if change not in known] == []
+
+
+def test_every_row_of_the_comparison_is_what_the_records_give(tmp_path):
+    unpack("contest", tmp_path)
+    script = runpy.run_path(str(ROOT / "scripts" / "contest_tables"))
+    given = {
+        line for table in script["tables"]([*tmp_path.iterdir()]) for line in table.splitlines()
+    }
+    rows = [
+        line
+        for line in COMPARISON.read_text().splitlines()
+        if line.split(" | ")[0].removeprefix("| ") in ARMS and re.search(r"\d\.\d", line)
+    ]
+    assert len(rows) >= 5
+    assert [row for row in rows if row not in given] == []

@@ -64,7 +64,7 @@ def test_the_rank_defaults_to_a_quarter_of_the_width():
         ({"hidden_size": 0}, "hidden_size: got 0"),
         (
             {"hidden_size": 30},
-            "hidden_size: got 30, which does not divide by num_attention_heads (4); "
+            "hidden_size: got 30, which is not divisible by num_attention_heads (4); "
             "expected a multiple of it, or a head_dim",
         ),
         ({"dense_layers": [2]}, "dense_layers: got 2; expected from 0 to 1"),

@@ -11,8 +11,8 @@ from lpa.cli.process import command_process, exit_with_error
 COMMANDS = {
     "prepare": ("lpa.cli.data.prepare", "turn documents into tokens on disk"),
     "data stats": ("lpa.cli.data.stats", "show what a prepared data directory holds"),
-    "data show": ("lpa.cli.data.show", "print decoded documents of it"),
-    "data verify": ("lpa.cli.data.verify", "check that it is intact"),
+    "data show": ("lpa.cli.data.show", "print decoded documents of prepared data"),
+    "data verify": ("lpa.cli.data.verify", "check the checksums of prepared data"),
     "train": ("lpa.cli.train", "train a model from a recipe"),
     "runs": ("lpa.cli.runs", "tabulate runs, finished or not"),
     "eval perplexity": ("lpa.cli.eval.perplexity", "score a model on held-out text"),

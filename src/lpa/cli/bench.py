@@ -133,7 +133,7 @@ def _print(preset: str, result: "BenchResult") -> None:
             console.print(f"{name}: {model.verdict}")
     even = result.break_even_rank
     console.print(
-        f"q_proj alone breaks even at rank {even['flops']:.0f} by FLOPs; here it is faster than dense up "
-        f"to {even['measured']:.0f} of the ranks tried",
+        f"q_proj alone breaks even at rank {even['flops']:.0f} by FLOPs; of the ranks measured here, it is "
+        f"faster than dense up to rank {even['measured']:.0f}",
         soft_wrap=True,
     )

@@ -81,8 +81,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--simulate",
         action="store_true",
-        help="with --dry-run, also do one step of the real program without numbers, in one process that "
-        "stands for all; takes minutes for a large model",
+        help="with --dry-run, also run one step of the real program on fake tensors (shapes without data), "
+        "in one process that simulates all; takes minutes for a large model",
     )
     parser.add_argument(
         "--processes",

@@ -197,14 +197,14 @@ def input_moments(
     for name in modules:
         if name not in read:
             raise UserError(
-                f"model: {name} reads nothing on the calibration text, as an expert that no token is "
-                "sent to; give more text, or leave it out"
+                f"model: {name} gets no input from the calibration text, like an expert that no token is "
+                "routed to; give more text, or exclude the projection"
             )
     for group in groups:
         group.moment = group.moment / group.rows
         if not torch.isfinite(group.moment).all():
             raise UserError(
-                f"model: what {group.names[0]} reads on the calibration text is not finite"
+                f"model: {group.names[0]} gets inputs from the calibration text that are not finite"
             )
     return groups
 

@@ -64,12 +64,12 @@ def factorize(
         rank_fraction: the fraction of each projection's break-even rank that it gets.
         ranks: of single projections, by full name or regular expression; or a YAML or JSON file of them.
         budget: `parameters=FRACTION`, `flops=FRACTION` or `kv=FRACTION` of what the projections cost dense.
-        budget_criterion: what spreads the budget: `spectra` or `loss`.
+        budget_criterion: how to divide the budget: by `spectra` (singular values) or `loss` (on the text).
         projections: a regular expression of module names, instead of `placement`.
         method: `svd`, `svd-llm` or `svd-llm-update`; by default `svd-llm` with calibration data, else
             `svd`.
         calibration_data: text like what the model will read, as `prepare` takes it.
-        calibration_tokens: how much of it.
+        calibration_tokens: how many tokens of it to use.
         seq_len: tokens per window of it; by default up to 512.
         tokenizer: the tokenizer of a live model, for calibration data.
         reinitialize: start the pairs of a live model at random, not at its weights.
@@ -82,7 +82,7 @@ def factorize(
         parameters, cache and errors before and after.
 
     Raises:
-        UserError: a rank, a projection, a method or a model that cannot be.
+        UserError: an argument that is not accepted, or a model that cannot be factorized.
 
     Example:
         replaced = lpa.factorize(model, rank=64)
@@ -107,7 +107,9 @@ def factorize(
         )
     if isinstance(model, PreTrainedModel):
         if out is not None:
-            raise UserError(f"out: got {out}; a live model is saved by its save_pretrained")
+            raise UserError(
+                f"out: got {out}; expected none for a live model, which save_pretrained saves"
+            )
         return _factorize_live(
             model, config, tokenizer, reinitialize=reinitialize, on_progress=on_progress
         )
@@ -139,7 +141,8 @@ def _factorize_live(
     check_method(method, has_text)
     if has_text and (tokenizer is None or reinitialize):
         raise UserError(
-            "calibration_data: works only with the tokenizer of a live model, and without reinitialize"
+            "calibration_data: got it with a live model; expected its tokenizer too (tokenizer=...), and "
+            "reinitialize=False"
         )
     check_ranks_given(config)
     check_not_quantized(model)
@@ -194,11 +197,11 @@ def merge(
         overwrite: replace what `out` holds.
 
     Returns:
-        Of a live model, the stock one. Of a directory, its class and the numbers of parameters before and
-        after.
+        The stock model for a live model. For a directory, a `MergeResult`: the class, and the numbers of
+        parameters before and after.
 
     Raises:
-        UserError: the model has no pairs, or what a stock model cannot express, or `out` holds something.
+        UserError: the model has no pairs, or a part that no stock model has, or `out` exists already.
 
     Example:
         llama = lpa.merge(lpa.load("runs/lpa"))
@@ -206,7 +209,9 @@ def merge(
     """
     if isinstance(model, nn.Module):
         if out is not None:
-            raise UserError(f"out: got {out}; a live model is saved by its save_pretrained")
+            raise UserError(
+                f"out: got {out}; expected none for a live model, which save_pretrained saves"
+            )
         if not isinstance(model, PreTrainedModel):
             raise UserError(
                 f"model: got a {type(model).__name__}; expected a PreTrainedModel of transformers"

@@ -103,9 +103,9 @@ class FactorizeConfig:
         placement, projections: which projections (see `find_projections`).
         rank, rank_fraction, ranks: see `resolve_ranks`.
         budget: instead of them.
-        method: one of `METHODS`; None: `whitened` with text, `svd` without.
+        method: one of `METHODS`; None: `svd-llm` with text, `svd` without.
         calibration_data: text, as `lpa prepare` takes it.
-        calibration_tokens, seq_len: how much of it; context None is 512, or the model's positions if fewer.
+        calibration_tokens, seq_len: how much of it; seq_len None is 512, or the model's positions if fewer.
     """
 
     placement: str = "attention"
@@ -197,7 +197,8 @@ def check_ranks_given(config: FactorizeConfig) -> None:
         and (config.rank is None or config.rank_fraction is None)
     ):
         raise UserError(
-            "ranks: expected exactly one of --rank, --rank-fraction, --ranks and --budget"
+            f"ranks: got {sum(item is not None for item in given)} settings; expected exactly one of --rank, "
+            "--rank-fraction, --ranks and --budget, or --ranks with --rank or --rank-fraction for the rest"
         )
 
 

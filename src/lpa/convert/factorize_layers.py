@@ -35,10 +35,10 @@ def factorize_layers(
 ) -> dict[str, float]:
     """Replace projections of a model by pairs, layer by layer, in place.
 
-    `svd` looks at weights alone (with windows, only its error is measured on them). `whitened` truncates
-    each projection for what it reads in the dense model. `updated` starts from the same factors and then,
-    in the order in which a layer applies its projections, solves for each up factor on what the projection
-    reads in the model that is factorized up to there, so that it makes up for the drift of what is before.
+    `svd` uses the weights alone (with windows, only its error is measured on them). `svd-llm` (Wang et al.
+    2024, arXiv 2403.07378) truncates each projection for its inputs in the dense model. `svd-llm-update`
+    starts from the same factors. In the order in which a layer applies its projections, it then refits each
+    up factor to the inputs in the partly factorized model, which corrects for the drift so far.
 
     Args:
         ranks: full name -> rank.

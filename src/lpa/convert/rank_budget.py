@@ -85,7 +85,10 @@ def ranks_for_budget(
     if budget.quantity == "kv":
         found = {name: module for name, module in found.items() if name.endswith(".v_proj")}
         if not found or type(model).__name__ not in ("LlamaForCausalLM", "MistralForCausalLM"):
-            raise UserError("--budget kv: needs value projections (v_proj) of a Llama-like model")
+            raise UserError(
+                f"--budget kv: got a {type(model).__name__}; expected a LlamaForCausalLM or "
+                "MistralForCausalLM, with v_proj among the chosen projections"
+            )
     if budget.criterion == "loss" and windows is None:
         raise UserError("--budget-criterion loss: needs --calibration-data TEXT")
     shapes = {name: tuple(dense_weight(module).shape) for name, module in found.items()}

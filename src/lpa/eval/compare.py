@@ -29,7 +29,7 @@ class Comparison:
         a, b: each alone.
         measure: `perplexity`, or `bits_per_byte` where the tokenizers differ.
         change: A / B - 1 of that measure; negative where A is better.
-        interval: in which 95% of the bootstrap's changes are; each draw takes the same parts for both.
+        interval: 95% bootstrap interval of `change`; each draw takes the same parts of the text for both.
         parts: how many parts were drawn from.
         verdict: `better`, `worse` or `not distinguishable`, of A.
     """
@@ -70,8 +70,8 @@ def compare(
 ) -> Comparison:
     """Scores a text with two models and compares them part by part.
 
-    What makes a text easy or hard makes it so for both, so the difference is far surer than either
-    perplexity.
+    A passage that is hard for one model is mostly hard for the other, so the paired difference is far more
+    precise than either perplexity.
 
     Args:
         a: a run directory, a Hugging Face directory, or a live model.
@@ -83,7 +83,7 @@ def compare(
         batch_size: as there.
         device: as there.
         dtype: as there.
-        seq_len: tokens per window; by default the smaller one of what the models were made for.
+        seq_len: tokens per window; by default the smaller context of the two models.
         tokenizer_a: that of `a`, where it is a live model.
         tokenizer_b: that of `b`, where it is a live model.
         on_progress: called with tokens scored and tokens in all.

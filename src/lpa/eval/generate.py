@@ -68,7 +68,7 @@ def generate_text(
     if len(ids) + max_new_tokens > positions:
         raise UserError(
             f"max_new_tokens: got {max_new_tokens} after a prompt of {len(ids)} tokens; "
-            f"expected at most {positions} together, what the model was made for"
+            f"expected at most {positions} together, the model's max_position_embeddings"
         )
     torch.manual_seed(seed)
     sampling = (

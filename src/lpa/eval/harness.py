@@ -30,7 +30,7 @@ def run_harness(
 
     Args:
         model_path: a run directory or a Hugging Face directory.
-        tasks: names that lm-eval knows, or your own paths task files.
+        tasks: names that lm-eval knows, or paths of your own task files.
         num_fewshot: examples before each question; None: what the task says.
         limit: at most so many examples of each task, or a fraction below 1.
         batch_size: requests per forward pass.

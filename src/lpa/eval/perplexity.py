@@ -33,7 +33,7 @@ class Evaluation(Perplexity):
         documents: documents of the text.
         standard_error: of the perplexity, by bootstrap over `resampling_unit`; nan where the text
             has one part.
-        interval: in which 95% of the bootstrap's perplexities are.
+        interval: 95% bootstrap interval of the perplexity.
         resampling_unit: the parts that were drawn: documents, or blocks where there are few documents.
     """
 
@@ -61,26 +61,26 @@ def evaluate_perplexity(
     tokenizer: Any = None,
     on_progress: StepCallback = lambda done, total: None,
 ) -> Evaluation:
-    """Scores every token of a text once.
+    """Computes the perplexity of a model on a text; every token is scored once.
 
     Args:
         model: a run directory, a Hugging Face directory, or a live model, which stays on its device.
         data: a prepared data directory, or text as `lpa prepare` takes it.
         split: of a prepared data directory; by default test where there is one, else validation.
-        mode: `blocks`, `sliding` or `documents`; by default `sliding` where there is a stride, else
-            `blocks`.
+        mode: `blocks` (windows that do not overlap), `sliding` (windows that overlap) or `documents` (each
+            document alone); by default `sliding` where there is a stride, else `blocks`.
         seq_len: tokens per window; by default as many positions as the model was made for.
-        stride: how far one window begins after the other; by default half of `seq_len`.
+        stride: tokens from the start of one window to the start of the next; by default half of `seq_len`.
         batch_size: windows per forward pass.
         device: where a model that is loaded runs: `auto`, `cpu`, `cuda`, …
         dtype: of its weights and arithmetic: `float32`, `bfloat16`, or `auto`, which is bfloat16 on a GPU or
             CPU with units for it.
         threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
-        tokenizer: that of a live model; of a path it is the one there.
+        tokenizer: the tokenizer of a live model; a path has its own.
         on_progress: called with tokens scored and tokens in all.
 
     Returns:
-        The mean loss (nats per token), the perplexity with its standard error, and more.
+        An `Evaluation`: mean loss (nats per token), perplexity and its error, bits per byte.
 
     Raises:
         UserError: no model or no data there, or the data was made with another tokenizer.

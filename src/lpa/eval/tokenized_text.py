@@ -51,7 +51,9 @@ def load_text(source: str | Path, split: str | None, tokenizer: Any) -> Tokenize
     if (Path(source) / MANIFEST_FILE).is_file():
         return _from_prepared(Path(source), split, tokenizer)
     if split is not None:
-        raise UserError(f"--split {split}: {source} is not a prepared data directory and has none")
+        raise UserError(
+            f"--split {split}: {source} is not a prepared data directory, so it has no splits"
+        )
     return _from_text(source, tokenizer)
 
 

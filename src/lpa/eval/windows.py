@@ -38,7 +38,7 @@ class WindowConfig:
         if not 1 <= seq_len <= positions:
             raise UserError(
                 f"--seq-len: got {seq_len}; expected from 1 to {positions}, "
-                "what the model was made for"
+                "the model's max_position_embeddings"
             )
         if mode == "blocks":
             if self.stride not in (None, seq_len):

@@ -26,10 +26,10 @@ def init_factors(
     """Draw A and B from the global random state.
 
     The dense map that they replace would start with independent normal entries of standard
-    deviation σ = scale · deviation. By method:
+    deviation σ = scale · std. By method:
 
-    - `linear`: each factor as torch starts an `nn.Linear`, uniform within ±1/√(its inputs), whatever
-      the deviation; entries of B·A then have deviation scale / (3 √in_features).
+    - `linear`: each factor as torch initializes an `nn.Linear`, uniform within ±√(scale / its inputs),
+      whatever `std` is; the entries of B·A then have standard deviation scale / (3 √in_features).
     - `scaled`: normal entries, so that those of B·A have deviation σ.
     - `spectral`: the best approximation of rank r of a dense matrix drawn with σ, its singular values
       split evenly (Khodak et al. 2021, section 3.1). Costs an SVD of the dense shape in float64.
@@ -53,7 +53,7 @@ def init_factors(
             for factor in (down, up):
                 nn.init.kaiming_uniform_(factor, a=math.sqrt(5)).mul_(math.sqrt(scale))
         case "scaled":
-            # An entry of B·A sums r products of independent entries, so its variance is r · (std)⁴.
+            # An entry of B·A sums r products of independent entries: its variance is r · (a factor's std)⁴.
             for factor in (down, up):
                 factor.normal_(std=(std / rank**0.5) ** 0.5)
         case "spectral":

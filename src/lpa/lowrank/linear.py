@@ -20,6 +20,9 @@ class LowRankLinear(nn.Module):
         bias: whether `up` has a bias, as the bias of a dense map would be.
         down_bias: whether `down` has one (the paper's setting 1 has it there for q, k, v and fc1).
 
+    Raises:
+        ValueError: `rank` is not from 1 to the smaller width.
+
     Shapes: x (…, in_features) -> (…, out_features).
     """
 

@@ -7,10 +7,17 @@ from lpa.errors import LPAWarning, UserError
 
 
 def break_even_rank(in_features: int, out_features: int) -> float:
-    """The rank at which two chained maps cost as many multiplications as the dense one.
+    """The rank at which a low-rank pair costs as many multiplications as the dense matrix.
 
     From `r (d_in + d_out) = d_in d_out` (Lv et al. 2024, section 3): below it the low-rank projection saves
-    parameters and arithmetic, above it it wastes them. Half the width when the map is square.
+    parameters and arithmetic, above costs more of both. Half the width when the matrix is square.
+
+    Args:
+        in_features: columns of the dense matrix.
+        out_features: its rows.
+
+    Returns:
+        d_in d_out / (d_in + d_out), in general not a whole number.
     """
     return in_features * out_features / (in_features + out_features)
 

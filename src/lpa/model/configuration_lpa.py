@@ -47,7 +47,9 @@ _DEFAULT_ACTIVATION = {"llama": "silu", "paper": "relu"}
 
 @strict
 class LPAConfig(PreTrainedConfig):
-    """Configuration of a decoder with low-rank projections; HF's names where HF has one.
+    """Configuration of a decoder with low-rank projections.
+
+    Fields that LlamaConfig has keep their names and meanings; `layer_norm_eps` is for `decoder_type` paper.
 
     Fields of this project:
         decoder_type: `llama` (pre-norm RMSNorm, RoPE, SwiGLU, no biases; the paper's setting 2) or `paper`
@@ -56,13 +58,13 @@ class LPAConfig(PreTrainedConfig):
             `ffn` or `all`.
         rank: their rank; by default a quarter of `hidden_size`.
         ffn_rank: the rank of those in the FFN where it differs from `rank`.
-        ranks: projection name -> rank, over what placement and rank say; None keeps one dense. A list
+        ranks: projection name -> rank; overrides placement and rank. None keeps a projection dense. A list
             gives each layer its own rank or None.
         dense_layers: layers, counted from 0, that keep all projections dense.
         initialization: how low-rank pairs start (see `init_factors`): `linear`, each factor as an
-            `nn.Linear`, as published; `scaled`, the entries of the product with the deviation
-            `initializer_range` of a dense projection's; `spectral`, the truncated SVD of a dense
-            projection's start; or `orthogonal`.
+            `nn.Linear`, as published; `scaled`, normal entries, so that those of the product have the
+            standard deviation `initializer_range`; `spectral`, the truncated SVD of a random dense
+            projection; or `orthogonal`.
         low_rank_method: what a low-rank projection is: None, the plain pair; `cola`, with a SiLU between
             the factors (see `CoLALinear`); or `sltrain`, plus a sparse matrix (see `SLTrainLinear`).
         sparse_density: the fraction of entries of that sparse matrix; by default 0.03 with `sltrain`.
@@ -125,7 +127,7 @@ class LPAConfig(PreTrainedConfig):
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise UserError(
-                    f"hidden_size: got {self.hidden_size}, which does not divide by num_attention_heads "
+                    f"hidden_size: got {self.hidden_size}, which is not divisible by num_attention_heads "
                     f"({self.num_attention_heads}); expected a multiple of it, or a head_dim"
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads

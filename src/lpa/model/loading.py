@@ -95,8 +95,8 @@ def config_fields(path: Path, field: str = "model") -> dict[str, Any]:
     for name in _REDIRECTIONS:
         if fields.get(name) is not None:
             raise UserError(
-                f"{_where(path, field)}: {name}: got {fields[name]!r}; expected none, as other files than "
-                "the usual ones are not opened"
+                f"{_where(path, field)}: {name}: got {fields[name]!r}; expected no such key, as only the "
+                "standard files of the directory are opened"
             )
     _check_values(fields, _where(path, field))
     return fields
@@ -126,7 +126,9 @@ def open_config(path: Path, field: str = "model", **changes: Any) -> "PreTrained
                 f"{where}: model_type {kind} needs Python code from the directory (auto_map), which is never "
                 "run; expected a model type of transformers"
             )
-        raise UserError(f"{where}: model_type: got {kind!r}; this transformers knows none such")
+        raise UserError(
+            f"{where}: model_type: got {kind!r}; expected one that the installed transformers has"
+        )
     with as_user_error(where), silence_loading():
         return AutoConfig.from_pretrained(
             path, trust_remote_code=False, local_files_only=True, **changes
@@ -298,7 +300,10 @@ def _check_generation(directory: Path, field: str) -> None:
         value = fields.get(name)
         kinds = (bool,) if isinstance(default, bool) else (int, float)
         if value is not None and isinstance(default, int | float) and not isinstance(value, kinds):
-            raise UserError(f"{where}: {name}: got {value!r}; expected such as {default}")
+            accepted = (
+                "true or false" if isinstance(default, bool) else f"a number such as {default}"
+            )
+            raise UserError(f"{where}: {name}: got {value!r}; expected {accepted}")
     with as_user_error(where), silence_loading():
         GenerationConfig.from_dict(fields)
 

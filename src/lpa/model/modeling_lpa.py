@@ -253,6 +253,10 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
             **kwargs: `shift_labels`, (batch, sequence), targets already shifted; takes the place of
                 `labels`. -100 is ignored in both. It is not in the signature, because the Trainer
                 expects in each batch what the signature names as labels.
+
+        Returns:
+            `logits`: (batch, kept positions, vocab_size), None where `return_logits` is false. `loss`: a
+            scalar in nats, None without targets. Cache, hidden states and attentions as the decoder's.
         """
         shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         outputs = self.model(

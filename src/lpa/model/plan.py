@@ -64,7 +64,9 @@ def open_planned_config(
     if isinstance(model, LPAConfig):
         return lpa_config(model.to_diff_dict() | changes, "model")
     if not isinstance(model, str | Path):
-        raise UserError(f"model: got a {type(model).__name__}; expected that of an LPA model")
+        raise UserError(
+            f"model: got a {type(model).__name__}; expected a preset, a path, or an LPA model"
+        )
     path = Path(model)
     if not path.exists():
         raise UserError(

@@ -69,7 +69,7 @@ def _check_unused(model: Any, names: set[str], weights: Weights, new_head: bool)
     if strange:
         raise weights.error(
             weights.name,
-            f"has {min(strange)}{_and_others(strange)}, which the model of config.json has not",
+            f"has {min(strange)}{_and_others(strange)}, which the model of config.json lacks",
         )
     if not new_head:
         warnings.warn(

@@ -214,11 +214,13 @@ def _expand(
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; expected a directory")
     if tuned is not None and (name == "tuning" or tune):
-        raise UserError("--tuned: works with every study but tuning, which finds the settings")
+        raise UserError(
+            "--tuned: works neither with the study tuning nor with --tune, which both find the settings"
+        )
     if tune and name != "rivals":
-        raise UserError(f"--tune: got it with {name}; expected rivals")
+        raise UserError(f"--tune: works only with the study rivals; got {name}")
     if steps is not None and tokens_per_parameter is not None:
-        raise UserError("--steps: got it with --tokens-per-parameter; expected one of them")
+        raise UserError("--steps: works only without --tokens-per-parameter; expected one of them")
     return expand_grid(
         name,
         scale,

@@ -86,7 +86,7 @@ def source_directory(path: Path) -> Path:
     """
     if is_gguf(path):
         raise UserError(
-            f"model.from {path}: is a GGUF file; expected a directory such as it becomes: lpa convert "
+            f"model.from {path}: is a GGUF file; expected a directory; convert the file first: lpa convert "
             f"factorize {path} --out DIR"
         )
     return model_directory(path, "model.from")
@@ -270,7 +270,7 @@ def _check_fit(model: LPAForCausalLM, config: LPAConfig, weights: Weights) -> No
         if expected.get(name) != tensor.shape:
             raise weights.error(
                 weights.name,
-                f"has {name} of shape {tensor.shape}, which the model of config.json has not",
+                f"has {name} of shape {tensor.shape}, which the model of config.json lacks",
             )
     missing = expected.keys() - weights.tensors.keys()
     if missing:

@@ -92,7 +92,7 @@ def train(
     allow_change: Collection[str] = (),
     show_bar: bool = False,
 ) -> RunResult | RunStopped:
-    """Trains as `config` says and leaves a run directory.
+    """Trains a model as `config` says and writes a run directory.
 
     SIGINT and SIGTERM end the run after the current step, with a checkpoint; one that comes after the
     last step and evaluation has its usual effect once the result is complete. Under torchrun every
@@ -102,7 +102,7 @@ def train(
     Progress goes to the logger `lpa`, at level INFO.
 
     Args:
-        config: the run, or the path of a recipe that says all of it.
+        config: the configuration, or the path of a complete recipe (YAML).
         out: its directory.
         resume: resume from the latest intact checkpoint in `out`, or from the given one; in the same
             layout of processes the result is bit for bit that of a run that was never stopped.
@@ -111,13 +111,13 @@ def train(
         show_bar: draw a progress bar on standard error, where that is a terminal.
 
     Returns:
-        The result, or where the run stopped because `train.stop_at` or `train.max_seconds` said so.
+        A `RunResult`; or a `RunStopped` where `train.stop_at` or `train.max_seconds` ended the run.
 
     Raises:
-        RunInterruptedError: a signal ended it.
-        UserError: bad input, named, before anything is written; a loss that is not finite; a disk
-            that is full.
-        OtherRankFailedError: that happened in another process, which says so.
+        RunInterruptedError: SIGINT or SIGTERM ended the run, which left a checkpoint.
+        UserError: the input is not accepted (nothing is written then), a loss or gradient is not finite,
+            or the disk is full.
+        OtherRankFailedError: another process failed with a UserError, which it reports.
         LostRankError: another process died.
 
     Example:

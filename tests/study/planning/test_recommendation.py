@@ -74,7 +74,7 @@ def test_the_vocabulary_is_that_of_the_data_or_the_given_one(prepared):
     of_data, given = plan("nano", data=prepared), plan("nano", vocab_size=300)
     assert of_data == given
     assert of_data.plan.parameters["embedding"] == 300 * 256
-    with pytest.raises(UserError, match="--vocab-size: got it with --data"):
+    with pytest.raises(UserError, match="--vocab-size: works only without --data"):
         plan("nano", data=prepared, vocab_size=300)
 
 

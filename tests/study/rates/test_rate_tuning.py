@@ -142,12 +142,15 @@ def test_a_study_that_was_killed_gives_the_same_table(lpa, prepared, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("rank", "--tune"), "--tune: got it with rank; expected rivals"),
-        (("rivals", "--steps", 4, "--tokens-per-parameter", 2), "--steps: got it with"),
+        (("rank", "--tune"), "--tune: works only with the study rivals; got rank"),
+        (("rivals", "--steps", 4, "--tokens-per-parameter", 2), "--steps: works only without"),
         (("rivals", "--tokens-per-parameter", 0), "--tokens-per-parameter: got 0"),
         (("rivals", "--variants", "LoRA"), "--variants: got 'LoRA'"),
         (("rivals", "--tuned", "placements.yaml"), "got variant 'none'; expected dense, LPA"),
-        (("rivals", "--tune", "--tuned", "placements.yaml"), "--tuned: works with every study but"),
+        (
+            ("rivals", "--tune", "--tuned", "placements.yaml"),
+            "--tuned: works neither with the study",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(lpa, tmp_path, arguments, message):

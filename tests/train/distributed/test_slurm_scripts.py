@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import Finished
-from helpers.program_shell import Shell
+from commands.program_shell import Shell
 from helpers.runs import free_port
 
 ROOT = Path(__file__).resolve().parents[3]

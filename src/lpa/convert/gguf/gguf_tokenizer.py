@@ -103,9 +103,8 @@ def read_gguf_tokenizer(directory: Path) -> GGUFTokenizer:
 
     def refuse(reason: str) -> NoReturn:
         raise UserError(
-            f"tokenizer {path}: {reason}; expected a byte-level BPE that splits as GPT-2 does, as "
-            "`lpa prepare` trains, or as SmolLM does, which parts digits first, and nothing else "
-            "that llama.cpp does not do"
+            f"tokenizer {path}: {reason}; expected a byte-level BPE that splits as GPT-2 does (`lpa "
+            "prepare` trains one) or as SmolLM does (digits first), without any rule that llama.cpp lacks"
         )
 
     model, added = described["model"], described["added_tokens"]

@@ -68,8 +68,8 @@ def prepare(
     Args:
         sources: training text: files, directories, globs or datasets of the hub (see `Source.parse`).
         out: the directory to make.
-        vocab_size: train a byte-level BPE of this size on the training documents, or
-        tokenizer: use this one (see `load_tokenizer`).
+        vocab_size: the size of a byte-level BPE to train on the training documents; or give `tokenizer`.
+        tokenizer: an existing tokenizer to use instead (see `load_tokenizer`).
         chat_template: give the tokenizer that is trained this template of conversations and its special
             tokens: `chatml`.
         validation: separate held-out text to validate with.
@@ -77,9 +77,10 @@ def prepare(
         validation_fraction: the fraction of `sources` to hold out where `validation` names none (see
             `SplitAssigner`).
         test_fraction: likewise for `test`.
-        boundary: of sources that do not say it (see `Source`).
-        column: likewise.
-        errors: likewise.
+        boundary: where a document of a text file ends: `file`, `blank` or `line`. This and the next two
+            apply to sources that do not set them (see `Source`).
+        column: the field that holds the text, where documents are rows.
+        errors: how to read bytes that are not UTF-8: `strict` refuses the file, `replace` puts U+FFFD.
         deduplicate: leave out training documents equal to an earlier one.
         parse_special_tokens: let text that spells a special token become that token (see `TextEncoder`).
         workers: processes that encode; by default one per core.
@@ -169,7 +170,10 @@ def _check_fractions(fractions: dict[str, float]) -> None:
         if not 0 <= fraction < 1:
             raise UserError(f"{name}_fraction: got {fraction}; expected at least 0 and below 1")
     if sum(fractions.values()) >= 1:
-        raise UserError("validation_fraction + test_fraction: expected below 1 together")
+        total = sum(fractions.values())
+        raise UserError(
+            f"validation_fraction + test_fraction: got {total:g}; expected a sum below 1"
+        )
 
 
 def _get_tokenizer(

@@ -20,8 +20,6 @@ from lpa.lowrank import LowRankLinear, entropy_rank, singular_values, stable_ran
 from lpa.storage.files import write_text_atomic
 from lpa.storage.outputs import atomic_directory
 
-# (what is being done, steps done, steps in all)
-
 
 @dataclass
 class Spectrum:
@@ -97,7 +95,7 @@ def analyze(
     overwrite: bool = False,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> Analysis:
-    """Look into a model and write `analysis.json` and `on_progress.html`.
+    """Analyzes the projections of a model and writes `analysis.json` and `report.html`.
 
     Args:
         model_path: a run directory or a Hugging Face directory.

@@ -79,7 +79,10 @@ def evaluate_minimal_pairs(
         UserError: no model or no text there, no pair in it, or both or none of `data` and `pairs`.
     """
     if (data is None) == (pairs is None):
-        raise UserError("--data, --pairs: expected one of them, text to make pairs of or pairs")
+        given = "neither" if data is None else "both"
+        raise UserError(
+            f"--data, --pairs: got {given}; expected one of them: text to make pairs from, or a file of pairs"
+        )
     if pairs is not None and split is not None:
         raise UserError(f"--split {split}: a file of pairs has no splits")
     if pairs_per_phenomenon < 1:

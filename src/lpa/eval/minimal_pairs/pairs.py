@@ -28,7 +28,9 @@ def pairs_from_data(source: str | Path, split: str | None) -> Iterator[MinimalPa
     if (Path(source) / MANIFEST_FILE).is_file():
         documents = decode_documents(Path(source), split)
     elif split is not None:
-        raise UserError(f"--split {split}: {source} is not a prepared data directory and has none")
+        raise UserError(
+            f"--split {split}: {source} is not a prepared data directory, so it has no splits"
+        )
     else:
         documents = read_documents([Source.parse(source)])
     for document in documents:

@@ -43,7 +43,7 @@ def push(model: str | Path, repo: str, *, private: bool = False) -> PushResult:
     """Sends a model to a repository of the Hugging Face hub, which is made where there is none.
 
     Sent are the weights, the configuration, the tokenizer, the card and the code that opens the model, and
-    nothing else in the directory. The hub must know you: `hf auth login`, or the variable HF_TOKEN.
+    nothing else in the directory. Log in first: `hf auth login`, or set HF_TOKEN.
 
     Args:
         model: a run, of which `final/` is sent, or a Hugging Face directory.
@@ -98,7 +98,8 @@ def _send(directory: Path, planned: PushResult, private: bool) -> PushResult:
 
     if get_token() is None:
         raise UserError(
-            f"repo {planned.repo}: the hub does not know you; run `hf auth login`, or set HF_TOKEN"
+            f"repo {planned.repo}: you are not logged in to the Hugging Face Hub; run `hf auth login`, or "
+            "set HF_TOKEN"
         )
     api = HfApi(library_name="lpa")
     operations = [CommitOperationAdd(name, directory / name) for name in planned.files]

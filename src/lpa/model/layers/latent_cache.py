@@ -20,10 +20,14 @@ from lpa.model.layers.ops import apply_rotary
 
 
 class LatentCache(DynamicCache):
-    """A cache of latents, for `past_key_values` of a forward pass or of `generate`.
+    """A KV cache of latents, for `past_key_values` of a forward pass or of `generate`.
 
-    It grows, and can be cropped, reordered and reset, as a DynamicCache. What it holds of a layer is `keys`,
-    (batch, key heads, sequence, head_dim) or latents of (batch, 1, sequence, rank), and `values` likewise.
+    `generate(cache_implementation="latent")` makes one. It grows, and can be cropped, reordered and reset,
+    as a DynamicCache. For each layer, `keys` are (batch, key heads, sequence, head_dim), or latents of
+    (batch, 1, sequence, rank); `values` likewise.
+
+    Args:
+        config: the configuration of the model.
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:

@@ -94,7 +94,7 @@ def resolve_ranks(
         UserError: nothing says a rank, one does not fit its matrix, or an entry matches nothing.
     """
     if rank is None and ranks is None and rank_fraction is None:
-        raise UserError("rank: got none; expected rank, keep, ranks or a budget")
+        raise UserError("rank: got none; expected rank, rank_fraction, ranks or budget")
     if rank_fraction is not None and not 0 < rank_fraction <= 1:
         raise UserError(f"--rank-fraction: got {rank_fraction}; expected above 0 and at most 1")
     ranks = ranks or {}
@@ -122,7 +122,9 @@ def resolve_ranks(
             )
             result[name] = module_rank
     if not result:
-        raise UserError("ranks: keep every projection dense; expected a rank for one of them")
+        raise UserError(
+            "ranks: got no rank for any projection; expected one for at least one of them"
+        )
     return result
 
 
@@ -171,4 +173,4 @@ def check_finite(name: str, weight: Tensor) -> None:
     """
     if not torch.isfinite(weight).all():
         bad = int((~torch.isfinite(weight)).sum())
-        raise UserError(f"model: {name}.weight has {bad:,} entries that are no finite numbers")
+        raise UserError(f"model: {name}.weight has {bad:,} entries that are NaN or infinite")

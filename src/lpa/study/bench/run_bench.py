@@ -42,7 +42,7 @@ def run_bench(
         rounds: how many times the models take turns, after the warmup.
         compile: compile each decoder layer.
         device: `auto`, `cpu`, `cuda` or one of several GPUs, such as `cuda:1`.
-        dtype: of the arithmetic: `float32`, `bfloat16`, or `auto` for what is fast there.
+        dtype: of the arithmetic: `float32`, `bfloat16`, or `auto` (see `resolve_dtype`).
         threads: of a CPU; 0 leaves the choice to torch.
         figure: an SVG file to write.
         overwrite: replace that file.

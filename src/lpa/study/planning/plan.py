@@ -54,7 +54,7 @@ def plan(
     bench: str | Path | None = None,
     analysis: str | Path | None = None,
 ) -> PlannedModel:
-    """Says what a model costs to train and to serve, beside its dense twin, before a weight exists.
+    """Computes what a model costs to train and to serve, beside its dense twin, before a weight exists.
 
     Args:
         model: a preset, a config.json, a run or Hugging Face directory, a configuration or a live model.
@@ -62,18 +62,18 @@ def plan(
         rank: of the low-rank projections; by default the model's.
         seq_len: tokens per sequence; by default as many as the model has positions.
         batch_size: sequences per device and forward pass.
-        devices: that share weights, gradients and optimizer states.
+        devices: the number of devices that share weights, gradients and optimizer states.
         dtype: of activations and cache, `float32` or `bfloat16`; the rest is float32.
         match: `params` or `flops`: find the wider FFN, the layers or the higher rank that costs what the
             dense model does.
-        data: a prepared data directory, whose vocabulary the model gets, or
-        vocab_size: this one; by default the model's.
+        data: a prepared data directory, whose vocabulary size the model gets.
+        vocab_size: the vocabulary size, instead of `data`; by default the model's.
         recommend: also recommend a rank for attention (see `recommend_rank`).
         bench: with `recommend`, a file of what `lpa bench --json` printed on this machine.
         analysis: with `recommend`, the directory that `lpa analyze` wrote for a dense run.
 
     Returns:
-        Parameters, FLOPs per token and bytes, by part.
+        A `PlannedModel`: the `Plan` (parameters, FLOPs per token, bytes) of the model and of its twin.
 
     Raises:
         UserError: there is no such model, or a value that it cannot have.
@@ -83,7 +83,9 @@ def plan(
         print(costs.plan.parameters["total"] / costs.dense.parameters["total"])
     """
     if data is not None and vocab_size is not None:
-        raise UserError("--vocab-size: got it with --data, which has a vocabulary; expected one")
+        raise UserError(
+            "--vocab-size: works only without --data, whose vocabulary size the model gets"
+        )
     for name, path in (("bench", bench), ("analysis", analysis)):
         if path is not None and not recommend:
             raise UserError(f"--{name}: works only with --recommend")

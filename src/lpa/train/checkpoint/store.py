@@ -236,7 +236,7 @@ def read_manifest(path: Path) -> CheckpointManifest:
     try:
         document = read_json(file, _ManifestFile)
         if document.sha256 != content_digest(document.content):
-            raise UserError("its checksum is not its own")
+            raise UserError("its SHA-256 does not match its content")
         found = document.content.get("format")
         if found != _FORMAT:
             raise DamagedCheckpointError(

@@ -18,10 +18,10 @@ class ModelConfig:
         preset: a named architecture.
         placement: which projections are low-rank: none, attention, ffn or all.
         rank: the rank of the low-rank projections (by default the preset's).
-        ffn_rank: the rank of those in the FFN where it differs.
-        ranks: projection name to rank, or a rank for each layer, over what placement and rank say; null
-            keeps one dense.
-        hidden_size: where it differs from the preset's, as all that follow.
+        ffn_rank: the rank of the low-rank projections in the FFN; by default rank.
+        ranks: projection name to its rank, or to a list of one rank per layer; overrides placement and
+            rank; null keeps a projection dense.
+        hidden_size: width of the residual stream; by default the preset's, as for the sizes below.
         intermediate_size: width of the FFN.
         num_hidden_layers: decoder layers.
         num_attention_heads: query heads.
@@ -36,11 +36,11 @@ class ModelConfig:
         initializer_range: standard deviation of the weights, of the product where they are low-rank.
         initialization: how low-rank pairs start: linear (each factor as an nn.Linear), scaled,
             spectral or orthogonal; by default scaled.
-        residual_scaling: whether what writes to the residual stream starts smaller by
-            sqrt(2 * num_hidden_layers); by default not.
+        residual_scaling: whether the initial weights of the projections that write to the residual
+            stream are divided by sqrt(2 * num_hidden_layers); by default not.
         low_rank_method: what a low-rank projection is: by default the plain pair; cola, with a SiLU
             between the factors; or sltrain, plus a sparse matrix.
-        sparse_density: the fraction of entries of that sparse matrix; by default 0.03 with sltrain.
+        sparse_density: the fraction of nonzero entries in the sparse matrix of sltrain; by default 0.03.
         attn_implementation: what computes attention, by its name in transformers; by default sdpa. It changes
             rounding and speed, and is not part of the model that is saved.
         from_: `model.from` in recipes: the directory of an LPAForCausalLM, such as `lpa convert factorize`

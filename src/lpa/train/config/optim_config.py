@@ -18,20 +18,20 @@ class OptimConfig:
     """The optimizer (AdamW, Loshchilov & Hutter 2019; Muon, Jordan et al. 2024) and its schedule.
 
     Attributes:
-        name: `adamw`, or for the matrices of the decoder layers, with AdamW for the rest: `muon`; `galore`
-            or `apollo`, whose states are of a low rank; `relora`, whose updates are; or `spectron` for the
-            factors of low-rank projections, with `muon` for the other matrices. All but `adamw` and `muon`
-            take one process.
+        name: `adamw` for all weights; or, for the matrices of the decoder layers, with AdamW for the rest:
+            `muon`; `galore` or `apollo` (low-rank optimizer states); `relora` (low-rank updates); or
+            `spectron` for the factors of low-rank projections, with Muon for the other matrices. All but
+            `adamw` and `muon` run in a single process only.
         projection_rank: of the states of galore and apollo and of the updates of relora; by default a quarter
             of a matrix's shorter side.
-        restart_every: steps from one merge of relora to the next; the first that many train whole matrices.
+        restart_every: steps between two merges of relora; before the first merge it trains whole matrices.
         spectron_bound: how spectron bounds a step of the product: by default as the paper does, or exact.
         trainable: `all` weights, or only the `factors` of low-rank projections, their biases included; the
             others stay as they are, without gradients or optimizer states.
-        lr: the peak learning rate; one for both, since Muon's steps are scaled to the size of AdamW's.
-        beta1: AdamW's, of the gradient's mean.
-        beta2: AdamW's, of its square's mean.
-        eps: AdamW's, added to the root of the latter.
+        lr: the peak learning rate, the same for Muon and AdamW: Muon's updates have the size of AdamW's.
+        beta1: decay rate of AdamW's running mean of the gradient.
+        beta2: decay rate of AdamW's running mean of the squared gradient.
+        eps: added to the denominator of AdamW's update.
         weight_decay: on matrices only, not on norms and biases.
         low_rank_decay: what decays in a low-rank pair: its `factors`, as any matrix, or their `product`
             (Frobenius decay, Khodak et al. 2021), by weight_decay too.

@@ -65,7 +65,9 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "RunConfig":
-        """What `to_dict` gave, or some of it.
+        """Builds a configuration from plain values by section and field, such as `to_dict` gives.
+
+        A section or field that is missing has its default; only `data.path` must be given.
 
         Raises:
             UserError: a section, field or value that is not accepted.

@@ -16,12 +16,12 @@ class DataConfig:
 
     Attributes:
         path: a prepared data directory.
-        seq_len: tokens per sample, the context; also the positions that the model is made for. 0: 256, or
-            with model.from as many as that model has positions, at most 512.
+        seq_len: tokens per sample, the context; also the model's max_position_embeddings. 0: 256, or with
+            model.from the max_position_embeddings of that model, at most 512.
         intra_document_mask: whether documents in one sample are kept from attending to each other.
         num_workers: processes that read samples ahead of time; 0: the training process reads.
         verify: whether to compare the checksums of the training shards before the first step. The
-            processes share the work; a shard whose size and time of change are as before is not read again.
+            processes share the work; a shard with unchanged size and modification time is skipped.
     """
 
     path: Path
@@ -38,17 +38,17 @@ class DataConfig:
 
 @dataclass
 class ParallelConfig:
-    """How the processes that torchrun starts divide the work; their product is their number.
+    """How the processes divide the work; replicate · shard · tensor is the number of processes.
 
     Attributes:
-        replicate: groups with the same weights and different samples.
-        shard: processes over which weights, gradients and optimizer states are divided (FSDP2); null:
-            those that are left.
-        tensor: processes that divide each matrix product.
-        sync_each_batch: add gradients up over processes after each forward pass of a step, which keeps
-            them sharded, and not once after the last, which sends less.
+        replicate: groups of processes that hold the same weights and train on different samples (HSDP).
+        shard: processes over which weights, gradients and optimizer states are divided (FSDP2); null: as
+            many as replicate and tensor leave.
+        tensor: processes that divide each matrix product (tensor parallelism).
+        sync_each_batch: reduce gradients over processes in the backward pass of each micro-batch, which
+            keeps them sharded, instead of in the last alone, which sends less.
         timeout: seconds that a process waits for another in a step before it gives up.
-        long_timeout: likewise where one may verify data, load or save.
+        long_timeout: the same while a process may verify data, load or save.
     """
 
     replicate: int = 1
@@ -69,7 +69,7 @@ class CheckpointConfig:
 
     Attributes:
         every: steps between checkpoints; 0: only when the run stops before its last step.
-        keep_latest_k: how many of the latest to keep.
+        keep_latest_k: how many of the latest checkpoints to keep.
         keep_best: also keep the model with the lowest validation loss, as `best/`.
         async_save: continue training while a checkpoint is written, at the cost of memory for a copy of
             weights and optimizer states.
@@ -87,7 +87,7 @@ class CheckpointConfig:
 
 @dataclass
 class DistillConfig:
-    """Learning from a teacher beside the text (Hinton et al. 2015, section 2).
+    """Distillation from a teacher, beside the loss on the text (Hinton et al. 2015, section 2).
 
     The loss is (1 - weight) · CE + weight · temperature² · KL(teacher ‖ student), logits divided by the
     temperature in KL.
@@ -96,7 +96,7 @@ class DistillConfig:
         teacher: a causal language model with the tokenizer of the data: a run, a Hugging Face directory or
             a GGUF file; null: no teacher.
         temperature: larger ones weigh unlikely tokens more.
-        weight: of the teacher's part, from 0 to 1.
+        weight: weight of the teacher's term (KL) in the loss, from 0 to 1.
     """
 
     teacher: Path | None = None

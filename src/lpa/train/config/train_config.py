@@ -23,36 +23,36 @@ class TrainConfig:
 
     Attributes:
         steps: optimizer steps.
-        tokens: tokens to train on, which then decide the steps: the least that reach them.
+        tokens: tokens to train on, instead of steps: the run takes the fewest steps that reach them.
         batch_size: samples per step, of all processes together.
-        batch_tokens: tokens per step, a multiple of data.seq_len, which then decide the batch size.
-        micro_batch_size: samples per forward pass of one process; the gradients of a step add up over
-            them. By default all that a process has of a step at once.
-        seed: of weights and data order.
+        batch_tokens: tokens per step, instead of batch_size; a multiple of data.seq_len.
+        micro_batch_size: samples per forward pass of one process; gradients accumulate over the
+            micro-batches of a step. By default one micro-batch holds all samples of the process.
+        seed: the seed of the initial weights and of the data order.
         log_every: steps between lines of metrics.
         loggers: where metrics go beside metrics.jsonl: tensorboard, wandb, trackio.
         project: the name under which wandb and trackio file the run.
         eval_every: steps between evaluations on the validation split; 0: only after the last.
-        eval_tokens: tokens of that split to score each time; 0: all.
-        sample_every: steps between continuations of sample_prompt, kept in samples.jsonl; 0: none.
-        sample_prompt: what they continue; empty: they begin a document.
-        sample_tokens: how many tokens they have at most.
-        dtype: of the arithmetic: float32; bfloat16, while weights and optimizer states stay float32; or
-            `auto`, bfloat16 where every process has a GPU or CPU with units for it. A run resumes in
-            what it began with.
-        matmul_precision: of products that stay float32, by torch.set_float32_matmul_precision: `highest`,
+        eval_tokens: tokens of the validation split to score each time; 0: all.
+        sample_every: steps between greedy continuations of sample_prompt, kept in samples.jsonl; 0: none.
+        sample_prompt: the text that the samples continue; empty: each sample begins a document.
+        sample_tokens: the most tokens of a sample.
+        dtype: the precision of the arithmetic: float32; bfloat16, while weights and optimizer states stay
+            float32; or `auto`, bfloat16 where the hardware of every process supports it, else float32. A
+            resumed run keeps the precision that it started with.
+        matmul_precision: precision of float32 products (torch.set_float32_matmul_precision): `highest`,
             the default; `high`, which is TF32 on GPUs that have it; or `medium`, bfloat16.
         compile: compile each decoder layer with torch.compile.
-        activation_checkpointing: what decoder layers compute again in the backward pass: none; latent,
-            all but the latents, what dense projections make, and the output of attention; or full, all
-            but their input.
+        activation_checkpointing: what decoder layers recompute in the backward pass: none; latent,
+            everything except the latents and the outputs of dense projections and of attention; or
+            full, everything except the input of the layer.
         device: `auto` takes a GPU where there is one.
-        threads: CPU threads; 0 leaves it to torch. The same number gives the same bits.
+        threads: CPU threads; 0 leaves it to torch. The same number gives bit-identical results.
         on_nonfinite: when a loss or gradient is not a finite number: `stop`, or `skip` the step's
             update; neither touches the weights.
         stop_at: stop after this step with a checkpoint, to be continued later with --resume.
-        max_seconds: stop with a checkpoint once the run, all its processes one after another together,
-            has taken so long.
+        max_seconds: stop with a checkpoint after this many seconds of wall time, including the time
+            before each resume.
     """
 
     steps: int = 200
