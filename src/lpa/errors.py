@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+# How the error of a training begins whose loss or gradient is not finite; a step's number follows.
+DIVERGED = "training: step"
+
+
 def expected_one_of(given: object, known: Iterable[object]) -> str:
     """The end of an error about a choice: all that is accepted, and what was probably meant."""
     names = [str(name) for name in known]

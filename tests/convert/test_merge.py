@@ -9,6 +9,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 import lpa
 from lpa.convert.merge import merge_directory, merge_to_llama
 from lpa.errors import UserError
+from lpa.lowrank import LowRankLinear
 from lpa.model.configuration_lpa import PLACEMENTS
 
 
@@ -115,3 +116,20 @@ def test_a_run_merges_and_loads_where_this_package_is_not(lpa, run, elsewhere, t
     inputs = tokenizer("My fellow", return_tensors="pt")
     expected = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0].tolist()
     assert result.stdout.split(maxsplit=1)[1].strip() == str(expected)
+
+
+@pytest.mark.parametrize("kind", ["lpa", "gpt2"])
+def test_an_adapter_is_never_dropped(kind):
+    pytest.importorskip("peft")
+    from peft import LoraConfig
+
+    model, target = (small_model(), "q_proj") if kind == "lpa" else (tiny("gpt2"), "c_attn")
+    if kind == "gpt2":
+        lpa.factorize(model, rank=5)
+    config = LoraConfig(target_modules=[target], init_lora_weights=False)
+    model.add_adapter(config)
+    with pytest.raises(UserError, match=r"merge: .* has an adapter; .*merge_and_unload"):
+        lpa.merge(model)
+    pair = next(m for m in model.modules() if isinstance(m, LowRankLinear))
+    with pytest.raises(UserError, match=r"expected an nn\.Linear"):
+        pair.to_dense()

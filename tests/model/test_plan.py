@@ -6,7 +6,13 @@ import torch
 from lpa.errors import UserError
 from lpa.model import LPAConfig, LPAForCausalLM, parameter_count, preset_config
 from lpa.model.cost import forward_flops_per_token
-from lpa.model.plan import activation_bytes, dense_config, match_dense_cost, plan_model
+from lpa.model.plan import (
+    activation_bytes,
+    dense_config,
+    match_dense_cost,
+    open_planned_config,
+    plan_model,
+)
 
 
 def test_the_parts_of_a_plan_add_up():
@@ -135,3 +141,17 @@ def test_bad_input_on_the_command_line(lpa, arguments, message):
     assert finished.code == 2
     assert finished.stderr.count("\n") == 1
     assert message in finished.stderr
+
+
+def test_a_rank_or_placement_that_is_asked_for_goes_before_ranks(tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    config = LPAConfig(rank=8, placement="all", **sizes)
+    named = LPAConfig(**(config.to_diff_dict() | {"ranks": dict.fromkeys(config.projections, 8)}))
+    named.save_pretrained(tmp_path)
+    for changes in ({"rank": 4}, {"placement": "none"}, {"placement": "attention"}):
+        planned = open_planned_config(tmp_path, **changes)
+        expected = LPAConfig(**(config.to_diff_dict() | changes))
+        assert parameter_count(planned) == parameter_count(expected)
+    assert parameter_count(open_planned_config(tmp_path)) == parameter_count(config)
+    fields = [match.field for match in match_dense_cost(named, "params", seq_len=64)]
+    assert "rank" not in fields

@@ -97,8 +97,13 @@ def merge_model(model: PreTrainedModel) -> PreTrainedModel:
     gets dense ones back.
 
     Raises:
-        UserError: it has no pairs, or what a stock model cannot express.
+        UserError: it has no pairs, adapters, or what a stock model cannot express.
     """
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer"):  # of peft
+            raise UserError(
+                f"merge: {name} has an adapter; merge adapters first (merge_and_unload of peft)"
+            )
     if isinstance(model, LPAForCausalLM):
         return merge_to_llama(model)
     if not any(isinstance(module, LowRankLinear) for module in model.modules()):

@@ -4,6 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lpa.errors import UserError
 
 
 class LowRankLinear(nn.Module):
@@ -55,7 +58,17 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
-        """The same map as one `nn.Linear`: W = B A and bias B·a + b, by float64, so exact to rounding."""
+        """The same map as one `nn.Linear`: W = B A and bias B·a + b, by float64, so exact to rounding.
+
+        Raises:
+            UserError: a factor is no plain `nn.Linear`, such as one with an adapter.
+        """
+        for name, factor in (("down", self.down), ("up", self.up)):
+            if type(factor) is not nn.Linear and not parametrize.is_parametrized(factor):
+                raise UserError(
+                    f"{name}: got a {type(factor).__name__}; expected an nn.Linear; merge adapters first "
+                    "(merge_and_unload of peft)"
+                )
         up, down = self.up.weight.double(), self.down.weight.double()
         bias = None
         if self.down.bias is not None:

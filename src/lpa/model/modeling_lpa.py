@@ -426,6 +426,9 @@ class LPAForSequenceClassification(LPAPreTrainedModel):
 class RegistersDecoder:
     """Goes before a head of transformers, which asks `AutoModel` for the decoder of a configuration."""
 
+    # Their losses are means over their own batch, which the Trainer then divides by the parts of a step.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: LPAConfig) -> None:
         # Of code in a directory there are two copies of `LPAConfig`: each file has its own.
         AutoModel.register(type(config), LPAModel, exist_ok=True)

@@ -57,6 +57,8 @@ def open_planned_config(
         UserError: it is none of them, or a field is not accepted.
     """
     changes = {name: value for name, value in overrides.items() if value is not None}
+    if {"placement", "rank"} & changes.keys():  # which the ranks of a model would override
+        changes = {"ranks": None, **({"ffn_rank": None} if "rank" in changes else {}), **changes}
     if isinstance(model, str) and model in PRESETS:
         return preset_config(model, **changes)
     if isinstance(model, PreTrainedModel):
@@ -292,6 +294,8 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
         "num_hidden_layers": 16 * config.num_hidden_layers,
         "rank": min(min(config.projection_shape(name)) for name in config.projections),
     }
+    if set(config.projections) <= (config.ranks or {}).keys():
+        del limits["rank"]  # which no projection has
     if any(isinstance(rank, list) for rank in (config.ranks or {}).values()):
         del limits["num_hidden_layers"]  # a further layer would have no ranks
     matches = []

@@ -8,7 +8,11 @@ from helpers.small_models import small_config
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import lpa
-from lpa.model import LPAForCausalLM, LPAForSequenceClassification
+from lpa.model import (
+    LPAForCausalLM,
+    LPAForSequenceClassification,
+    LPAForTokenClassification,
+)
 
 STEPS = 6
 
@@ -146,3 +150,38 @@ def test_predictions_are_those_of_the_model(head, tmp_path):
         logits = trainer.model.eval()(ids).logits
     torch.testing.assert_close(torch.from_numpy(found.predictions), logits, atol=1e-5, rtol=1e-5)
     assert found.metrics["test_accuracy"] == HEADS[head][2](found)["accuracy"]
+
+
+def token_classifier():
+    return LPAForTokenClassification(small_config(initializer_range=0.02, num_labels=3))
+
+
+@pytest.mark.parametrize(
+    ("model", "rows"),
+    [
+        (causal, causal_rows),
+        (classifier, labelled_rows),
+        (token_classifier, lambda: [row | {"labels": row["labels"] % 3} for row in causal_rows()]),
+    ],
+)
+def test_accumulation_changes_no_step(model, rows, tmp_path):
+    weights, losses = [], []
+    for accumulation in (1, 4):
+        torch.manual_seed(0)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=0.1,
+            logging_steps=1,
+            report_to="none",
+            use_cpu=True,
+        )
+        trainer = Trainer(model(), arguments, train_dataset=rows())
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-4)

@@ -4,7 +4,12 @@ import pytest
 
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.study_index import StudyIndex
-from lpa.study.rates.rate_transfer import parabola_vertex, rate_exponent, transfer_rates
+from lpa.study.rates.rate_transfer import (
+    loss_by_rate,
+    parabola_vertex,
+    rate_exponent,
+    transfer_rates,
+)
 from lpa.study.rates.rate_tuning import tune_learning_rates
 from lpa.study.results.statistics import Summary
 from lpa.study.results.study_results import StudyResult, VariantRow
@@ -71,3 +76,10 @@ def test_rates_fall_with_the_length_by_the_exponent():
         "dense": {"optim.lr": 0.002},
         "FFN": {"optim.lr": 0.001},
     }
+
+
+def test_a_rate_that_diverged_is_not_the_best():
+    study = tuning({"dense": 0.004, "LPA": 0.004})
+    for row, value in zip(study.rows[len(RATES) :], (math.nan, math.inf), strict=False):
+        row.validation = value
+    assert set(loss_by_rate(study, "LPA")) == {0.004, 0.008}

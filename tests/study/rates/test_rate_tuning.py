@@ -11,6 +11,7 @@ from helpers.runs import wait_until
 
 from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid
+from lpa.study.execution.job_runner import record_failure
 from lpa.study.rates.rate_tuning import (
     MAX_RATE,
     MIN_RATE,
@@ -18,6 +19,7 @@ from lpa.study.rates.rate_tuning import (
     first_rates,
     tune_learning_rates,
 )
+from lpa.study.run_study import run_study
 
 pytestmark = pytest.mark.xdist_group("rivals")
 
@@ -159,3 +161,31 @@ def test_a_mistake_is_one_line(lpa, tmp_path, arguments, message):
     assert finished.code == 2
     assert finished.stderr.count("\n") == 1
     assert message in finished.stderr
+
+
+@pytest.mark.parametrize("said", ["training: step 3: the loss is nan", "exit code -9"])
+def test_a_trial_that_failed_otherwise_than_by_divergence_leaves_nothing_tuned(
+    said, prepared, tmp_path, monkeypatch
+):
+    """It is to be resumed; one that diverged is the worst."""
+
+    def lose_one(jobs, parallel, on_state):
+        record_failure(jobs[0], f"exit code 2: {said}")
+        return jobs[:1]
+
+    monkeypatch.setattr("lpa.study.run_study.run_jobs", lose_one)
+    monkeypatch.setattr("lpa.study.run_study.best_rates", lambda result: {})
+    outcome = run_study("rivals", tmp_path, scale="tiny", seeds=1, data=prepared, tune=True)
+    assert ("did not diverge" in outcome.problem) == ("exit" in said)
+    assert ("has finished all its runs" in outcome.problem) == ("step" in said)
+    assert outcome.tuned is None
+
+
+@pytest.mark.parametrize("scale", ["pico", "femto"])
+@pytest.mark.parametrize("length", [2, 6, 20])
+def test_relora_has_four_periods(scale, length):
+    study = expand_grid("rivals", scale, tokens_per_parameter=length)
+    relora = next(v for v in study.variants if v.name == "ReLoRA")
+    steps = relora.tokens // 2048
+    every = relora.overrides["optim.restart_every"]
+    assert len(range(every, steps, every)) == 3

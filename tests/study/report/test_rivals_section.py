@@ -71,3 +71,14 @@ def test_scores_are_read_by_their_file_names(tmp_path):
     (tmp_path / "scores" / "other.json").write_text("{}")
     with pytest.raises(Exception, match=r"other\.json"):
         read_scores(tmp_path)
+
+
+def test_a_seed_that_is_missing_or_failed_is_named(studies):
+    row = studies[1].rows[1]
+    del row.perplexities[1]
+    row.missing, row.failed = [1], {1: "training: step 3"}
+    [comparison] = compare_rivals(studies)
+    marked = [
+        cells[0] for cells in comparison.cells() if cells[2].endswith(" (2 of 3 seeds, 1 failed)")
+    ]
+    assert marked == ["LPA"]

@@ -8,7 +8,7 @@ from lpa.study.results.comparison import compare_family, compute_equivalent_gain
 
 
 def test_holm_as_in_the_textbook():
-    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}, 4)
     adjusted = {name: p for name, (p, _) in found.items()}
     assert adjusted == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
     levels = {name: level for name, (_, level) in found.items()}
@@ -28,8 +28,8 @@ def test_a_family_is_compared_pair_by_pair_at_the_levels_of_holm():
     assert not found["noisy"].differs
     logs = [math.log(ours["steady"][s] / dense[s]) for s in dense]
     p = stats.ttest_1samp(logs, 0).pvalue
-    assert found["steady"].p_adjusted == pytest.approx(2 * p)
-    half = stats.t.ppf(1 - 0.025 / 2, 2) * np.std(logs, ddof=1) / math.sqrt(3)
+    assert found["steady"].p_adjusted == pytest.approx(3 * p)  # the one to come counts
+    half = stats.t.ppf(1 - 0.05 / 3 / 2, 2) * np.std(logs, ddof=1) / math.sqrt(3)
     assert found["steady"].ratio == pytest.approx(math.exp(np.mean(logs)))
     assert found["steady"].high == pytest.approx(math.exp(np.mean(logs) + half))
 
@@ -43,3 +43,30 @@ def test_the_gain_is_what_dense_would_need_over_what_was_used():
     assert half == pytest.approx(2)
     assert compute_equivalent_gain(8 * 1e15**-0.05, 1e14, dense)[1]
     assert compute_equivalent_gain(4.0, 1e13, {1e13: 4.0, 2e13: 4.1, 3e13: 4.2}) is None
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, 1e60])
+def test_a_figure_that_is_no_perplexity_changes_no_other_comparison(value):
+    dense = {0: 50.0, 1: 52.0, 2: 51.0}
+    steady = {0: 45.0, 1: 46.9, 2: 45.8}
+    expected = compare_family({"steady": steady, "other": {}}, dense)["steady"]
+    for names in (("steady", "other"), ("other", "steady")):
+        ours = {"steady": steady, "other": {0: 49.0, 1: value, 2: 50.0}}
+        found = compare_family({name: ours[name] for name in names}, dense)
+        assert found["steady"] == expected
+        assert ("other" in found) == (value == 1e60)
+        with_baseline = compare_family(ours, {**dense, 1: value})
+        assert set(with_baseline) == (set(names) if value == 1e60 else set())
+
+
+def test_equal_figures_differ_least():
+    dense = {0: 50.0, 1: 52.0}
+    found = compare_family({"same": dense, "less": {0: 40.0, 1: 41.7}}, dense)
+    assert found["same"].p_adjusted == 1
+    assert found["less"].p_adjusted < 1
+
+
+@pytest.mark.parametrize("loss", [5.0, 0.0, -1.0, math.nan, math.inf])
+def test_a_loss_that_the_curve_never_reaches_has_no_gain(loss):
+    almost_flat = {1e13: 5.7, 3e13: 5.6995, 1e14: 5.699}
+    assert compute_equivalent_gain(loss, 1e13, almost_flat) is None

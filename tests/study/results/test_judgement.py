@@ -1,5 +1,7 @@
 """Judgements of studies whose perplexities follow a known law."""
 
+import math
+
 import pytest
 from helpers.study_runs import rival_study
 
@@ -22,3 +24,14 @@ def test_two_lengths_give_no_curve():
         assert row.equal_flops is None
         assert row.gains == {}
         assert row.equal_tokens is not None
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 0.0])
+@pytest.mark.parametrize("variant", ["dense", "LPA"])
+def test_a_perplexity_that_is_none_leaves_the_other_seeds(variant, value):
+    studies = [rival_study(length, 1.5) for length in (2, 6, 20)]
+    row = next(row for row in studies[0].rows if row.variant == variant)
+    row.perplexities[1] = value
+    for found in judge(studies):
+        assert set(found.gains) >= {0, 2}
+        assert all(math.isfinite(gain) for gain in found.gains.values())

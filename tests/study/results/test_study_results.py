@@ -13,7 +13,7 @@ from markupsafe import escape
 
 from lpa.display.escape import escape_unprintable
 from lpa.display.html import draw_svg
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.storage.run_directory import TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.execution.job_runner import FAILURE_SUFFIX, create_jobs
@@ -368,3 +368,35 @@ def test_a_tuning_of_fewer_seeds_than_before_chooses_by_those(tuning_of_three, l
     tuned = yaml.safe_load((index.parent / "tuned-tiny.yaml").read_text())
     assert {settings["model.initializer_range"] for settings in tuned.values()} == {0.005}
     assert json.loads(index.read_text())["seeds"] == 3
+
+
+def test_a_verdict_about_rivals_is_corrected_for_their_number(runs_of):
+    index, _ = runs_of("rivals", seeds=3)
+    result = read_study(index)
+    dense, ours, *others = result.rows
+    assert len(others) > 5
+    dense.perplexities = {0: 50.0, 1: 50.4, 2: 49.7}
+    # Each of them by an interval that excludes zero, none after the correction.
+    for row in (ours, *others):
+        row.perplexities = {0: 48.5, 1: 49.3, 2: 48.0}
+    result.compare()
+    assert ours.difference.verdict == "better"
+    assert {row.verdict for row in (ours, *others)} == {"no difference shown"}
+    assert "Better than" not in " ".join(summarize(result))
+    assert {row["verdict"] for row in result.table()["rows"]} == {None, "no difference shown"}
+    ours.perplexities = {0: 40.0, 1: 40.32, 2: 39.76}
+    result.compare()
+    assert ours.verdict == "better"
+    assert "Better than dense, by an interval corrected for the number" in " ".join(
+        summarize(result)
+    )
+
+
+def test_a_damaged_score_leaves_the_study_in_the_report(placement):
+    index, runs = placement
+    run = next(iter(runs.values()))
+    (run / "scores").mkdir()
+    (run / "scores" / "pairs.json").write_text('{"accuracy": 0.')
+    with pytest.warns(LPAWarning, match="the scores of this run are left out"):
+        result = read_study(index)
+    assert not any(row.missing or row.scores for row in result.rows)

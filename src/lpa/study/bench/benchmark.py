@@ -118,7 +118,8 @@ def measure_models(
     configs = {"none": dense}
     for placement in placements:
         if placement != "none":
-            configs[placement] = LPAConfig(**(config.to_diff_dict() | {"placement": placement}))
+            changes = {"placement": placement, "ranks": None}
+            configs[placement] = LPAConfig(**(config.to_diff_dict() | changes))
     tokens = torch.randint(
         config.vocab_size, (batch_size, seq_len), generator=torch.Generator().manual_seed(0)
     ).to(device)

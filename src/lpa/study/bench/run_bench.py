@@ -70,7 +70,8 @@ def run_bench(
     if isinstance(preset, str):
         config = preset_config(preset, **({} if rank is None else {"rank": rank}))
     else:
-        config = LPAConfig(**(preset.to_diff_dict() | ({} if rank is None else {"rank": rank})))
+        changes = {} if rank is None else {"rank": rank, "ffn_rank": None}
+        config = LPAConfig(**(preset.to_diff_dict() | changes))
     chosen = resolve_device(device)
     result = measure_models(
         config,

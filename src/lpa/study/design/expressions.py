@@ -49,7 +49,11 @@ def resolve_expressions(value: Any, sizes: Sizes) -> Any:
     if isinstance(value, str) and (found := re.fullmatch(r"(\d*)([dfhts]|lr)(?:/(\d+))?", value)):
         factor, name, divisor = found.groups()
         product = int(factor or 1) * getattr(sizes, name)
-        return product / int(divisor or 1) if name == "lr" else max(1, product // int(divisor or 1))
+        if name == "lr":
+            return product / int(divisor or 1)
+        # A fraction of the steps is rounded up, so that no further period begins before the last step.
+        quotient = -(-product // int(divisor or 1)) if name == "s" else product // int(divisor or 1)
+        return max(1, quotient)
     return value
 
 

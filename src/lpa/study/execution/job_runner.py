@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from lpa.data.manifest import Manifest
-from lpa.errors import UserError
+from lpa.errors import DIVERGED, UserError
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json
@@ -66,6 +66,14 @@ class Job:
     def test(self) -> Path:
         """Its `Evaluation` on held-out text."""
         return self.run / TEST_FILE
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last start failed as loss or gradient were not finite, which another start repeats."""
+        try:
+            return DIVERGED in self.failure.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return False
 
     @property
     def failure(self) -> Path:
@@ -159,20 +167,22 @@ def _write_index(path: Path, index: StudyIndex) -> None:
     text = json.dumps(asdict(index), indent=2) + "\n"
     if path.exists():
         earlier, now = asdict(read_index(path)), json.loads(text)
+        # Variants may be added to a study, as tuning by variant does with rates, or some of them run alone.
+        grown = all(one in now["variants"] for one in earlier["variants"])
+        some = all(one in earlier["variants"] for one in now["variants"])
         for key, difference in _DIFFERENCES.items():
-            # Arms may be added to a study, and tuning by variant tries further rates as it goes.
-            grown = key == "variants" and all(one in now[key] for one in earlier[key])
-            if earlier[key] != now[key] and not grown:
+            if earlier[key] != now[key] and not (key == "variants" and (grown or some)):
                 raise UserError(
                     f"--out {path.parent}: holds {index.name} at {index.scale} with {difference}; expected "
                     "another directory"
                 )
-        if earlier["seeds"] > index.seeds:
-            if earlier["variants"] != now["variants"]:
-                raise UserError(
-                    f"--seeds: got {index.seeds}; expected {earlier['seeds']} or more, as many as the "
-                    f"variants in {path.parent} have, to add variants to them"
-                )
+        more, fewer = index.seeds > earlier["seeds"], index.seeds < earlier["seeds"]
+        if (fewer and not some) or (more and not grown):
+            raise UserError(
+                f"--seeds: got {index.seeds}; expected {earlier['seeds']}, as the variants in {path.parent} "
+                "have"
+            )
+        if fewer or not grown:
             return
     write_text_atomic(path, text)
 

@@ -41,7 +41,7 @@ def submit_jobs(
         KeyboardInterrupt: a signal ended it, once all jobs are canceled.
     """
     waiting = {job.run_id: job for job in jobs if not job.finished}
-    for job in jobs:
+    for job in {job.run_id: job for job in jobs}.values():
         if job.run_id not in waiting:
             on_state(job, "kept")
     if not waiting:

@@ -12,13 +12,17 @@ MAX_EXPONENT = 0.5
 
 
 def loss_by_rate(result: StudyResult, variant: str) -> dict[float, float]:
-    """The mean validation loss of each rate of a variant that has finished all its runs."""
+    """The mean validation loss of each rate of a variant that has finished all its runs, none of them
+    without a finite loss."""
     overrides = {trial.name: trial.overrides for trial in result.index.variants}
     tunes = {trial.name: trial.tunes for trial in result.index.variants}
     return {
         overrides[row.variant]["optim.lr"]: math.log(row.validation)
         for row in result.rows
-        if tunes[row.variant] == variant and row.validation is not None and not row.missing
+        if tunes[row.variant] == variant
+        and row.validation is not None
+        and math.isfinite(row.validation)
+        and not row.missing
     }
 
 

@@ -83,6 +83,7 @@ def compare_rivals(studies: Sequence[StudyResult]) -> list[RivalsComparison]:
 
 def _row_cells(row: VariantRow, found: Judgement | None) -> list[str]:
     perplexity = "–" if row.perplexity is None else _with_deviation(row.perplexity, ".2f")
+    perplexity += _missing_seeds(row)
     gain = "–"
     if found and (over := Difference.between(found.gains, dict.fromkeys(found.gains, 1.0))):
         gain = f"{1 + over.mean:.2f}"
@@ -98,6 +99,15 @@ def _row_cells(row: VariantRow, found: Judgement | None) -> list[str]:
         *_comparison_cells(found.equal_flops if found else None),
         gain,
     ]
+
+
+def _missing_seeds(row: VariantRow) -> str:
+    """How many seeds there are where that is not all of them."""
+    if not row.missing:
+        return ""
+    done = len(row.perplexities)
+    failed = f", {len(row.failed)} failed" if row.failed else ""
+    return f" ({done} of {done + len(row.missing)} seeds{failed})"
 
 
 def _comparison_cells(found: Comparison | None) -> tuple[str, str]:

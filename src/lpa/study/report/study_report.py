@@ -14,7 +14,7 @@ from lpa.storage.outputs import check_output_file
 from lpa.study.design.grid_files import STUDIES, read_claims
 from lpa.study.report.figures import SCALING_AXES, scaling_fits, study_figures
 from lpa.study.report.rivals_section import compare_rivals, draw_loss_against_flops
-from lpa.study.results.statistics import NOT_FINITE, ONE_SEED, Difference
+from lpa.study.results.statistics import NO_DIFFERENCE, NOT_FINITE, ONE_SEED, Difference
 from lpa.study.results.study_results import (
     StudyResult,
     VariantRow,
@@ -147,14 +147,15 @@ def summarize(result: StudyResult) -> list[str]:
         f"The lowest mean perplexity is that of {best.variant}, {best.perplexity.mean:.2f}; "
         "this alone does not set it apart from the next."
     )
+    by = "corrected for the number of variants" if result.is_family else "that excludes zero"
     for verdict, words in (
-        ("better", "Better than {}, by an interval that excludes zero"),
-        ("worse", "Worse than {}, by an interval that excludes zero"),
-        ("no difference shown", "Not distinguishable from {}"),
+        ("better", "Better than {}, by an interval " + by),
+        ("worse", "Worse than {}, by an interval " + by),
+        (NO_DIFFERENCE, "Not distinguishable from {}"),
         (ONE_SEED, "Undecided against {}, as one pair of runs gives no interval"),
         (NOT_FINITE, "Undecided against {}, as a perplexity is not finite"),
     ):
-        rows = [row for row in result.rows if row.difference and row.difference.verdict == verdict]
+        rows = [row for row in result.rows if row.verdict == verdict]
         for baseline in dict.fromkeys(row.baseline for row in rows):
             named = "; ".join(
                 f"{row.variant} {change_with_interval(row.difference)}{_pairs(row)}"
@@ -240,7 +241,7 @@ def row_cells(row: VariantRow) -> list[tuple[str, Any]]:
         row_text += [
             (f"{change.mean:+.1%}", change.mean) if not math.isnan(change.mean) else ("–", ""),
             (between, change.low) if known else ("–", ""),
-            (change.verdict + _pairs(row), change.verdict),
+            (f"{row.verdict}{_pairs(row)}", row.verdict),
         ]
     speed = format_count(row.tokens_per_second.mean)
     if several:

@@ -11,6 +11,8 @@ from scipy import stats
 from lpa.study.results.statistics import PowerLaw
 
 LEVEL = 0.05
+# Of a number of FLOPs, below what a float holds.
+_MAX_EXPONENT = 700
 
 
 @dataclass
@@ -33,12 +35,15 @@ class Comparison:
         return self.p_adjusted < LEVEL
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+def holm(p_values: Mapping[str, float], count: int) -> dict[str, tuple[float, float]]:
     """Adjusted p-value and level of the test, by name (Holm 1979).
 
     The k-th smallest of m p-values is tested at 0.05 / (m - k + 1); adjusted p-values never fall with k.
+
+    Args:
+        count: m, where some of the family have no p-value yet.
     """
-    count, largest = len(p_values), 0.0
+    largest = 0.0
     found = {}
     for index, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (count - index) * p_values[name]))
@@ -52,31 +57,36 @@ def compare_family(
     """Each variant against the baseline, by Student's t over log ratios, corrected by Holm.
 
     Args:
-        ours: variant -> seed -> a positive figure, such as a perplexity.
+        ours: variant -> seed -> a figure, such as a perplexity. All of them are the family, finished or not.
 
     Returns:
-        Those with two seeds or more in common with the baseline; all of them are the family.
+        Those with two seeds or more in common with the baseline, of which all figures are positive numbers.
     """
-    logs = {
-        name: np.array(
-            [math.log(values[s] / baseline[s]) for s in sorted(values.keys() & baseline.keys())]
-        )
-        for name, values in ours.items()
-    }
-    logs = {name: values for name, values in logs.items() if len(values) > 1}
-    with warnings.catch_warnings():
+    logs = {name: _log_ratios(values, baseline) for name, values in ours.items()}
+    logs = {name: found for name, found in logs.items() if len(found) > 1}
+    with warnings.catch_warnings(), np.errstate(over="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # of equal values
         tests = {name: stats.ttest_1samp(values, 0.0) for name, values in logs.items()}
-        adjusted = holm({name: float(test.pvalue) for name, test in tests.items()})
+        # Figures that are all those of the baseline have no p-value, and differ least.
+        p_values = {
+            name: float(np.nan_to_num(test.pvalue, nan=1.0)) for name, test in tests.items()
+        }
+        adjusted = holm(p_values, len(ours))
         compared = {}
         for name, test in tests.items():
             p_adjusted, level = adjusted[name]
             interval = test.confidence_interval(1 - level)
-            mean, low, high = (
-                math.exp(x) for x in (logs[name].mean(), interval.low, interval.high)
-            )
+            mean, low, high = map(float, np.exp([logs[name].mean(), interval.low, interval.high]))
             compared[name] = Comparison(mean, low, high, p_adjusted)
     return compared
+
+
+def _log_ratios(values: Mapping[int, float], baseline: Mapping[int, float]) -> np.ndarray:
+    """By seed; empty where a figure is no positive number."""
+    pairs = np.array([(values[s], baseline[s]) for s in sorted(values.keys() & baseline.keys())])
+    if not (np.isfinite(pairs) & (pairs > 0)).all():
+        return np.array([])
+    return np.log(pairs[:, 0]) - np.log(pairs[:, 1]) if len(pairs) else pairs
 
 
 def compute_equivalent_gain(
@@ -88,11 +98,15 @@ def compute_equivalent_gain(
         baseline: FLOPs -> loss of the baseline's runs with one seed, at three lengths or more.
 
     Returns:
-        The gain, and whether the loss is outside the baseline's own; None where no falling curve fits.
+        The gain, and whether the loss is outside the baseline's own; None where no falling curve fits, or
+        the curve reaches the loss at no number of FLOPs.
     """
     law = PowerLaw.fit(list(baseline), list(baseline.values()))
-    if law is None or law.exponent >= 0:
+    if law is None or law.exponent >= 0 or not (math.isfinite(loss) and loss > 0):
         return None
-    needed = (loss / law.factor) ** (1 / law.exponent)
+    exponent = math.log(loss / law.factor) / law.exponent
+    if exponent > _MAX_EXPONENT:
+        return None
+    needed = math.exp(exponent)
     losses = baseline.values()
     return needed / flops, not min(losses) <= loss <= max(losses)

@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lpa.study.results.comparison import Comparison, compare_family, compute_equivalent_gain
 from lpa.study.results.statistics import PowerLaw
 from lpa.study.results.study_results import StudyResult
@@ -40,7 +42,7 @@ def judge(studies: Sequence[StudyResult]) -> list[Judgement]:
         baseline = rows.pop(result.index.baseline)
         at_curve = {
             name: {
-                seed: perplexity / math.exp(expected)
+                seed: perplexity / float(np.exp(expected))
                 for seed, perplexity in row.perplexities.items()
                 if (expected := _loss_at(curves.get(seed, {}), row.flops)) is not None
             }
@@ -55,7 +57,7 @@ def judge(studies: Sequence[StudyResult]) -> list[Judgement]:
                 for seed, perplexity in row.perplexities.items()
                 if (
                     gain := compute_equivalent_gain(
-                        math.log(perplexity), row.flops, curves.get(seed, {})
+                        _loss(perplexity), row.flops, curves.get(seed, {})
                     )
                 )
             }
@@ -78,8 +80,13 @@ def baseline_curves(studies: Sequence[StudyResult]) -> dict[int, dict[float, flo
     for result in studies:
         row = next(row for row in result.rows if row.variant == result.index.baseline)
         for seed, perplexity in row.perplexities.items():
-            curves[seed][row.flops] = math.log(perplexity)
+            curves[seed][row.flops] = _loss(perplexity)
     return dict(curves)
+
+
+def _loss(perplexity: float) -> float:
+    """Nats per token; nan of what is no positive number."""
+    return math.log(perplexity) if perplexity > 0 else math.nan
 
 
 def _loss_at(curve: dict[float, float], flops: float) -> float | None:

@@ -10,6 +10,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 
+NO_DIFFERENCE = "no difference shown"
 # Verdicts where there is no interval.
 ONE_SEED = "undecided (one seed)"
 NOT_FINITE = "undecided (a perplexity is not finite)"
@@ -70,7 +71,7 @@ class Difference:
             return "better"
         if self.low > 0:
             return "worse"
-        return "no difference shown"
+        return NO_DIFFERENCE
 
 
 def _change(log_ratio: float) -> float:

@@ -16,7 +16,8 @@ from lpa.storage.run_directory import SCORES_DIRECTORY
 from lpa.study.design.grid import Variant
 from lpa.study.design.study_index import StudyIndex, is_index, read_index
 from lpa.study.execution.job_runner import FAILURE_SUFFIX, is_finished, read_test
-from lpa.study.results.statistics import Difference, Summary
+from lpa.study.results.comparison import compare_family
+from lpa.study.results.statistics import NO_DIFFERENCE, Difference, Summary
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult
 
@@ -34,6 +35,7 @@ class VariantRow:
         validation: mean perplexity on the validation split; None where no run has one.
         perplexity: over seeds; None where no run is finished, as all that follow.
         difference: against `baseline`; None for a baseline itself, or where no seed has both.
+        verdict: what the difference says; of rivals after Holm's correction for their number.
         tokens_per_second: over seeds.
         durations: wall time of a run in seconds, by seed.
         time: against that of `baseline`, as `difference`.
@@ -53,6 +55,7 @@ class VariantRow:
     validation: float | None = None
     perplexity: Summary | None = None
     difference: Difference | None = None
+    verdict: str | None = None
     tokens_per_second: Summary | None = None
     durations: dict[int, float] = field(default_factory=dict)
     time: Difference | None = None
@@ -88,6 +91,33 @@ class StudyResult:
         return "variant" if any(trial.tunes for trial in self.index.variants) else "placement"
 
     @property
+    def is_family(self) -> bool:
+        """Whether its variants are compared as one family, corrected for their number (docs/protocol.md)."""
+        return self.index.name == "rivals" and self.tuned_kind == "placement"
+
+    def compare(self) -> None:
+        """Set each row's difference from its baseline, and the verdict."""
+        by_name = {row.variant: row for row in self.rows}
+        for row in self.rows:
+            other = by_name[row.baseline]
+            row.difference = row.time = None
+            if not row.is_baseline:
+                row.difference = Difference.between(row.perplexities, other.perplexities)
+                row.time = Difference.between(row.durations, other.durations)
+            row.verdict = row.difference.verdict if row.difference else None
+        if self.is_family:
+            self._correct_verdicts(by_name[self.rows[0].baseline])
+
+    def _correct_verdicts(self, baseline: VariantRow) -> None:
+        others = {row.variant: row for row in self.rows if row is not baseline}
+        found = compare_family(
+            {name: row.perplexities for name, row in others.items()}, baseline.perplexities
+        )
+        for name, comparison in found.items():
+            direction = "better" if comparison.ratio < 1 else "worse"
+            others[name].verdict = direction if comparison.differs else NO_DIFFERENCE
+
+    @property
     def title(self) -> str:
         return f"{self.index.name} at {self.index.scale}"
 
@@ -98,10 +128,7 @@ class StudyResult:
             "scale": self.index.scale,
             "split": self.index.split,
             "seeds": self.index.seeds,
-            "rows": [
-                asdict(row) | {"verdict": row.difference.verdict if row.difference else None}
-                for row in self.rows
-            ],
+            "rows": [asdict(row) for row in self.rows],
         }
 
 
@@ -129,7 +156,7 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     for study in matching:
         for row in study.rows:
             row.baseline = baseline
-        _compare(study.rows)
+        study.compare()
     return matching
 
 
@@ -168,19 +195,9 @@ def read_study(index_file: Path, seeds: int | None = None) -> StudyResult:
         }
         rows.append(_variant_row(variant, run_directories))
         curves[variant.name] = [_records(run) for run in run_directories.values() if run.is_dir()]
-    _compare(rows)
-    return StudyResult(index, rows, curves)
-
-
-def _compare(rows: list[VariantRow]) -> None:
-    """Each with its baseline."""
-    by_name = {row.variant: row for row in rows}
-    for row in rows:
-        other = by_name[row.baseline]
-        row.difference = row.time = None
-        if not row.is_baseline:
-            row.difference = Difference.between(row.perplexities, other.perplexities)
-            row.time = Difference.between(row.durations, other.durations)
+    result = StudyResult(index, rows, curves)
+    result.compare()
+    return result
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
@@ -287,6 +304,14 @@ def read_scores(run: Path) -> dict[str, float]:
     return scores
 
 
+def _scores(run: Path) -> dict[str, float]:
+    try:
+        return read_scores(run)
+    except UserError as problem:
+        warnings.warn(f"{problem}; the scores of this run are left out", LPAWarning, stacklevel=2)
+        return {}
+
+
 def _variant_row(variant: Variant, run_directories: dict[int, Path]) -> VariantRow:
     tests: dict[int, Evaluation] = {}
     by_seed: dict[int, RunResult] = {}
@@ -312,7 +337,7 @@ def _variant_row(variant: Variant, run_directories: dict[int, Path]) -> VariantR
         failed=failed,
     )
     for seed in by_seed:
-        for name, score in read_scores(run_directories[seed]).items():
+        for name, score in _scores(run_directories[seed]).items():
             row.scores.setdefault(name, {})[seed] = score
     if by_seed:
         results = list(by_seed.values())

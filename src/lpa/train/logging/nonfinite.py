@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 
-from lpa.errors import LPAWarning, UserError
+from lpa.errors import DIVERGED, LPAWarning, UserError
 from lpa.train.batches import MicroBatch
 from lpa.train.config import OptimConfig, TrainConfig
 from lpa.train.distributed.process_group import (
@@ -43,7 +43,7 @@ def skip_or_refuse(
     if not world.is_main:
         raise OtherRankFailedError
     raise UserError(
-        f"training: step {step}: {where}; the weights are as before this step, and earlier "
+        f"{DIVERGED} {step}: {where}; the weights are as before this step, and earlier "
         f"checkpoints are kept; lower optim.lr (now {optim.lr}), lengthen "
         "optim.warmup_steps, or pass --train.on_nonfinite skip"
     )
