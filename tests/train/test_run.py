@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import wait_until
 from helpers.small_runs import small_config
 from safetensors.torch import load_file
 
@@ -20,6 +22,7 @@ from lpa.train.config import RunConfig
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult, RunStopped
 from lpa.train.run import train
+from lpa.train.run_table import list_runs
 
 STEPS = 4
 
@@ -257,3 +260,46 @@ def test_all_files_follow_the_umask(tmp_path, config, umask):
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in files}
     assert {name: oct(mode) for name, mode in modes.items() if mode != 0o666 & ~umask} == {}
+
+
+def test_a_finished_run_trains_again_from_the_checkpoint_that_is_named(config, tmp_path):
+    run = tmp_path / "run"
+    settings = config(steps=6, checkpoint={"every": 2, "keep_latest_k": 9})
+    train(settings, run)
+    before = weights(run)
+    settings.optim.lr = 0.05
+    settings.train.stop_at = 4
+    first = list_checkpoints(run)[0]
+    stopped = train(settings, run, resume=first, allow_change=["optim.lr"])
+    assert stopped == RunStopped(4, "train.stop_at")
+    [row] = list_runs([run])
+    assert row.state.startswith("stopped")
+    settings.train.stop_at = None
+    assert train(settings, run, resume=True).steps == 6
+    assert any(not torch.equal(value, weights(run)[name]) for name, value in before.items())
+
+
+def test_fewer_steps_than_are_done_are_refused(config, tmp_path):
+    run = tmp_path / "run"
+    train(config(steps=6, stop_at=4), run)
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"train\.steps: got 3; expected at least 4"):
+        train(config(steps=3), run, resume=True, allow_change=["train.steps"])
+    assert (run / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_group_with_data_workers_leaves_a_checkpoint(
+    lpa, prepared, tiny, tmp_path, number
+):
+    run = tmp_path / "run"
+    process = lpa.start(
+        *("-m", "lpa", "train", "--data.path", prepared, *tiny, "--out", run),
+        *("--train.steps", 1_000_000, "--train.log_every", 1, "--data.num_workers", 2),
+    )
+    wait_until(lambda: read_metrics(run), process)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert len(list_checkpoints(run)) == 1
+    assert output.count("stopping with a checkpoint") == (number == signal.SIGINT)

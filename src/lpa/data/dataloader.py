@@ -1,5 +1,6 @@
 """Samples to batches: which process reads which, ahead of time where workers are asked for."""
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -42,5 +43,12 @@ def build_dataloader(
             pin_memory=torch.cuda.is_available(),
             # The loader draws a seed for its workers; not from the generator that dropout draws from.
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_parent,
         )
     )
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """The process that trains decides what a signal to the whole group means; its workers end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

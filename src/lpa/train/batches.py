@@ -31,20 +31,24 @@ class TrainingData:
 
     def __init__(self, config: DataConfig, seed: int, world: World) -> None:
         path: Path = config.path
-        self.manifest = Manifest.load(path)
+        self.manifest = run_on_all_ranks(lambda: Manifest.load(path))
         self._intra_document_mask = config.intra_document_mask
-        self.dataset = TokenDataset(
-            path,
-            "train",
-            seq_len=config.seq_len,
-            seed=seed,
-            intra_document_mask=config.intra_document_mask,
-            manifest=self.manifest,
+        self.dataset = run_on_all_ranks(
+            lambda: TokenDataset(
+                path,
+                "train",
+                seq_len=config.seq_len,
+                seed=seed,
+                intra_document_mask=config.intra_document_mask,
+                manifest=self.manifest,
+            )
         )
         has_validation = "validation" in self.manifest.splits
         splits = ["train"] * config.verify + ["validation"] * has_validation
         _verify_shards(path, self.manifest, splits, world)
-        self.validation = TokenSplit(path, "validation", self.manifest) if has_validation else None
+        self.validation = run_on_all_ranks(
+            lambda: TokenSplit(path, "validation", self.manifest) if has_validation else None
+        )
 
     @property
     def document_end(self) -> int | None:
@@ -66,7 +70,8 @@ def _verify_shards(path: Path, manifest: Manifest, splits: list[str], world: Wor
     The processes meet after each shard: none waits for another longer than one shard takes.
     """
     shards = [shard for split in splits for shard in manifest.split(split).shards]
-    unverified = all_gather_objects(unverified_shards(path, shards))[0]
+    own_unverified = run_on_all_ranks(lambda: unverified_shards(path, shards))
+    unverified = all_gather_objects(own_unverified)[0]
     is_long = sum(shard.tokens for shard in unverified) > _TOKENS_IN_SECONDS
     with console.progress_display(visible=world.is_main and is_long) as display:
         bar = display.add_task("verifying shards", total=len(unverified), status="")

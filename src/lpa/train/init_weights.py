@@ -28,7 +28,7 @@ from lpa.train.config.sections import MAX_INHERITED_SEQ_LEN
 from lpa.train.distributed.dtensor import shard_like
 from lpa.train.distributed.meta_init import build_meta_model, init_buffers, materialize
 from lpa.train.distributed.parallelize import ParallelLayout, parallelize
-from lpa.train.distributed.process_group import World
+from lpa.train.distributed.process_group import World, run_on_all_ranks
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,25 @@ def build_model(
             cannot run here.
     """
     settings = config.train
+    model = run_on_all_ranks(lambda: _meta_model(config, architecture, layout, world))
+    parallelize(model, layout, world.device.type, getattr(torch, settings.dtype))
+
+    def fill() -> None:
+        if source is None:
+            materialize(model, architecture, world.device, seed=settings.seed)
+        else:
+            load_weights(model, architecture, source, world.device)
+            torch.manual_seed(settings.seed)
+
+    run_on_all_ranks(fill)
+    return model
+
+
+def _meta_model(
+    config: RunConfig, architecture: LPAConfig, layout: ParallelLayout, world: World
+) -> LPAForCausalLM:
+    """The model on the meta device, as it trains, but for the division over processes."""
+    settings = config.train
     attention = config.model.attn_implementation
     if attention is not None:
         check_attention(
@@ -219,12 +238,6 @@ def build_model(
     if settings.compile:
         compile_layers(model)
     apply_activation_checkpointing(model, settings.activation_checkpointing)
-    parallelize(model, layout, world.device.type, getattr(torch, settings.dtype))
-    if source is None:
-        materialize(model, architecture, world.device, seed=settings.seed)
-    else:
-        load_weights(model, architecture, source, world.device)
-        torch.manual_seed(settings.seed)
     return model
 
 

@@ -50,10 +50,12 @@ from lpa.train.distributed.process_group import (
     barrier,
     destroy_process_group,
     init_process_group,
+    is_of_an_exchange,
     missing_ranks,
     run_on_all_ranks,
 )
 from lpa.train.init_weights import with_source_seq_len
+from lpa.train.logging.samples import drop_samples_after
 from lpa.train.result import RunResult, RunStopped
 from lpa.train.trainer import Trainer
 
@@ -143,9 +145,9 @@ def train(
             if resume:
                 return _resume_run(config, out, world, agents, resume, allow_change, show_bar)
             return _start_run(config, out, world, agents, overwrite, show_bar)
-    # What torch raises when a process no longer answers; also much else, so ask who is there.
+    # What torch raises when a process no longer answers; ask who is there.
     except RuntimeError as error:
-        missing = missing_ranks() if world.size > 1 else []
+        missing = missing_ranks() if world.size > 1 and is_of_an_exchange(error) else []
         if not missing:
             raise
         raise LostRankError(
@@ -182,7 +184,7 @@ def _start_run(
     run_on_all_ranks(lambda: _check_run_directory(out, overwrite))
     config = run_on_all_ranks(lambda: with_source_seq_len(config))
     config = _with_dtype_for_all_ranks(config, world)
-    trainer = run_on_all_ranks(lambda: Trainer(config, out, world, show_bar=show_bar))
+    trainer = Trainer(config, out, world, show_bar=show_bar)
     barrier()  # nobody looks at `out` any more
     if world.is_main:
         remove(content_of(out))
@@ -206,7 +208,10 @@ def _resume_run(
     def check() -> tuple[RunConfig, RunResult | None]:
         saved = read_saved_config(out / CONFIG_FILE)
         resumed = with_source_seq_len(with_saved_choices(config, saved))
-        result = _finished_result(out, resumed.train.steps)
+        asked = isinstance(
+            checkpoint, Path
+        )  # for a checkpoint, from which a finished run trains again
+        result = None if asked else _finished_result(out, resumed.train.steps)
         if result is None:
             _checkpoints_to_try(out, checkpoint)
             _check_models(out)
@@ -216,10 +221,19 @@ def _resume_run(
     config, finished = run_on_all_ranks(check)
     if finished is not None:
         return finished
-    trainer = run_on_all_ranks(lambda: Trainer(config, out, world, resumed=True, show_bar=show_bar))
+    trainer = Trainer(config, out, world, resumed=True, show_bar=show_bar)
     path = _load_checkpoint(trainer, out, checkpoint, allow_change)
+    if trainer.state.step > config.train.steps:  # in all processes alike
+        raise UserError(
+            f"train.steps: got {config.train.steps}; expected at least {trainer.state.step}, the steps of "
+            f"{path}; or --resume an earlier checkpoint"
+        )
     barrier()
     if world.is_main:
+        (out / RESULT_FILE).unlink(
+            missing_ok=True
+        )  # of what the run was before it is trained further
+        drop_samples_after(out, trainer.state.step)
         remove({path for pattern in _LEFTOVERS for path in out.glob(pattern)})
         _MARKER.save(out)
         store.write_latest(out, store.step_of(path))

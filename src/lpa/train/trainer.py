@@ -22,7 +22,7 @@ from lpa.train.distributed.parallelize import (
     prepare_pass,
     resolve_layout,
 )
-from lpa.train.distributed.process_group import World, all_reduce_sum
+from lpa.train.distributed.process_group import World, all_reduce_sum, run_on_all_ranks
 from lpa.train.distributed.step_sync import StepStats, sync_step
 from lpa.train.distributed.stop_signals import StopRequests
 from lpa.train.init_weights import build_model, find_initial_weights, resolve_model_config
@@ -68,23 +68,29 @@ class Trainer:
         self.world = world or World.single_process(config.train.device)
         self.dtype = resolve_dtype(config.train.dtype, self.world.device.type)
         self.config = config = config.with_dtype(dtype_name(self.dtype))
-        self.layout = resolve_layout(config.parallel, self.world.size)
+        self.layout = run_on_all_ranks(lambda: resolve_layout(config.parallel, self.world.size))
         self.dp_rank = self.layout.dp_rank(self.world.rank)
         # Of the processes that see the same samples one counts.
         self._is_counted = self.world.rank % self.layout.tensor == 0
-        self.micro_batch_size = config.train.resolve_micro_batch_size(
-            self.layout.data_parallel_size
+        self.micro_batch_size = run_on_all_ranks(
+            lambda: config.train.resolve_micro_batch_size(self.layout.data_parallel_size)
         )
-        check_loggers(config.train.loggers)
+        run_on_all_ranks(lambda: check_loggers(config.train.loggers))
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         torch.set_float32_matmul_precision(config.train.matmul_precision or "highest")
 
         self.data = TrainingData(config.data, config.train.seed, self.world)
-        self.initial_weights = find_initial_weights(config, out if resumed else None)
-        self.model_config = resolve_model_config(config, self.data.manifest, self.initial_weights)
-        self.distiller = Distiller.from_run_config(
-            config, self.data.manifest, self.layout, self.world.device, self.dtype
+        self.initial_weights = run_on_all_ranks(
+            lambda: find_initial_weights(config, out if resumed else None)
+        )
+        self.model_config = run_on_all_ranks(
+            lambda: resolve_model_config(config, self.data.manifest, self.initial_weights)
+        )
+        self.distiller = run_on_all_ranks(
+            lambda: Distiller.from_run_config(
+                config, self.data.manifest, self.layout, self.world.device, self.dtype
+            )
         )
         self._compute_loss = self.distiller.loss if self.distiller else cross_entropy_loss
         self.fingerprints = self.data.fingerprints | (
@@ -94,7 +100,7 @@ class Trainer:
         self.model = build_model(config, self.model_config, self.layout, self.world, source=source)
         if self.dp_rank:  # dropout differs where samples do
             torch.manual_seed((config.train.seed + 1_000_003 * self.dp_rank) % 2**63)
-        self.optimizers = build_optimizers(self.model, config.optim)
+        self.optimizers = run_on_all_ranks(lambda: build_optimizers(self.model, config.optim))
         self.state = TrainState()
         self.checkpointer = Checkpointer(
             out,
@@ -242,6 +248,8 @@ class Trainer:
             state.pending_steps += 1
             self._grad_norm = outcome.grad_norm
         else:
+            if settings.on_nonfinite == "stop":
+                self.checkpointer.wait()  # so that the run can resume from what was begun
             skip_or_refuse(
                 self.config.train, self.config.optim, state, batches, losses.tolist(), self.world
             )
@@ -363,7 +371,9 @@ class Trainer:
         if result is None:
             return None
         self._run_log.validation(state.step, result)
-        if state.best_loss is None or result.loss < state.best_loss:
+        # The whole split at the end is no match for the part of it that was scored before.
+        is_comparable = limit == self.config.train.eval_tokens or state.best_loss is None
+        if is_comparable and (state.best_loss is None or result.loss < state.best_loss):
             state.best_loss, state.best_step = result.loss, state.step
             if self.config.checkpoint.keep_best:
                 self.export(BEST_DIRECTORY, result, required=False)

@@ -278,3 +278,16 @@ def test_documents_of_no_and_of_a_million_tokens(tmp_path, tokenizer):
     prepare([path], tmp_path / "out", tokenizer=tokenizer, validation_fraction=0)
     assert decode(tmp_path / "out", "train") == [long, "end"]
     assert Manifest.load(tmp_path / "out").splits["train"].tokens > 1_000_000
+
+
+def test_a_weight_where_documents_are_cut_into_splits_is_refused(tmp_path):
+    text = tmp_path / "lines.txt"
+    text.write_text("".join(f"Document {number} of a few.\n" for number in range(300)))
+    options = {"vocab_size": 300, "boundary": "line"}
+    with pytest.raises(UserError, match=r"weight: got 2; expected 1 with 300 documents"):
+        prepare([f"{text}#weight=2"], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("Another document.\n")
+    manifest = prepare([f"{text}#weight=2"], tmp_path / "out", validation=[held_out], **options)
+    assert manifest.split("train").documents == 600

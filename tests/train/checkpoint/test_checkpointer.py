@@ -4,14 +4,17 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.small_runs import small_config, small_trainer
 from safetensors import safe_open
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from lpa.errors import LPAWarning, UserError
+from lpa.model import LPAForCausalLM
 from lpa.train.checkpoint import store
 from lpa.train.run import train
 
@@ -262,3 +265,72 @@ def test_other_data_or_settings_are_refused_unless_allowed(two_checkpoints, tmp_
         train(config, out, resume=True, allow_change=["data.tokens", "data.tokenizer"])
     allowed = ["data.tokens", "data.tokenizer", "optim.lr"]
     assert train(config, out, resume=True, allow_change=allowed).steps == 6
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_a_damaged_manifest_is_moved_aside_when_its_step_comes_again(two_checkpoints, damage):
+    config, out = two_checkpoints
+    bad = store.list_checkpoints(out)[-1]
+    damage(bad / "manifest.json")
+    config.train.stop_at = None
+    with pytest.warns(LPAWarning, match=r"is no whole checkpoint, and is now .*damaged-1"):
+        assert train(config, out, resume=True).steps == 6
+    assert bad.with_name(f"{bad.name}.damaged-1").is_dir()
+    assert [store.step_of(path) for path in store.list_checkpoints(out)][-1] == 6
+
+
+def test_a_checkpoint_from_before_any_update_is_loaded(prepared, tmp_path):
+    first = started(prepared, tmp_path / "run")
+    first.save()
+    first.checkpointer.wait()
+    again = started(prepared, tmp_path / "run")
+    again.load(store.list_checkpoints(tmp_path / "run")[0])
+    assert not any(member.state for member in again.optimizers.members)
+    for trainer in (first, again):
+        trainer.train_step()
+    for name, weight in weights(first).items():
+        assert torch.equal(weight, weights(again)[name]), name
+
+
+def test_a_run_that_ends_by_its_loss_has_completed_what_it_saved(prepared, tmp_path, monkeypatch):
+    config = small_config(
+        prepared, steps=6, checkpoint={"every": 2, "async_save": True}, loggers=[]
+    )
+    slow, forward = store.file_checksum, LPAForCausalLM.forward
+    calls = []
+
+    def slowly(path):
+        time.sleep(0.5)
+        return slow(path)
+
+    def spoiled(self, *arguments, **keywords):
+        output = forward(self, *arguments, **keywords)
+        calls.append(1)
+        if len(calls) == 3:
+            output.loss = output.loss * float("nan")
+        return output
+
+    monkeypatch.setattr(store, "file_checksum", slowly)
+    monkeypatch.setattr(LPAForCausalLM, "forward", spoiled)
+    with pytest.raises(UserError, match="training: step 3"):
+        train(config, tmp_path / "run")
+    assert [store.step_of(path) for path in store.list_checkpoints(tmp_path / "run")] == [2]
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_only_a_save_in_the_background_copies_the_state(
+    prepared, tmp_path, monkeypatch, in_background
+):
+    copies = []
+    stage = HuggingFaceStorageWriter.stage
+
+    def counted(self, *arguments, **keywords):
+        copies.append(1)
+        return stage(self, *arguments, **keywords)
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "stage", counted)
+    config = small_config(
+        prepared, steps=2, checkpoint={"every": 1, "async_save": in_background}, loggers=[]
+    )
+    train(config, tmp_path / "run")
+    assert bool(copies) == in_background

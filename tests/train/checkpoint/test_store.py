@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning
 from lpa.storage.run_directory import CHECKPOINT_MANIFEST_FILE
 from lpa.train.checkpoint import store
 
@@ -89,13 +89,19 @@ def test_without_a_note_of_the_latest_the_highest_step_is(tmp_path):
     assert names(store.resumable_checkpoints(tmp_path)) == ["step-00000020", "step-00000010"]
 
 
-def test_a_directory_in_the_way_is_not_replaced(tmp_path):
+def test_a_directory_in_the_way_gets_another_name(tmp_path):
     path = store.checkpoint_path(tmp_path, 10)
-    path.mkdir(parents=True)
-    (path / "precious.txt").write_text("keep me")
-    with pytest.raises(UserError, match="is in the way of a checkpoint"):
-        write_checkpoint(tmp_path, 10)
-    assert (path / "precious.txt").exists()
+    for number in (1, 2):
+        path.mkdir(parents=True)
+        (path / "precious.txt").write_text("keep me")
+        with pytest.warns(
+            LPAWarning, match=f"is no whole checkpoint, and is now .*damaged-{number}"
+        ):
+            store.create_partial(store.partial_path(tmp_path, 10))
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+        assert (aside / "precious.txt").read_text() == "keep me"
+    assert write_checkpoint(tmp_path, 10) == path
+    assert store.list_checkpoints(tmp_path) == [path]
 
 
 @pytest.mark.parametrize(

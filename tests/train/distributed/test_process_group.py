@@ -1,4 +1,6 @@
+import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,26 @@ def test_long_work_is_waited_for_and_a_step_is_not(run_ranks, tmp_path):
         outcome, seconds = found[exchange]
         assert outcome == "gave up", exchange
         assert seconds == pytest.approx(timeout, abs=1), exchange
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "raised", "said", "other"),
+    [
+        ("step", "OutOfMemoryError", "CUDA out of memory", "LostRankError"),
+        ("model", "OutOfMemoryError", "CUDA out of memory", "OtherRankFailedError"),
+        ("data", "UserError", "that-is-not-here", "OtherRankFailedError"),
+    ],
+)
+def test_an_error_of_one_rank_is_its_own_and_ends_all(
+    run_ranks, prepared, tmp_path, where, raised, said, other
+):
+    out = tmp_path / "out.json"
+    run_ranks(2, "failing_rank.py", prepared, tmp_path / "run", where, out)
+    found, text, seconds = json.loads(Path(f"{out}.1").read_text())
+    assert found == raised
+    assert said in text
+    assert seconds < 30
+    found, text, seconds = json.loads(Path(f"{out}.0").read_text())
+    assert found == other
+    assert seconds < 60

@@ -72,3 +72,19 @@ def test_a_job_trains_and_a_second_start_resumes(cluster, prepared, tiny, tmp_pa
     assert second.code == 0, second.stdout
     assert "4 steps" in second.stdout
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("left", [[], ["checkpoints/.step-00000001.partial"]])
+def test_a_job_that_ended_before_its_first_checkpoint_begins_again(
+    cluster, prepared, tiny, tmp_path, lpa, left
+):
+    words = ["--data.path", prepared, *tiny, "--train.steps", 2]
+    assert lpa("train", *words, "--out", "run", cwd=tmp_path).code == 0
+    for name in ("final", "checkpoints"):
+        shutil.rmtree(tmp_path / "run" / name, ignore_errors=True)
+    (tmp_path / "run" / "result.json").unlink()
+    for name in left:
+        (tmp_path / "run" / name).mkdir(parents=True)
+    done = cluster.run(f"bash {SCRIPTS[0]} {shlex.join(map(str, ['run', *words]))}", tmp_path)
+    assert done.code == 0, done.stdout
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()

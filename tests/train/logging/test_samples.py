@@ -4,6 +4,7 @@ import torch
 from helpers.small_runs import small_config
 from safetensors.torch import load_file
 
+from lpa.train.checkpoint.store import checkpoint_path
 from lpa.train.run import train
 
 
@@ -56,3 +57,49 @@ def test_a_run_ends_when_its_time_is_up(prepared, tmp_path):
     assert stopped.reason == "train.max_seconds"
     assert 0 < stopped.step < 100_000
     assert (tmp_path / f"run/checkpoints/step-{stopped.step:08d}/manifest.json").exists()
+
+
+def test_a_prompt_that_is_too_long_is_shown_as_the_model_saw_it(prepared, tmp_path):
+    prompt = "".join(f"{number} " for number in range(300))
+    config = small_config(prepared, steps=1, sample_every=1, sample_prompt=prompt)
+    train(config, tmp_path / "run")
+    text = json.loads((tmp_path / "run/samples.jsonl").read_text())["text"]
+    assert "298 299 " in text
+    assert "100 " not in text
+
+
+def test_a_context_of_one_token_has_no_room_for_a_sample(prepared, tmp_path):
+    config = small_config(prepared, steps=1, sample_every=1)
+    config.data.seq_len = 1
+    train(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run/samples.jsonl").read_text()) == {"step": 1, "text": ""}
+
+
+def test_samples_after_the_resumed_step_are_dropped(prepared, tmp_path):
+    config = small_config(
+        prepared, steps=6, sample_every=1, sample_tokens=3, stop_at=4, checkpoint={"every": 2}
+    )
+    train(config, tmp_path / "run")
+    file = tmp_path / "run/samples.jsonl"
+    file.write_text(file.read_text() + '{"step": 5, "te')
+    config.train.stop_at = None
+    train(config, tmp_path / "run", resume=checkpoint_path(tmp_path / "run", 2))
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+
+
+def test_the_evaluation_of_the_whole_split_is_not_compared_with_those_of_a_part(prepared, tmp_path):
+    """Weights that do not move: any difference is one of the text."""
+    config = small_config(
+        prepared, steps=6, eval_every=2, eval_tokens=64, optim={"lr": 1e-12}, loggers=[]
+    )
+    assert train(config, tmp_path / "part").best_step in (2, 4)
+    config.train.eval_tokens = 0
+    whole = train(config, tmp_path / "whole")
+    assert whole.best_step is not None

@@ -82,16 +82,22 @@ class Checkpointer:
             lambda: store.create_partial(partial) if self._world.is_main else None
         )
         content = {"state": asdict(state), "fingerprints": fingerprints, "torch": torch.__version__}
-        written = dcp.async_save(
-            self._tensors(),
-            storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
-            process_group=self._group,
-            no_dist=self._group is None,
-        )
-        assert isinstance(written, Future)
+        written = self._write(HuggingFaceStorageWriter(str(partial), save_distributed=True))
         self._pending = self._thread.submit(self._complete, written, partial, content)
         if not self._async_save:
             self.wait()
+
+    def _write(self, writer: HuggingFaceStorageWriter) -> Future:
+        """Write the tensors; in the background from a copy of them, or at once without one."""
+        group: dict[str, Any] = {"process_group": self._group, "no_dist": self._group is None}
+        if self._async_save:
+            written = dcp.async_save(self._tensors(), storage_writer=writer, **group)
+            assert isinstance(written, Future)
+            return written
+        self._run_on_all_ranks(lambda: dcp.save(self._tensors(), storage_writer=writer, **group))
+        done: Future = Future()
+        done.set_result(None)
+        return done
 
     def _complete(self, written: Future, partial: Path, content: dict[str, Any]) -> None:
         """In the writing thread: checksums of this process's files; the main process writes the manifest."""
@@ -179,6 +185,10 @@ class Checkpointer:
         """Drop what an optimizer has at its start alone and had dropped when it was saved."""
         for name, parameter in self._model.named_parameters():
             for member in self._optimizers.members:
+                states = member.state.get(parameter, {})
+                if states and not any(f"optimizer/{key}/{name}" in saved for key in states):
+                    del member.state[parameter]  # saved before its first update
+                    continue
                 for key in getattr(member, "droppable_states", ()):
                     if f"optimizer/{key}/{name}" not in saved:
                         member.state.get(parameter, {}).pop(key, None)

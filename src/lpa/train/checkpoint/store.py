@@ -8,17 +8,19 @@ abandoned future may still be there.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.storage.files import file_sha256, sync, write_text_atomic
 from lpa.storage.records import Count, parse_value, read_json
 from lpa.storage.run_directory import (
@@ -148,18 +150,22 @@ def _final_path(partial: Path) -> Path:
 def create_partial(partial: Path) -> None:
     """Make an empty directory to write a checkpoint into; what unfinished saves left is removed.
 
-    Raises:
-        UserError: something that is no checkpoint has its name.
+    What has the name of the checkpoint and is no whole one gets another name, and a warning says so.
     """
     path = _final_path(partial)
     if path.exists() and not _is_complete(path):
-        raise UserError(
-            f"{path}: is in the way of a checkpoint and none itself; move it, then --resume"
-        )
+        _move_aside(path)
     for left in partial.parent.glob(".step-*"):
         if _UNFINISHED.fullmatch(left.name):
             shutil.rmtree(left)
     partial.mkdir(parents=True)
+
+
+def _move_aside(path: Path) -> None:
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    os.replace(path, aside)
+    warnings.warn(f"{path}: is no whole checkpoint, and is now {aside}", LPAWarning, stacklevel=2)
 
 
 def write_manifest(

@@ -70,7 +70,8 @@ class CheckpointConfig:
     Attributes:
         every: steps between checkpoints; 0: only when the run stops before its last step.
         keep_latest_k: how many of the latest checkpoints to keep.
-        keep_best: also keep the model with the lowest validation loss, as `best/`.
+        keep_best: also keep the model with the lowest validation loss, as `best/`. With train.eval_tokens
+            the evaluation at the end, of the whole split, is not among those compared.
         async_save: continue training while a checkpoint is written, at the cost of memory for a copy of
             weights and optimizer states.
     """

@@ -1,6 +1,7 @@
 """The processes of a run: who they are, what they agree on, and what becomes of them when one dies."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,8 @@ class LostRankError(Exception):
 def run_on_all_ranks(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Do work that may fail in any process: if it does in one, that one raises its error and all end.
 
+    The work itself exchanges nothing: where one process fails before an exchange, others would wait in it.
+
     Args:
         group: the processes, by default all; for a thread beside the main one its own group.
 
@@ -174,12 +177,27 @@ def run_on_all_ranks(function: Callable[[], T], group: dist.ProcessGroup | None 
     # Whatever it is: the others must hear of it, or they wait for this process in vain.
     except (Exception, CheckpointException) as failure:
         error = failure
-    failed = [rank for rank, bad in enumerate(all_gather_objects(error is not None, group)) if bad]
+    try:
+        answers = all_gather_objects(error is not None, group)
+    except RuntimeError:
+        if error is not None:  # which says more than that the others did not wait to hear of it
+            raise error from None
+        raise
+    failed = [rank for rank, bad in enumerate(answers) if bad]
     if not failed:
         return result  # type: ignore[return-value]
     if error is not None and dist.get_rank() == failed[0]:
         raise error
     raise OtherRankFailedError
+
+
+# In what gloo, NCCL and torch's store say of an exchange that failed.
+_OF_EXCHANGES = re.compile(r"gloo|nccl|c10d|socket|connection|timed? ?out", re.IGNORECASE)
+
+
+def is_of_an_exchange(error: RuntimeError) -> bool:
+    """Whether an error is of messages between processes, not of this one alone, such as a lack of memory."""
+    return isinstance(error, dist.DistError) or bool(_OF_EXCHANGES.search(str(error)))
 
 
 def missing_ranks() -> list[int]:

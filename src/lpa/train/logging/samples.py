@@ -1,6 +1,7 @@
 """What the model writes as it learns."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from lpa.data.manifest import TOKENIZER_DIRECTORY
 from lpa.data.text_encoder import TextEncoder
 from lpa.data.tokenizer import load_tokenizer
+from lpa.errors import LPAWarning, UserError
 from lpa.model.compile import eager_layers
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.storage.files import write_text_atomic
+from lpa.storage.records import read_json_lines
 from lpa.storage.run_directory import SAMPLES_FILE
 from lpa.train.config import RunConfig
 
@@ -26,28 +30,51 @@ def sample_text(
         write: whether this process keeps the text. All must call this, as each holds a part of the model.
 
     Returns:
-        The prompt with its continuation.
+        The prompt with its continuation; of a prompt that is too long, its end. In a context of one token
+        there is none.
     """
     prompt, positions = config.train.sample_prompt, config.data.seq_len
     tokenizer: Any = load_tokenizer(config.data.path / TOKENIZER_DIRECTORY)
     ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
-    # A document begins after the end of the one before; one token at least must fit behind.
-    ids = ids[: positions - 1] or [tokenizer.eos_token_id]
+    if len(ids) >= positions:  # one token at least must fit behind
+        ids = ids[len(ids) - positions + 1 :]
+        prompt = tokenizer.decode(ids)
+    ids = ids or [tokenizer.eos_token_id]  # after the end of the document before
+    new_tokens = min(config.train.sample_tokens, positions - len(ids))
+    text = prompt + (_continue(model, tokenizer, ids, new_tokens) if new_tokens > 0 else "")
+    if write:
+        with open(run / SAMPLES_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "text": text}) + "\n")
+    return text
+
+
+@torch.no_grad()
+def _continue(model: LPAForCausalLM, tokenizer: Any, ids: list[int], new_tokens: int) -> str:
     inputs = torch.tensor([ids], device=next(model.parameters()).device)
     was_training = model.training
     model.eval()
-    with torch.no_grad(), eager_layers():
+    with eager_layers():
         output = model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
-            max_new_tokens=min(config.train.sample_tokens, positions - len(ids)),
+            max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
     model.train(was_training)
-    text = prompt + tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
-    if write:
-        with open(run / SAMPLES_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "text": text}) + "\n")
-    return text
+    return tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+
+
+def drop_samples_after(run: Path, step: int) -> None:
+    """Leave the samples up to a step, as a run resumes from it; a line that a kill cut off goes too."""
+    path = run / SAMPLES_FILE
+    if not path.exists():
+        return
+    try:
+        records = read_json_lines(path, dict[str, int | str])
+        kept = [record for record in records if int(record["step"]) <= step]
+    except UserError as problem:
+        warnings.warn(f"{problem}; further samples follow those", LPAWarning, stacklevel=2)
+        return
+    write_text_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
