@@ -280,14 +280,19 @@ def test_documents_of_no_and_of_a_million_tokens(tmp_path, tokenizer):
     assert Manifest.load(tmp_path / "out").splits["train"].tokens > 1_000_000
 
 
-def test_a_weight_where_documents_are_cut_into_splits_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("weight", "low", "high"), [("2", 2, 2), ("0.5", 0.3, 0.7), ("1.5", 1.3, 1.7)]
+)
+def test_a_weight_holds_where_documents_are_cut_into_splits(tmp_path, weight, low, high):
     text = tmp_path / "lines.txt"
-    text.write_text("".join(f"Document {number} of a few.\n" for number in range(300)))
-    options = {"vocab_size": 300, "boundary": "line"}
-    with pytest.raises(UserError, match=r"weight: got 2; expected 1 with 300 documents"):
-        prepare([f"{text}#weight=2"], tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
-    held_out = tmp_path / "held-out.txt"
-    held_out.write_text("Another document.\n")
-    manifest = prepare([f"{text}#weight=2"], tmp_path / "out", validation=[held_out], **options)
-    assert manifest.split("train").documents == 600
+    text.write_text("".join(f"Document {n} of a few, all of them short.\n" for n in range(300)))
+    options = {"vocab_size": 300, "boundary": "line", "validation_fraction": 0.02}
+    once, weighted = (
+        prepare([source], tmp_path / name, **options)
+        for name, source in (("once", text), ("weighted", f"{text}#weight={weight}"))
+    )
+    assert once.split("train").documents == 300
+    assert 300 * low <= weighted.split("train").documents <= 300 * high
+    ratio = weighted.split("train").tokens / once.split("train").tokens
+    assert low * 0.95 <= ratio <= high * 1.05
+    assert weighted.split("validation").documents == once.split("validation").documents

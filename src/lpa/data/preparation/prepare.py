@@ -144,7 +144,6 @@ def prepare(
             )
             if scan.documents == 0:
                 raise UserError(f"{', '.join(map(str, sources))}: no text")
-            _check_weights(config, scan)
             encoder = _get_tokenizer(partial, config, scan, tokenizer_choice, on_progress)
             encoding = Encoding(
                 partial / TOKENIZER_DIRECTORY / "tokenizer.json",
@@ -164,16 +163,6 @@ def _available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _check_weights(config: PrepareConfig, scan: SourceScan) -> None:
-    """Refuse weights where documents are cut into splits, each of them once."""
-    weighted = [of.source for of in config.sources_by_split["train"] if of.source.weight != 1]
-    if weighted and scan.lengths is not None:
-        raise UserError(
-            f"{weighted[0].path}: weight: got {weighted[0].weight:g}; expected 1 with {scan.documents} "
-            "documents, too few to hold out whole ones; give --validation files, or fractions of 0"
-        )
 
 
 def _check_fractions(fractions: dict[str, float]) -> None:

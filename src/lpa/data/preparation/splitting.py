@@ -14,6 +14,9 @@ from lpa.data.sources.listing import LeftOut, SourceFiles
 # How much of a document decides its split, so that a long one need not be read to its end first.
 _HASHED_CHARACTERS = 2**16
 
+# What is not taken in this pass over a source.
+_LEFT_OUT = ""
+
 # From which character on a document belongs to which split.
 SplitBounds = list[tuple[int, str]]
 
@@ -122,7 +125,8 @@ class SplitAssigner:
             )
             taken = 0
             for chunk in chain.from_iterable(passes):
-                yield chunk
+                if chunk.split != _LEFT_OUT:
+                    yield chunk
                 taken += len(chunk.text)
                 if limit is not None and taken >= limit:
                     break
@@ -153,21 +157,23 @@ class SplitAssigner:
         """Where the splits of a document begin; nothing where it is left out this time."""
         if number in self._scan.duplicates:
             return []
-        if self._scan.lengths is not None:
-            if pass_index:
-                return []
-            length = self._scan.lengths[number]
-            test, validation = self._fractions["test"], self._fractions["validation"]
-            starts = [
-                (0, "train"),
-                (round(length * (1 - test - validation)), "validation"),
-                (round(length * (1 - test)), "test"),
-            ]
-            return [(a, split) for a, split in starts if split == "train" or self._fractions[split]]
-        split = assign_split(head, self._fractions)
         # Held-out text is scored once, whatever its weight in training.
-        copies = num_copies(head, weight) if split == "train" else 1
-        return [(0, split)] if pass_index < copies else []
+        copies = num_copies(head, weight)
+        if self._scan.lengths is None:
+            split = assign_split(head, self._fractions)
+            return [(0, split)] if pass_index < (copies if split == "train" else 1) else []
+        length = self._scan.lengths[number]
+        test, validation = self._fractions["test"], self._fractions["validation"]
+        starts = [
+            (0, "train"),
+            (round(length * (1 - test - validation)), "validation"),
+            (round(length * (1 - test)), "test"),
+        ]
+        return [
+            (start, split if pass_index < (copies if split == "train" else 1) else _LEFT_OUT)
+            for start, split in starts
+            if split == "train" or self._fractions[split]
+        ]
 
 
 def _split_document(document: str, bounds: SplitBounds) -> Iterator[tuple[SplitBounds, Fragment]]:
