@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,3 +69,27 @@ def test_documents_of_a_sample_can_be_separated(prepared):
         starts += int((sample["position_ids"][1:] == 0).sum())
     assert "position_ids" not in plain[0]
     assert starts == 2  # three documents, whose last end-of-text has no successor
+
+
+HOLDS_A_LOADER = """
+import sys
+from pathlib import Path
+from lpa.data.dataloader import build_dataloader
+from lpa.data.dataset import TokenDataset
+
+dataset = TokenDataset(Path(sys.argv[1]), "train", seq_len=32, seed=0)
+batches = build_dataloader(dataset, batch_size=2, start=0, stop=64, num_workers=1)
+next(batches)
+raise RuntimeError("an error that nobody expects")
+"""
+
+
+def test_workers_end_with_a_process_that_ends_by_an_error(prepared, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", HOLDS_A_LOADER, prepared],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "an error that nobody expects" in done.stderr

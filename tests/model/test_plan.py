@@ -153,5 +153,7 @@ def test_a_rank_or_placement_that_is_asked_for_goes_before_ranks(tmp_path):
         expected = LPAConfig(**(config.to_diff_dict() | changes))
         assert parameter_count(planned) == parameter_count(expected)
     assert parameter_count(open_planned_config(tmp_path)) == parameter_count(config)
-    fields = [match.field for match in match_dense_cost(named, "params", seq_len=64)]
-    assert "rank" not in fields
+    by_ffn_rank = {"placement": "ffn", "ffn_rank": 8}
+    for model in (named, LPAConfig(**(config.to_diff_dict() | by_ffn_rank))):
+        fields = [match.field for match in match_dense_cost(model, "params", seq_len=64)]
+        assert fields == ["intermediate_size", "num_hidden_layers"]

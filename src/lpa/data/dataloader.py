@@ -1,7 +1,10 @@
 """Samples to batches: which process reads which, ahead of time where workers are asked for."""
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +37,7 @@ def build_dataloader(
     Yields:
         What the dataset gives, stacked: (batch_size, context).
     """
-    return iter(
+    batches = iter(
         DataLoader(
             dataset,
             batch_size=batch_size,
@@ -46,6 +49,16 @@ def build_dataloader(
             worker_init_fn=_leave_signals_to_the_parent,
         )
     )
+    if num_workers:  # which ignore the signal by which multiprocessing would end them
+        atexit.register(_end_workers, weakref.ref(batches))
+    return batches
+
+
+def _end_workers(reference: "weakref.ref[Any]") -> None:
+    """At the end of the process, of an iterator that is still there."""
+    batches = reference()
+    if batches is not None:
+        batches._shutdown_workers()
 
 
 def _leave_signals_to_the_parent(_: int) -> None:

@@ -66,8 +66,8 @@ class LowRankLinear(nn.Module):
         for name, factor in (("down", self.down), ("up", self.up)):
             if type(factor) is not nn.Linear and not parametrize.is_parametrized(factor):
                 raise UserError(
-                    f"{name}: got a {type(factor).__name__}; expected an nn.Linear; merge adapters first "
-                    "(merge_and_unload of peft)"
+                    f"{name}: got a {type(factor).__name__}; expected an nn.Linear; merge adapters "
+                    "(merge_and_unload of peft) or dequantize first"
                 )
         up, down = self.up.weight.double(), self.down.weight.double()
         bias = None

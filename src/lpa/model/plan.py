@@ -294,8 +294,6 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
         "num_hidden_layers": 16 * config.num_hidden_layers,
         "rank": min(min(config.projection_shape(name)) for name in config.projections),
     }
-    if set(config.projections) <= (config.ranks or {}).keys():
-        del limits["rank"]  # which no projection has
     if any(isinstance(rank, list) for rank in (config.ranks or {}).values()):
         del limits["num_hidden_layers"]  # a further layer would have no ranks
     matches = []
@@ -304,6 +302,8 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
         def with_value(value: int, field: str = field) -> int:
             return model_cost(replace_fields(config, **{field: value}), cost_kind, seq_len)
 
+        if field == "rank" and with_value(1) == with_value(limit):
+            continue  # no projection has it, as all have one by name
         value = closest_value(with_value, dense, getattr(config, field), limit)
         matches.append(CostMatch(field, value, with_value(value) / dense))
     return matches

@@ -27,7 +27,11 @@ from lpa.train.config import RunConfig
 from lpa.train.config.sections import MAX_INHERITED_SEQ_LEN
 from lpa.train.distributed.dtensor import shard_like
 from lpa.train.distributed.meta_init import build_meta_model, init_buffers, materialize
-from lpa.train.distributed.parallelize import ParallelLayout, parallelize
+from lpa.train.distributed.parallelize import (
+    ParallelLayout,
+    check_tensor_parallel_size,
+    parallelize,
+)
 from lpa.train.distributed.process_group import World, run_on_all_ranks
 
 
@@ -220,6 +224,8 @@ def _meta_model(
     config: RunConfig, architecture: LPAConfig, layout: ParallelLayout, world: World
 ) -> LPAForCausalLM:
     """The model on the meta device, as it trains, but for the division over processes."""
+    if layout.tensor > 1:
+        check_tensor_parallel_size(architecture, layout.tensor)
     settings = config.train
     attention = config.model.attn_implementation
     if attention is not None:

@@ -208,9 +208,8 @@ def _resume_run(
     def check() -> tuple[RunConfig, RunResult | None]:
         saved = read_saved_config(out / CONFIG_FILE)
         resumed = with_source_seq_len(with_saved_choices(config, saved))
-        asked = isinstance(
-            checkpoint, Path
-        )  # for a checkpoint, from which a finished run trains again
+        # From a checkpoint that is named, a finished run trains again.
+        asked = isinstance(checkpoint, Path)
         result = None if asked else _finished_result(out, resumed.train.steps)
         if result is None:
             _checkpoints_to_try(out, checkpoint)
@@ -223,16 +222,12 @@ def _resume_run(
         return finished
     trainer = Trainer(config, out, world, resumed=True, show_bar=show_bar)
     path = _load_checkpoint(trainer, out, checkpoint, allow_change)
-    if trainer.state.step > config.train.steps:  # in all processes alike
-        raise UserError(
-            f"train.steps: got {config.train.steps}; expected at least {trainer.state.step}, the steps of "
-            f"{path}; or --resume an earlier checkpoint"
-        )
+    run_on_all_ranks(lambda: _check_steps(trainer.state.step, config.train.steps, path))
     barrier()
     if world.is_main:
-        (out / RESULT_FILE).unlink(
-            missing_ok=True
-        )  # of what the run was before it is trained further
+        # What was found of the model before it is trained further.
+        for found in (RESULT_FILE, TEST_FILE, f"{SCORES_DIRECTORY}/*.json"):
+            remove(set(out.glob(found)))
         drop_samples_after(out, trainer.state.step)
         remove({path for pattern in _LEFTOVERS for path in out.glob(pattern)})
         _MARKER.save(out)
@@ -240,6 +235,14 @@ def _resume_run(
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         _record_launch(out, agents)
     return trainer.run()
+
+
+def _check_steps(done: int, steps: int, checkpoint: Path) -> None:
+    if done > steps:
+        raise UserError(
+            f"train.steps: got {steps}; expected at least {done}, the steps of {checkpoint}; or --resume "
+            "an earlier checkpoint"
+        )
 
 
 def _with_dtype_for_all_ranks(config: RunConfig, world: World) -> RunConfig:

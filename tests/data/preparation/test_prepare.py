@@ -292,7 +292,19 @@ def test_a_weight_holds_where_documents_are_cut_into_splits(tmp_path, weight, lo
         for name, source in (("once", text), ("weighted", f"{text}#weight={weight}"))
     )
     assert once.split("train").documents == 300
-    assert 300 * low <= weighted.split("train").documents <= 300 * high
     ratio = weighted.split("train").tokens / once.split("train").tokens
     assert low * 0.95 <= ratio <= high * 1.05
     assert weighted.split("validation").documents == once.split("validation").documents
+
+
+def test_part_of_the_only_document_is_taken_by_its_weight(tmp_path):
+    text = tmp_path / "book.txt"
+    text.write_text("It was the best of times, it was the worst of times.\n" * 400)
+    options = {"vocab_size": 300, "boundary": "file", "validation_fraction": 0.1}
+    once, half = (
+        prepare([source], tmp_path / name, **options)
+        for name, source in (("once", text), ("half", f"{text}#weight=0.5"))
+    )
+    ratio = half.split("train").tokens / once.split("train").tokens
+    assert ratio == pytest.approx(0.5, abs=0.02)
+    assert half.split("validation").tokens == once.split("validation").tokens

@@ -19,6 +19,7 @@ from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.execution.job_runner import Slot, create_jobs, make_slots, run_jobs, visible_gpus
 from lpa.study.execution.run_worker import train_and_score
+from lpa.study.rates.rate_tuning import tune_learning_rates
 from lpa.study.results.study_results import find_studies
 from lpa.train.checkpoint import store
 from lpa.train.config import RunConfig
@@ -228,3 +229,14 @@ def test_variants_may_be_added_to_a_study(prepared, tmp_path):
     [study] = find_studies([tmp_path])
     assert len(study.index.variants) == 4
     assert study.index.seeds == 2
+
+
+def test_a_tuning_is_not_run_in_part(prepared, tmp_path):
+    def jobs(names, rates):
+        study = expand_grid("rivals", "tiny", only=names)
+        return create_jobs(tune_learning_rates(study, rates), 1, tmp_path, prepared)
+
+    jobs(["dense", "LPA", "FFN"], [0.002, 0.004])
+    assert len(jobs(["dense", "LPA", "FFN"], [0.002, 0.004, 0.008])) == 9
+    with pytest.raises(UserError, match="other tuned settings, or another grid"):
+        jobs(["dense", "LPA"], [0.002, 0.004])

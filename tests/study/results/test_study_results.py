@@ -387,9 +387,7 @@ def test_a_verdict_about_rivals_is_corrected_for_their_number(runs_of):
     ours.perplexities = {0: 40.0, 1: 40.32, 2: 39.76}
     result.compare()
     assert ours.verdict == "better"
-    assert "Better than dense, by an interval corrected for the number" in " ".join(
-        summarize(result)
-    )
+    assert "Better than dense, by Holm's test over all variants" in " ".join(summarize(result))
 
 
 def test_a_damaged_score_leaves_the_study_in_the_report(placement):

@@ -125,8 +125,9 @@ class SplitAssigner:
             )
             taken = 0
             for chunk in chain.from_iterable(passes):
-                if chunk.split != _LEFT_OUT:
-                    yield chunk
+                if chunk.split == _LEFT_OUT:
+                    continue
+                yield chunk
                 taken += len(chunk.text)
                 if limit is not None and taken >= limit:
                     break
@@ -158,21 +159,26 @@ class SplitAssigner:
         if number in self._scan.duplicates:
             return []
         # Held-out text is scored once, whatever its weight in training.
-        copies = num_copies(head, weight)
         if self._scan.lengths is None:
             split = assign_split(head, self._fractions)
-            return [(0, split)] if pass_index < (copies if split == "train" else 1) else []
-        length = self._scan.lengths[number]
+            copies = num_copies(head, weight) if split == "train" else 1
+            return [(0, split)] if pass_index < copies else []
+        return self._bounds_of_a_cut(self._scan.lengths[number], weight, pass_index)
+
+    def _bounds_of_a_cut(self, length: int, weight: float, pass_index: int) -> SplitBounds:
+        """Of a document whose end is held out; of a broken weight, its part of the training text is taken."""
         test, validation = self._fractions["test"], self._fractions["validation"]
-        starts = [
-            (0, "train"),
-            (round(length * (1 - test - validation)), "validation"),
-            (round(length * (1 - test)), "test"),
-        ]
+        train_end = round(length * (1 - test - validation))
+        taken = train_end if pass_index < int(weight) else round(train_end * (weight % 1))
+        held_out = [(train_end, "validation"), (round(length * (1 - test)), "test")]
         return [
-            (start, split if pass_index < (copies if split == "train" else 1) else _LEFT_OUT)
-            for start, split in starts
-            if split == "train" or self._fractions[split]
+            (0, "train"),
+            (taken, _LEFT_OUT),
+            *(
+                (start, _LEFT_OUT if pass_index else split)
+                for start, split in held_out
+                if self._fractions[split]
+            ),
         ]
 
 

@@ -169,7 +169,8 @@ def _write_index(path: Path, index: StudyIndex) -> None:
         earlier, now = asdict(read_index(path)), json.loads(text)
         # Variants may be added to a study, as tuning by variant does with rates, or some of them run alone.
         grown = all(one in now["variants"] for one in earlier["variants"])
-        some = all(one in earlier["variants"] for one in now["variants"])
+        some = grown or not any(one["tunes"] for one in now["variants"])
+        some = some and all(one in earlier["variants"] for one in now["variants"])
         for key, difference in _DIFFERENCES.items():
             if earlier[key] != now[key] and not (key == "variants" and (grown or some)):
                 raise UserError(

@@ -147,10 +147,14 @@ def summarize(result: StudyResult) -> list[str]:
         f"The lowest mean perplexity is that of {best.variant}, {best.perplexity.mean:.2f}; "
         "this alone does not set it apart from the next."
     )
-    by = "corrected for the number of variants" if result.is_family else "that excludes zero"
+    by = (
+        "by Holm's test over all variants (the 95% intervals are not corrected)"
+        if result.is_family
+        else "by an interval that excludes zero"
+    )
     for verdict, words in (
-        ("better", "Better than {}, by an interval " + by),
-        ("worse", "Worse than {}, by an interval " + by),
+        ("better", "Better than {}, " + by),
+        ("worse", "Worse than {}, " + by),
         (NO_DIFFERENCE, "Not distinguishable from {}"),
         (ONE_SEED, "Undecided against {}, as one pair of runs gives no interval"),
         (NOT_FINITE, "Undecided against {}, as a perplexity is not finite"),

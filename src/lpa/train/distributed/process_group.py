@@ -161,7 +161,8 @@ class LostRankError(Exception):
 def run_on_all_ranks(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Do work that may fail in any process: if it does in one, that one raises its error and all end.
 
-    The work itself exchanges nothing: where one process fails before an exchange, others would wait in it.
+    The work itself exchanges nothing, as others would wait where one process fails before an exchange; or
+    it gathers errors before each exchange, as `dcp.save` does.
 
     Args:
         group: the processes, by default all; for a thread beside the main one its own group.

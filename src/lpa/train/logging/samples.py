@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json_lines
 from lpa.storage.run_directory import SAMPLES_FILE
 from lpa.train.config import RunConfig
+
+
+@dataclass
+class _Sample:
+    step: int
+    text: str
 
 
 def sample_text(
@@ -72,9 +79,8 @@ def drop_samples_after(run: Path, step: int) -> None:
     if not path.exists():
         return
     try:
-        records = read_json_lines(path, dict[str, int | str])
-        kept = [record for record in records if int(record["step"]) <= step]
+        kept = [sample for sample in read_json_lines(path, _Sample) if sample.step <= step]
     except UserError as problem:
         warnings.warn(f"{problem}; further samples follow those", LPAWarning, stacklevel=2)
         return
-    write_text_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+    write_text_atomic(path, "".join(json.dumps(asdict(sample)) + "\n" for sample in kept))
