@@ -88,3 +88,16 @@ def test_a_job_that_ended_before_its_first_checkpoint_begins_again(
     done = cluster.run(f"bash {SCRIPTS[0]} {shlex.join(map(str, ['run', *words]))}", tmp_path)
     assert done.code == 0, done.stdout
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kept", ["result.json", "best/config.json", "checkpoints/step-00000001/x"])
+def test_a_job_never_begins_again_over_what_a_run_left(cluster, prepared, tiny, tmp_path, kept):
+    run = tmp_path / "run"
+    (run / kept).parent.mkdir(parents=True)
+    (run / kept).write_text("kept")
+    (run / "config.yaml").write_text("train: {}\n")
+    words = shlex.join(map(str, ["run", "--data.path", prepared, *tiny, "--train.steps", 2]))
+    done = cluster.run(f"bash {SCRIPTS[0]} {words}", tmp_path)
+    assert done.code != 0
+    assert "already holds a run" in done.stdout
+    assert (run / kept).read_text() == "kept"
