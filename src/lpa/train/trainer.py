@@ -249,7 +249,7 @@ class Trainer:
             self._grad_norm = outcome.grad_norm
         else:
             if settings.on_nonfinite == "stop":
-                self.checkpointer.wait()  # so that the run can resume from what was begun
+                self.checkpointer.wait()  # so that the run can resume from what is being saved
             skip_or_refuse(
                 self.config.train, self.config.optim, state, batches, losses.tolist(), self.world
             )
