@@ -208,7 +208,7 @@ def test_a_failed_run_is_distinguished_from_a_pending_one(placement):
     assert "Failed: ffn" not in words
     claim = next(claim for claim in claim_rows(result) if claim[0] == "attention")
     assert claim[2].endswith("(2 of 3 seeds)")
-    assert claim[3].startswith("direction confirmed")
+    assert claim[3].startswith("the same direction, at this size and length")
 
 
 DIVERGED = (math.inf, math.nan, 0.0, 1.0, 1e60)

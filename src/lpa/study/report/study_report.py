@@ -287,7 +287,8 @@ def _judge_claim(claim: dict[str, Any], row: VariantRow | None) -> tuple[str, st
         return ours, "not judged: runs shared the machine; lpa bench measures in turns"
     found = difference.verdict
     if found in ("better", "worse"):
-        verdict = f"direction {'confirmed' if found == claim['direction'] else 'refuted here'}"
+        same = "the same" if found == claim["direction"] else "the opposite"
+        verdict = f"{same} direction, at this size and length"
     else:
         verdict = f"not settled: {found}"
     if "change" in claim and not math.isnan(difference.low):
