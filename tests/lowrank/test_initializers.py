@@ -103,10 +103,30 @@ def test_default_starts_each_factor_as_torch_starts_a_linear_map(shape):
     assert sum(variances) / 20 == pytest.approx(1 / (9 * in_features), rel=0.03)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cola_starts_as_its_authors_do_whatever_the_deviation(shape):
+    in_features, out_features, rank = shape
+    # ColaLayer: randn / rank^(1/4) · ((in + out)^(-1/2))^(1/2), for both factors.
+    expected = rank**-0.25 * (in_features + out_features) ** -0.25
+    for factor in draw("cola", shape):
+        assert factor.std().item() == pytest.approx(expected, rel=4 / math.sqrt(2 * factor.numel()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lora_starts_at_zero(shape):
+    down, up = draw("lora", shape)
+    torch.manual_seed(0)
+    assert torch.equal(down, nn.Linear(shape[0], shape[2], bias=False).weight)
+    assert up.count_nonzero() == 0
+
+
 def test_a_seed_gives_the_same_factors_again_and_another_gives_others():
     for method in INITIALIZATIONS:
-        assert torch.equal(product(method, SHAPES[0]), product(method, SHAPES[0]))
-        assert not torch.equal(product(method, SHAPES[0]), product(method, SHAPES[0], seed=1))
+        first, again, other = (
+            torch.cat([f.flatten() for f in draw(method, SHAPES[0], s)]) for s in (0, 0, 1)
+        )
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
 
 
 def test_an_unknown_method_is_refused():

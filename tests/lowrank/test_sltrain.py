@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lpa.errors import UserError
-from lpa.lowrank import SLTrainLinear, singular_values
+from lpa.lowrank import SLTrainLinear, singular_values, support_dtype
 
 
 def sltrain(seed: int = 0, **fields) -> SLTrainLinear:
@@ -62,3 +62,28 @@ def test_weights_under_autocast_keep_their_gradient():
 def test_a_dense_matrix_does_not_become_one():
     with pytest.raises(UserError, match=r"^sltrain: "):
         SLTrainLinear.from_dense(nn.Linear(24, 16), 3)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_given_to_a_module_without_memory_find_their_support(assign):
+    module, x = sltrain(), torch.randn(2, 24)
+    empty = sltrain(device="meta")
+    if not assign:
+        empty.to_empty(device="cpu")
+        empty.support.zero_()  # whatever the memory held
+    empty.load_state_dict(module.state_dict(), assign=assign)
+    assert torch.equal(empty.support, module.support)
+    assert torch.equal(empty(x), module(x))
+
+
+def test_places_take_four_bytes_where_that_is_enough():
+    assert sltrain().support.dtype == torch.int32
+    assert support_dtype(2**16, 2**15 - 1) == torch.int32
+    assert support_dtype(2**16, 2**15) == torch.int64
+
+
+def test_dense_rounds_the_exact_sum_once():
+    module = sltrain(density=0.5).bfloat16()
+    product = module.up.weight.double() @ module.down.weight.double()
+    expected = product + sparse_matrix(module).double()
+    assert torch.equal(module.to_dense().weight, expected.bfloat16())

@@ -5,7 +5,7 @@ from lpa.lowrank.initializers import INITIALIZATIONS, init_factors
 from lpa.lowrank.linear import LowRankLinear, svd_factors
 from lpa.lowrank.plain_linear import has_hooks, is_plain_linear
 from lpa.lowrank.rank import break_even_rank, check_rank
-from lpa.lowrank.sltrain import SLTrainLinear, sparse_entry_count
+from lpa.lowrank.sltrain import SLTrainLinear, sparse_entry_count, support_dtype
 from lpa.lowrank.spectra import entropy_rank, singular_values, stable_rank
 from lpa.lowrank.truncation import (
     moment_sqrt,
@@ -32,6 +32,7 @@ __all__ = [
     "sparse_entry_count",
     "squared_error",
     "stable_rank",
+    "support_dtype",
     "svd_factors",
     "tail_energies",
     "whitened_factors",

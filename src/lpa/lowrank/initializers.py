@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lpa.lowrank.linear import svd_factors
 
-INITIALIZATIONS = ("linear", "scaled", "spectral", "orthogonal")
+INITIALIZATIONS = ("linear", "scaled", "spectral", "orthogonal", "cola", "lora")
 
 
 @torch.no_grad()
@@ -35,6 +35,10 @@ def init_factors(
       split evenly (Khodak et al. 2021, section 3.1). Costs an SVD of the dense shape in float64.
     - `orthogonal`: A has orthonormal rows and B orthonormal columns, times the same gain, so that the
       r singular values of B·A are equal and its entries have deviation σ.
+    - `cola`: as `scaled`, with σ = scale / √(in_features + out_features), whatever `std` is: the start in the
+      code of CoLA's authors (`ColaLayer`; Liu et al. 2025, arXiv 2502.10940).
+    - `lora`: A as torch initializes an `nn.Linear`, B zero, so that the map starts at zero (Hu et al. 2022,
+      section 4.1); SLTrain's factors start so (Han et al. 2024, section 3.3).
 
     Args:
         method: one of `INITIALIZATIONS`.
@@ -47,12 +51,17 @@ def init_factors(
     """
     down = torch.empty(rank, in_features, device=device, dtype=dtype)
     up = torch.empty(out_features, rank, device=device, dtype=dtype)
+    if method == "cola":
+        std = (in_features + out_features) ** -0.5
     std *= scale
     match method:
         case "linear":
             for factor in (down, up):
                 nn.init.kaiming_uniform_(factor, a=math.sqrt(5)).mul_(math.sqrt(scale))
-        case "scaled":
+        case "lora":
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5)).mul_(math.sqrt(scale))
+            up.zero_()
+        case "scaled" | "cola":
             # An entry of B·A sums r products of independent entries: its variance is r · (a factor's std)⁴.
             for factor in (down, up):
                 factor.normal_(std=(std / rank**0.5) ** 0.5)

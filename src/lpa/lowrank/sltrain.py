@@ -17,16 +17,24 @@ def sparse_entry_count(in_features: int, out_features: int, density: float) -> i
     return max(1, round(density * in_features * out_features))
 
 
+def support_dtype(in_features: int, out_features: int) -> torch.dtype:
+    """What holds the places of the entries of S."""
+    places = in_features * out_features
+    return torch.int32 if places <= torch.iinfo(torch.int32).max else torch.int64
+
+
 class SLTrainLinear(LowRankLinear):
     """`y = x (B A + S)ᵀ`, S sparse on a fixed random support (Han et al. 2024, arXiv 2406.02214, eq. 2).
 
     The matrix is formed in each forward pass, as in the paper: the arithmetic is that of a dense map,
-    and what it saves is the memory of weights, gradients and optimizer states.
+    and what it saves is the memory of weights, gradients and optimizer states. The paper's factor α / r
+    on B A is 1.
 
     Beside the factors `down` and `up`:
         sparse_values: the entries of S, of shape (entries,).
-        support: where they are in the flattened matrix, int64. It is drawn from `support_seed` by
-            NumPy's `RandomState`, whose stream never changes, so it is in no file.
+        support: where they are in the flattened matrix, int32 where that is enough. It is drawn from
+            `support_seed` by NumPy's `RandomState`, whose stream never changes, so it is in no file and
+            models of all seeds share it.
 
     Args:
         density: the fraction δ of the entries of the matrix that S has; the paper takes 0.03.
@@ -53,15 +61,17 @@ class SLTrainLinear(LowRankLinear):
         self.support_seed = support_seed
         count = sparse_entry_count(in_features, out_features, density)
         self.sparse_values = nn.Parameter(torch.empty(count, device=device, dtype=dtype))
-        support = torch.empty(count, device=device, dtype=torch.int64)
+        support = torch.empty(count, device=device, dtype=support_dtype(in_features, out_features))
         self.register_buffer("support", support, persistent=False)
+        self.register_load_state_dict_post_hook(_draw_missing_support)
         self.reset_support()
         self.reset_values()
 
     @torch.no_grad()
     def reset_support(self) -> None:
         """Draw the positions of the sparse entries, the same each time."""
-        if self.support.is_meta:
+        self.has_support = not self.support.is_meta
+        if not self.has_support:
             return
         random = np.random.RandomState(self.support_seed)
         positions = random.permutation(self.in_features * self.out_features)[: len(self.support)]
@@ -98,7 +108,7 @@ class SLTrainLinear(LowRankLinear):
     def to_dense(self) -> nn.Linear:
         """The same map as one `nn.Linear`: W = B A + S."""
         linear = super().to_dense()
-        weight = linear.weight.double().flatten()
+        weight = (self.up.weight.double() @ self.down.weight.double()).flatten()
         weight.index_add_(0, self.support, self.sparse_values.double())
         linear.weight.copy_(weight.view_as(linear.weight))
         return linear
@@ -109,3 +119,13 @@ class SLTrainLinear(LowRankLinear):
         UserError: always.
         """
         raise UserError("sltrain: cannot be made from a dense matrix; train SLTrain from scratch")
+
+
+def _draw_missing_support(module: nn.Module, _: Any) -> None:
+    """Draw the support of a module that was made without memory and then given weights."""
+    assert isinstance(module, SLTrainLinear)
+    if module.has_support or module.sparse_values.is_meta:
+        return
+    if module.support.is_meta:
+        module.support = torch.empty_like(module.support, device=module.sparse_values.device)
+    module.reset_support()

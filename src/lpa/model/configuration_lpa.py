@@ -64,7 +64,7 @@ class LPAConfig(PreTrainedConfig):
         initialization: how low-rank pairs start (see `init_factors`): `linear`, each factor as an
             `nn.Linear`, as published; `scaled`, normal entries, so that those of the product have the
             standard deviation `initializer_range`; `spectral`, the truncated SVD of a random dense
-            projection; or `orthogonal`.
+            projection; `orthogonal`; `cola`, as CoLA's authors start; or `lora`, at zero, as SLTrain does.
         low_rank_method: what a low-rank projection is: None, the plain pair; `cola`, with a SiLU between
             the factors (see `CoLALinear`); or `sltrain`, plus a sparse matrix (see `SLTrainLinear`).
         sparse_density: the fraction of entries of that sparse matrix; by default 0.03 with `sltrain`.
@@ -305,3 +305,12 @@ class LPAConfig(PreTrainedConfig):
                 if rank is not None and case not in checked:
                     check_rank(rank, *self.projection_shape(projection), field=field)
                     checked.add(case)
+        if self.low_rank_method is not None and not any(
+            self.projection_rank(projection, layer)
+            for projection in self.projections
+            for layer in range(self.num_hidden_layers)
+        ):
+            raise UserError(
+                f"low_rank_method: got {self.low_rank_method!r} where all projections are dense; expected "
+                "null, or a placement with low-rank projections"
+            )

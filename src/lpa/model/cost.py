@@ -1,6 +1,6 @@
 """What a model costs, counted from its configuration without building it."""
 
-from lpa.lowrank import sparse_entry_count
+from lpa.lowrank import sparse_entry_count, support_dtype
 from lpa.model.configuration_lpa import LPAConfig
 
 
@@ -17,6 +17,20 @@ def projection_parameter_count(config: LPAConfig) -> int:
             total += rank * (in_features + out_features)
             if config.sparse_density is not None:
                 total += sparse_entry_count(in_features, out_features, config.sparse_density)
+    return total
+
+
+def sparse_support_bytes(config: LPAConfig) -> int:
+    """Of the places of SLTrain's sparse entries, which every process holds whole."""
+    if config.sparse_density is None:
+        return 0
+    total = 0
+    for layer in range(config.num_hidden_layers):
+        for name in config.projections:
+            shape = config.projection_shape(name)
+            if config.projection_rank(name, layer) is not None:
+                count = sparse_entry_count(*shape, config.sparse_density)
+                total += count * support_dtype(*shape).itemsize
     return total
 
 

@@ -19,6 +19,7 @@ from lpa.model.cost import (
     forward_flops_per_token,
     parameter_count,
     projection_parameter_count,
+    sparse_support_bytes,
     training_flops_per_token,
 )
 from lpa.model.loading import config_fields, lpa_config, model_directory
@@ -118,7 +119,7 @@ def plan_model(
             name: break_even_rank(*config.projection_shape(name)) for name in config.projections
         },
         memory_bytes_per_device={
-            "weights": shard,
+            "weights": shard + sparse_support_bytes(config),
             "gradients": shard,
             "optimizer": 2 * shard,
             "activations": activation_bytes(

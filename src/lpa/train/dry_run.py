@@ -15,7 +15,7 @@ from lpa.train.distributed.parallelize import parallelize
 from lpa.train.init_weights import with_source_seq_len
 from lpa.train.optim.muon import muon_temporary_bytes
 from lpa.train.optim.optimizers import (
-    check_single_process,
+    check_optimizer,
     optimizer_kinds,
     optimizer_state_count,
 )
@@ -154,7 +154,7 @@ def _plan_step(
     muon_local = _local_numel(muon_weights)
     states = 2 * trainable_local - muon_local
     if config.optim.name not in ("adamw", "muon"):  # of one process
-        check_single_process(model, config.optim)
+        check_optimizer(model, config.optim)
         states = optimizer_state_count(model, config.optim)
 
     # FSDP keeps its own copies even where it shards over one process.
@@ -165,7 +165,8 @@ def _plan_step(
     rows = embedding.numel() * (layout.tensor - 1) // layout.tensor
     accumulated = trainable_local * layout.shard + embedding.requires_grad * rows
     memory = {
-        "weights": _local_numel(model.parameters()) * _MASTER_BYTES,
+        "weights": _local_numel(model.parameters()) * _MASTER_BYTES
+        + sum(buffer.nbytes for buffer in model.buffers()),
         "gradients": trainable_local * _MASTER_BYTES,
         "optimizer": states * _MASTER_BYTES,
         "gathered": is_fsdp * whole // layout.tensor,

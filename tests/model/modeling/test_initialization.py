@@ -93,10 +93,14 @@ def test_projections_start_with_the_deviation_they_promise(fields):
         if isinstance(module, (LlamaRMSNorm, nn.LayerNorm)):
             continue
         deviation = effective(module).square().mean().sqrt().item()
-        if fields["initialization"] == "linear" and isinstance(module, LowRankLinear):
-            expected = 1 / (3 * math.sqrt(module.in_features))
-        else:
-            expected = 0.02
+        expected = 0.02
+        if isinstance(module, LowRankLinear):
+            inputs, outputs = module.in_features, module.out_features
+            expected = {
+                "linear": 1 / (3 * math.sqrt(inputs)),
+                "cola": 1 / math.sqrt(inputs + outputs),
+                "lora": 0.0,
+            }.get(fields["initialization"], expected)
         if fields["initialization"] == "spectral":
             # A part of the dense matrix: its largest 32 of 128 singular values hold more than a
             # quarter of its squared norm and less than all.
@@ -144,5 +148,6 @@ def test_what_a_checkpoint_lacks_starts_and_the_rest_is_loaded(tmp_path, method)
     # 64 entries, whose sample deviation errs by 9%.
     assert loaded.score.weight.std().item() == pytest.approx(config.initializer_range, rel=0.4)
     product = loaded.model.layers[1].self_attn.o_proj.to_dense().weight
-    expected = {"linear": 1 / (3 * math.sqrt(32)), "spectral": 0.22}.get(method, 0.3)
+    own = {"linear": 1 / (3 * math.sqrt(32)), "spectral": 0.22, "cola": 1 / 8, "lora": 0.0}
+    expected = own.get(method, 0.3)
     assert product.std().item() == pytest.approx(expected, rel=0.2)

@@ -11,8 +11,8 @@ from lpa.errors import UserError
 from lpa.eval.analysis.projections import list_projections
 from lpa.lowrank import CoLALinear, SLTrainLinear
 from lpa.model import LPAForCausalLM
-from lpa.model.cost import forward_flops_per_token, parameter_count
-from lpa.model.plan import kv_cache_bytes
+from lpa.model.cost import forward_flops_per_token, parameter_count, sparse_support_bytes
+from lpa.model.plan import kv_cache_bytes, plan_model
 from lpa.train.config import OptimConfig
 from lpa.train.optim.optimizers import build_optimizers
 
@@ -133,8 +133,36 @@ def test_what_needs_a_plain_product_refuses(method):
         ({"low_rank_method": "sltrain", "sparse_density": 0}, "got 0; expected above 0"),
         ({"low_rank_method": "sltrain", "sparse_density": 1.5}, "got 1.5; expected above 0"),
         ({"low_rank_method": "sltrain", "decoder_type": "paper"}, "expected llama"),
+        (
+            {"low_rank_method": "cola", "placement": "none"},
+            "low_rank_method: got 'cola' where all projections are dense; expected null",
+        ),
+        ({"low_rank_method": "sltrain", "dense_layers": [0, 1]}, "where all projections are dense"),
     ],
 )
 def test_bad_values_are_refused_by_name(fields, message):
     with pytest.raises(UserError, match=message):
         small_config(**fields)
+
+
+def test_the_sparse_matrix_decays_as_a_matrix_does():
+    model = small_model(low_rank_method="sltrain")
+    optimizers = build_optimizers(model, OptimConfig(name="muon", weight_decay=0.3))
+    decays = {
+        parameter: group["weight_decay"]
+        for member in optimizers.members
+        for group in member.param_groups
+        for parameter in group["params"]
+    }
+    for module in model.modules():
+        if isinstance(module, SLTrainLinear):
+            assert decays[module.sparse_values] == decays[module.up.weight] == 0.3
+
+
+def test_plans_count_the_places_of_the_sparse_entries():
+    config = small_config(low_rank_method="sltrain", placement="all")
+    model = LPAForCausalLM(config)
+    held = sum(m.support.nbytes for m in model.modules() if isinstance(m, SLTrainLinear))
+    assert sparse_support_bytes(config) == held > 0
+    planned = plan_model(config, seq_len=24).memory_bytes_per_device["weights"]
+    assert planned == 4 * model.num_parameters() + held

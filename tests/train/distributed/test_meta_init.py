@@ -13,6 +13,16 @@ def constructed(config) -> LPAForCausalLM:
     return LPAForCausalLM(config)
 
 
+@pytest.mark.parametrize("method", ["cola", "sltrain"])
+def test_alone_other_projections_have_the_weights_of_the_constructor(method):
+    config = config_of(placement="all", low_rank_method=method)
+    ours = gathered(sharded(config, ParallelLayout(1, 1, 1)))
+    theirs = gathered(constructed(config))
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        assert torch.equal(ours[key], theirs[key]), key
+
+
 @pytest.mark.parametrize("name", STARTS)
 def test_alone_it_has_the_weights_of_the_constructor(name):
     config = config_of(**STARTS[name])

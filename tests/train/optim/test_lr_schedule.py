@@ -52,3 +52,13 @@ def test_wsd_stays_at_the_peak_until_it_decays():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_within_its_warm_up_stays_finite(schedule):
     assert rates(steps=3, schedule=schedule, warmup_steps=10) == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_after_each_merge_of_relora_the_rate_rises_again():
+    plain = rates(steps=300, warmup_steps=10)
+    ours = rates(steps=300, warmup_steps=10, name="relora", restart_every=80)
+    assert ours[:80] == plain[:80]
+    for start in (80, 160, 240):
+        for within in range(50):
+            assert ours[start + within] == pytest.approx(plain[start + within] * (within + 1) / 50)
+        assert ours[start + 50 : start + 80] == plain[start + 50 : start + 80]

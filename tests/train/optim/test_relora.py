@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from lpa.train.config import OptimConfig
+from lpa.train.optim.lr_schedule import lr_at_step
 from lpa.train.optim.relora import ReLoRA
 
 LR, EVERY, RANK = 0.02, 60, 3
@@ -23,8 +25,12 @@ def train(shape, steps):
     weight, loss = problem(shape)
     weight = torch.nn.Parameter(weight)
     optimizer = ReLoRA([weight], LR, restart_every=EVERY, rank=RANK)
+    config = OptimConfig(
+        name="relora", restart_every=EVERY, lr=LR, warmup_steps=0, min_lr_ratio=1.0
+    )
     weights = []
-    for _ in range(steps):
+    for number in range(1, steps + 1):
+        optimizer.param_groups[0]["lr"] = lr_at_step(config, number, steps)
         optimizer.zero_grad()
         loss(weight).backward()
         optimizer.step()

@@ -88,3 +88,26 @@ def test_the_plan_has_its_bytes_and_refuses_several_processes(name, prepared):
 def test_settings_that_an_optimizer_does_not_have_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         OptimConfig(**fields)
+
+
+@pytest.mark.parametrize("model", [{"placement": "none"}, {"low_rank_method": "cola"}])
+def test_spectron_is_refused_without_plain_pairs(model, prepared):
+    from helpers.small_runs import small_config as run_config
+
+    config = OptimConfig(name="spectron")
+    with pytest.raises(
+        UserError, match=r"optim\.name: got spectron; expected a model with low-rank"
+    ):
+        build_optimizers(LPAForCausalLM(small_config(**model)), config)
+    with pytest.raises(
+        UserError, match=r"optim\.name: got spectron; expected a model with low-rank"
+    ):
+        plan_run(run_config(prepared, model=model, optim={"name": "spectron"}))
+
+
+def test_a_run_that_would_end_before_relora_restarts_is_refused(prepared):
+    from helpers.small_runs import small_config as run_config
+
+    steps = run_config(prepared).train.steps
+    with pytest.raises(UserError, match=rf"optim\.restart_every: got {steps}; expected fewer"):
+        run_config(prepared, optim={"name": "relora", "restart_every": steps})

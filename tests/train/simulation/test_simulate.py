@@ -186,6 +186,14 @@ def test_a_teacher_is_refused(tmp_path):
         simulate_step(config)
 
 
+@pytest.mark.parametrize("name", ["spectron", "galore", "apollo"])
+def test_an_optimizer_that_reads_numbers_is_refused(name):
+    with pytest.raises(
+        UserError, match=f"--simulate: got optim.name {name}, whose steps depend on"
+    ):
+        simulate_step(config_of((1, 1, 1), optim={"name": name}))
+
+
 def test_the_command_prints_both(lpa, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(config_of((1, 2, 1)).to_yaml())

@@ -35,7 +35,8 @@ class ModelConfig:
         dense_layers: layers, counted from 0, that keep all projections dense.
         initializer_range: standard deviation of the weights, of the product where they are low-rank.
         initialization: how low-rank pairs start: linear (each factor as an nn.Linear), scaled,
-            spectral or orthogonal; by default scaled.
+            spectral, orthogonal, cola (as CoLA's authors start) or lora (at zero, as SLTrain does); by
+            default scaled.
         residual_scaling: whether the initial weights of the projections that write to the residual
             stream are divided by sqrt(2 * num_hidden_layers); by default not.
         low_rank_method: what a low-rank projection is: by default the plain pair; cola, with a SiLU

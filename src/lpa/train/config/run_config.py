@@ -41,6 +41,13 @@ class RunConfig:
             self.data = replace(self.data, seq_len=DEFAULT_SEQ_LEN)
         if self.data.seq_len:
             self.train.resolve_length(self.data.seq_len)
+            every = self.optim.restart_every
+            require(
+                every is None or every < self.train.steps,
+                "optim.restart_every",
+                every,
+                f"fewer than the {self.train.steps} steps of the run, which else never restarts",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by section and field."""

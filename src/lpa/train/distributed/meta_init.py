@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lpa.lowrank import LowRankLinear
+from lpa.lowrank import LowRankLinear, SLTrainLinear
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.train.distributed.dtensor import shard_like
@@ -62,6 +62,8 @@ def _replay_constructor(owner: nn.Module) -> None:
     for module in owner.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             module.reset_parameters()
+    if isinstance(owner, SLTrainLinear):
+        owner.reset_values()
     owner.to("meta")
 
 

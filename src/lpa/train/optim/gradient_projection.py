@@ -90,10 +90,11 @@ class GaLore(_ProjectedAdamW):
 class APOLLO(_ProjectedAdamW):
     """APOLLO (Zhu et al. 2024, arXiv 2412.05270, algorithm 1), with scaling by channel.
 
-    P is random normal, of variance 1 / rank, and renewed every 200 steps from a seed, so that it is
-    never kept. The step is the gradient itself, each channel of the longer side scaled as AdamW scales the
-    projected gradient; its norm grows by 1% a step at most. As in the authors' package `apollo-torch`, the
-    bias of AdamW's moments is corrected after that limit.
+    P is random normal, of variance 1 / rank, and renewed every 200 steps from the numbers of the matrix and
+    the projection, whatever the run's seed, so that it is never kept. The step is the gradient itself, each
+    channel of the longer side scaled as AdamW scales the projected gradient; its norm grows by 1% a step at
+    most. As in the authors' package `apollo-torch`, the bias of AdamW's moments is corrected after that
+    limit.
     """
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:

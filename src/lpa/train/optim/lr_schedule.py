@@ -4,6 +4,9 @@ import math
 
 from lpa.train.config import OptimConfig
 
+# Steps of ReLoRA after each merge (Lialin et al. 2023, section 3).
+_RESTART_WARMUP_STEPS = 50
+
 
 def lr_at_step(config: OptimConfig, step: int, steps: int) -> float:
     """The learning rate of a step.
@@ -12,12 +15,22 @@ def lr_at_step(config: OptimConfig, step: int, steps: int) -> float:
     eq. 5), a straight line down to the same end, or the peak until the last `decay_fraction` of all
     steps and a straight line from there (`wsd`: warm-up, stable, decay; Hu et al. 2024, section 4).
     It never jumps by more than a step of these lines: a decay that would begin within the warm-up begins
-    at its end.
+    at its end. With ReLoRA the rate of everything that trains also rises from near zero after each merge, as
+    in the code of its authors.
 
     Args:
         step: counted from 1.
         steps: of the whole run, whose last step has the lowest rate after the warm-up.
     """
+    lr = _lr_without_restarts(config, step, steps)
+    if config.restart_every is not None:
+        period, within = divmod(step - 1, config.restart_every)
+        if period:
+            lr *= min(1.0, (within + 1) / _RESTART_WARMUP_STEPS)
+    return lr
+
+
+def _lr_without_restarts(config: OptimConfig, step: int, steps: int) -> float:
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     begin = config.warmup_steps

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lpa.errors import UserError
-from lpa.lowrank import LowRankLinear
+from lpa.lowrank import LowRankLinear, SLTrainLinear
 from lpa.model.layers.decoder import LPADecoderLayer
 from lpa.train.config import OptimConfig
 from lpa.train.optim.gradient_projection import APOLLO, GaLore, projected_state_count
@@ -55,7 +55,7 @@ class Optimizers:
 def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
     """The optimizers of a model whose parameters are plain tensors, or DTensors all alike.
 
-    Matrices decay, embeddings among them; vectors (norm weights and biases) do not. The factors of a
+    Matrices decay, embeddings and sparse ones among them; norm weights and biases do not. The factors of a
     low-rank pair have their own multipliers of the learning rate and their own decay. Muon, where asked
     for, has the matrices inside decoder layers; fused AdamW has everything else. GaLore, APOLLO and
     ReLoRA have what Muon would have; Spectron has the factors of pairs, and Muon the other matrices.
@@ -63,7 +63,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
     Raises:
         UserError: an optimizer or a decay that the model or its layout does not go with.
     """
-    check_single_process(model, config)
+    check_optimizer(model, config)
     modules = [module for module in model.modules() if isinstance(module, LowRankLinear)]
     settings = _group_settings(modules, config)
     kinds = optimizer_kinds(model, config)
@@ -140,17 +140,24 @@ def optimizer_state_count(model: nn.Module, config: OptimConfig) -> int:
     return sum(per_parameter[kinds.get(p, "adamw")](p) for p in trained)
 
 
-def check_single_process(model: nn.Module, config: OptimConfig) -> None:
-    """Refuse a sharded model where the optimizer works on whole matrices.
+def check_optimizer(model: nn.Module, config: OptimConfig) -> None:
+    """Refuse an optimizer that does not go with the model.
 
     Raises:
-        UserError: it is one.
+        UserError: a sharded model where it works on whole matrices; or spectron without plain pairs, whose
+            products its steps bound.
     """
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if config.name not in ("adamw", "muon") and sharded:
         raise UserError(
             f"optim.name: got {config.name} with several processes; expected adamw or muon, as "
             f"{config.name} works on whole matrices"
+        )
+    kinds = {type(module) for module in model.modules() if isinstance(module, LowRankLinear)}
+    if config.name == "spectron" and kinds != {LowRankLinear}:
+        raise UserError(
+            "optim.name: got spectron; expected a model with low-rank projections and without "
+            "model.low_rank_method, as it bounds the steps of their products"
         )
 
 
@@ -160,6 +167,7 @@ def _group_settings(
     """What tells a parameter's weight decay and its multiplier of the learning rate."""
     downs = {module.down.weight for module in modules}
     ups = {module.up.weight for module in modules}
+    sparse = {module.sparse_values for module in modules if isinstance(module, SLTrainLinear)}
 
     def decay(own: float | None) -> float:
         if config.low_rank_decay == "product":
@@ -171,7 +179,8 @@ def _group_settings(
             return decay(config.down_weight_decay), config.down_lr_scale
         if parameter in ups:
             return decay(config.up_weight_decay), config.up_lr_scale
-        return config.weight_decay if parameter.ndim >= 2 else 0.0, 1.0
+        decays = parameter.ndim >= 2 or parameter in sparse
+        return config.weight_decay if decays else 0.0, 1.0
 
     return settings
 

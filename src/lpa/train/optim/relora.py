@@ -9,7 +9,6 @@ from torch import Tensor
 from lpa.train.optim.matrix_optimizer import MatrixOptimizer, resolve_rank
 
 _ALPHA = 32  # of LoRA: the update is ALPHA / rank times the product of the factors
-_WARMUP_STEPS = 50  # of the learning rate after each merge
 _PRUNED = 0.99  # the fraction of the entries whose moments a merge sets to zero
 
 
@@ -17,10 +16,11 @@ class ReLoRA(MatrixOptimizer):
     """ReLoRA (Lialin et al. 2023, arXiv 2307.05695, algorithm 1) for dense matrices.
 
     The first period of `restart_every` steps trains whole matrices, the paper's warm start. In each later
-    one a matrix is W + s B A, with W fixed, s = 32 / rank as in the authors' code, and AdamW trains A and B.
-    At a restart the product is merged into W, B becomes zero and A random, and the learning rate warms up
-    over 50 steps. Both moments become zero but for the hundredth of the entries whose first moment is
-    largest: pruned each by its own size, one may lose its second moment alone and make a huge step.
+    one a matrix is W + s B A, with W fixed, s = 32 / rank as in the authors' code, and AdamW trains A and
+    B. At a restart the product is merged into W, B becomes zero and A random; `lr_at_step` warms the
+    learning rate up again. A is drawn from the numbers of the matrix and the period, whatever the run's
+    seed. Both moments become zero but for the hundredth of the entries whose first moment is largest:
+    pruned each by its own size, one may lose its second moment alone and make a huge step.
 
     The model holds the sum at any time, so that a merge changes no weight. The gradients of the factors
     follow from that of the sum, G: s Bᵀ G of A and s G Aᵀ of B. The arithmetic is that of the dense model;
@@ -56,16 +56,15 @@ class ReLoRA(MatrixOptimizer):
             self._restart(state, weight, period)
         state["step"] += 1
         if not period:
-            _adamw_step(weight, gradient, state, "", group, group["lr"], within + 1)
+            _adamw_step(weight, gradient, state, "", group, within + 1)
             return
-        lr = group["lr"] * min(1.0, (within + 1) / _WARMUP_STEPS)
         down, up = state["down"], state["up"]
         scale = _ALPHA / len(down)
         before = up @ down
         gradients = {"down": scale * up.T @ gradient, "up": scale * gradient @ down.T}
         for name, of_factor in gradients.items():
             since_start = int(state["step"]) - self.restart_every
-            _adamw_step(state[name], of_factor, state, f"{name}_", group, lr, since_start)
+            _adamw_step(state[name], of_factor, state, f"{name}_", group, since_start)
         weight.add_(up @ down - before, alpha=scale)
 
     def _init_state(self, state: dict[str, Tensor], weight: Tensor) -> None:
@@ -97,11 +96,10 @@ def _adamw_step(
     state: dict[str, Tensor],
     prefix: str,
     group: dict[str, Any],
-    lr: float,
     step: int,
 ) -> None:
     """AdamW's step number `step` with the moments `prefix + exp_avg` and `prefix + exp_avg_sq`."""
-    beta1, beta2 = group["betas"]
+    lr, (beta1, beta2) = group["lr"], group["betas"]
     mean = state[f"{prefix}exp_avg"].lerp_(gradient, 1 - beta1)
     square = state[f"{prefix}exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     denominator = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])

@@ -31,6 +31,8 @@ from lpa.train.simulation.step_memory import StepMemory
 
 # The first forward pass of a step, one in the middle, which stands for all of its kind, and the last.
 _MAX_PASSES = 3
+# Optimizers that read numbers of tensors, which fake ones do not have.
+_READS_NUMBERS = ("spectron", "galore", "apollo")
 
 
 @dataclass
@@ -57,10 +59,15 @@ def simulate_step(config: RunConfig, processes: int | None = None) -> SimulatedS
         processes: by default what the parallel section asks for.
 
     Raises:
-        UserError: a field that the run would refuse, or a teacher.
+        UserError: a field that the run would refuse, a teacher, or an optimizer that reads numbers.
     """
     if config.distill.teacher is not None:
         raise UserError("--simulate: got a run with a teacher; expected distill.teacher null")
+    if config.optim.name in _READS_NUMBERS:
+        raise UserError(
+            f"--simulate: got optim.name {config.optim.name}, whose steps depend on numbers; expected adamw, "
+            "muon or relora"
+        )
     config = with_source_seq_len(config)
     shape = RunShape.of(config, processes)
     with fake_process_group(shape.processes):

@@ -45,7 +45,7 @@ class StepMemory(MemTracker):
         self._model = model
         self._counted = counted
         self.track_external(model, *optimizers)
-        self._own_weights = self._now(_MemRefType.PARAM)
+        self._own_weights = self._now(_MemRefType.PARAM) + self._now(_MemRefType.BUFFER)
         self._states = self._now(_MemRefType.OPT)
         self._peaks: dict[str, tuple[int, dict[Any, int]]] = {}
         self.phase = "forward_backward"
