@@ -51,6 +51,18 @@ def test_the_vertex_is_the_lowest_point_of_a_parabola(best):
     assert parabola_vertex(parabola(best)) == pytest.approx(best)
 
 
+def test_the_vertex_between_equal_neighbors_is_the_best_rate_to_the_last_digit():
+    assert parabola_vertex({0.002: 3.9, 0.004: 3.8, 0.008: 3.9}) == 0.004
+    assert parabola_vertex({0.002: 3.8, 0.004: 3.8, 0.008: 3.8}) == 0.002
+    assert parabola_vertex({0.002: 3.9, 0.004: 3.8, 0.008: 3.8}) == pytest.approx(0.004 * 2**0.5)
+
+
+def test_the_vertex_of_rates_of_which_one_between_is_missing():
+    losses = parabola(0.003)
+    del losses[0.002]
+    assert parabola_vertex(losses) == pytest.approx(0.003)
+
+
 @pytest.mark.parametrize("best", [0.0001, 0.1])
 def test_an_extreme_rate_is_kept(best):
     assert parabola_vertex(parabola(best)) in (RATES[0], RATES[-1])
@@ -75,6 +87,14 @@ def test_rates_fall_with_the_length_by_the_exponent():
     assert transfer_rates(tuned, 0.5, 4.0) == {
         "dense": {"optim.lr": 0.002},
         "FFN": {"optim.lr": 0.001},
+    }
+
+
+def test_transferred_rates_have_four_digits():
+    tuned = {"dense": {"optim.lr": 0.004}, "CoLA": {"optim.lr": 0.008}}
+    assert transfer_rates(tuned, 0.123456789, 3.0) == {
+        "dense": {"optim.lr": 0.003493},
+        "CoLA": {"optim.lr": 0.006985},
     }
 
 

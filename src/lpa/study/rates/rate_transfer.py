@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-
-import numpy as np
+from statistics import fmean
 
 from lpa.errors import UserError
 from lpa.study.results.study_results import StudyResult
@@ -36,9 +35,14 @@ def parabola_vertex(losses: dict[float, float]) -> float:
     index = rates.index(best)
     if index in (0, len(rates) - 1):
         return best
-    near = rates[index - 1 : index + 2]
-    curve, slope, _ = np.polyfit(np.log(near), [losses[rate] for rate in near], 2)
-    return float(np.exp(-slope / (2 * curve))) if curve > 0 else best
+    # In closed form, as the last digits of a fit depend on the machine. Distances and slopes are from the
+    # best rate.
+    lower, upper = (math.log(rates[near] / best) for near in (index - 1, index + 1))
+    falling, rising = (
+        (losses[rates[near]] - losses[best]) / distance
+        for near, distance in ((index - 1, lower), (index + 1, upper))
+    )
+    return best * math.exp((rising * lower - falling * upper) / (2 * (rising - falling)))
 
 
 def rate_exponent(
@@ -59,14 +63,17 @@ def rate_exponent(
             raise UserError(f"{variant}: no trial has finished all its runs in both tunings")
         before, after = map(parabola_vertex, found)
         exponents.append(-math.log(after / before) / math.log(lengths[1] / lengths[0]))
-    return min(max(float(np.mean(exponents)), 0.0), MAX_EXPONENT)
+    return min(max(fmean(exponents), 0.0), MAX_EXPONENT)
 
 
 def transfer_rates(
     tuned: dict[str, dict[str, float]], exponent: float, factor: float
 ) -> dict[str, dict[str, float]]:
-    """Tuned settings with rates for runs that are `factor` times as long."""
+    """Tuned settings with rates for runs that are `factor` times as long, in four digits.
+
+    A rate is part of what names a run, and its last digits would depend on the machine.
+    """
     return {
-        name: settings | {"optim.lr": settings["optim.lr"] * factor**-exponent}
+        name: settings | {"optim.lr": float(f"{settings['optim.lr'] * factor**-exponent:.4g}")}
         for name, settings in tuned.items()
     }
