@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "plain_wikitext"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "plain_wikitext"
 
 
 def plain(tmp_path, text):

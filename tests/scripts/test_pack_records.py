@@ -10,7 +10,7 @@ import pytest
 
 from lpa.study.results.study_results import find_studies
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "docs" / "records" / "studies.tar.xz"
 
 
