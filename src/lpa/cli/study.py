@@ -154,7 +154,7 @@ def main(argv: list[str]) -> None:
         print(to_json(figures | (_outcome_figures(outcome) if outcome else {})))
     elif outcome:
         _print_tuned(outcome)
-    if outcome and outcome.failed:
+    if outcome and (outcome.failed or outcome.problem):
         raise SystemExit(1)
 
 

@@ -22,7 +22,7 @@ from lpa.study.rates.rate_tuning import (
     tried_rates,
     tune_learning_rates,
 )
-from lpa.study.results.study_results import read_study, short_axes, write_tuned
+from lpa.study.results.study_results import lost_trials, read_study, short_axes, write_tuned
 
 OnState = Callable[[Job, str, int, int], None]
 
@@ -140,7 +140,7 @@ def run_study(
     part = f"{name}-tuning" if tune else name
     with lock_directory(directory, part=f"{part}-{scale}", output=out):
         outcome = _tune_rates(study, work, directory) if tune else work.run(study, directory)
-    if outcome.study.tunes and not outcome.problem:
+    if outcome.study.tunes:
         _choose(outcome, directory, seeds, f"{name}-" if tune else "")
     return outcome
 
@@ -183,14 +183,9 @@ def _tune_rates(study: Study, work: _Work, out: Path) -> StudyOutcome:
     rates = tried_rates(index) or rates
     while True:
         outcome = work.run(tune_learning_rates(study, rates), out)
-        if lost := [job for job in outcome.failed if not job.diverged]:
-            outcome.problem = (
-                f"{len(lost)} trials failed, but did not diverge, such as {lost[0].variant}; "
-                "start the study again to resume them"
-            )
-            return outcome
-        wider = extend_rates(rates, best_rates(read_study(index, work.seeds)).values())
-        if wider == rates:
+        result = read_study(index, work.seeds)
+        wider = extend_rates(rates, best_rates(result).values())
+        if wider == rates or lost_trials(result):
             return outcome
         rates = wider
 

@@ -169,11 +169,13 @@ def test_a_trial_that_failed_otherwise_than_by_divergence_leaves_nothing_tuned(
 ):
     """It is to be resumed; one that diverged is the worst."""
 
-    def lose_one(jobs, parallel, on_state):
+    def fail(jobs, parallel, on_state):
+        for job in jobs:
+            record_failure(job, "exit code 2: training: step 3: the loss is nan")
         record_failure(jobs[0], f"exit code 2: {said}")
-        return jobs[:1]
+        return jobs
 
-    monkeypatch.setattr("lpa.study.run_study.run_jobs", lose_one)
+    monkeypatch.setattr("lpa.study.run_study.run_jobs", fail)
     monkeypatch.setattr("lpa.study.run_study.best_rates", lambda result: {})
     outcome = run_study("rivals", tmp_path, scale="tiny", seeds=1, data=prepared, tune=True)
     assert ("did not diverge" in outcome.problem) == ("exit" in said)

@@ -94,13 +94,28 @@ def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_reported(tuning
 
 def test_a_placement_that_never_finished_leaves_nothing_tuned(tuning, tmp_path):
     index, runs = tuning
+    (index.parent / "logs").mkdir()
     for name, run in runs.items():
         if "placement=none" in name:
             (run / "test.json").unlink()
+            failure = index.parent / "logs" / f"{run.name}.failure"
+            failure.write_text("exit code 2: lpa: error: training: step 3: the loss is nan\n")
     with pytest.raises(UserError, match="no setting of placement none has finished"):
         write_tuned(read_study(index), tmp_path / "tuned.yaml")
     assert not (tmp_path / "tuned.yaml").exists()
     assert "Best so far for placement attention" in " ".join(summarize(read_study(index)))
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_trial_that_is_lost_leaves_nothing_tuned(tuning, tmp_path, content):
+    """It might be the best; one that diverged is the worst."""
+    index, runs = tuning
+    trial, run = next(iter(runs.items()))
+    (run / "test.json").unlink() if content is None else (run / "test.json").write_text(content)
+    with pytest.raises(UserError, match="is not finished and did not diverge") as error:
+        write_tuned(read_study(index), tmp_path / "tuned.yaml")
+    assert trial in str(error.value)
+    assert not (tmp_path / "tuned.yaml").exists()
 
 
 def test_fits_take_sizes_at_the_same_tokens_and_tokens_at_the_same_size(runs_of):

@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from lpa.data.manifest import Manifest
-from lpa.errors import DIVERGED, UserError
+from lpa.errors import UserError
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json
@@ -66,14 +66,6 @@ class Job:
     def test(self) -> Path:
         """Its `Evaluation` on held-out text."""
         return self.run / TEST_FILE
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the last start failed as loss or gradient were not finite, which another start repeats."""
-        try:
-            return DIVERGED in self.failure.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return False
 
     @property
     def failure(self) -> Path:

@@ -2,12 +2,42 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
 from lpa.errors import UserError
-from lpa.study.results.study_results import StudyResult
+from lpa.study.rates.rate_tuning import best_rates, extend_rates
+from lpa.study.results.study_results import StudyResult, check_no_trial_lost, find_studies
 
 MAX_EXPONENT = 0.5
+
+
+def read_finished_tuning(directory: Path) -> StudyResult:
+    """The tuning in a directory, if its best rates are those that the protocol takes.
+
+    Raises:
+        UserError: there is no tuning or more than one, a trial was lost, or the rates are to be extended.
+    """
+    found = [
+        study
+        for study in find_studies([directory])
+        if any(trial.tunes for trial in study.index.variants)
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"{directory}: holds {len(found)} tunings; expected one, as `lpa study rivals --tune` leaves it"
+        )
+    [result] = found
+    check_no_trial_lost(result)
+    rates = sorted({trial.overrides["optim.lr"] for trial in result.index.variants})
+    best = best_rates(result)
+    if extend_rates(rates, best.values()) != rates:
+        arm = next(name for name in best if extend_rates(rates, [best[name]]) != rates)
+        raise UserError(
+            f"{directory}: the best rate of {arm}, {best[arm]:g}, is at the end of those tried, {rates[0]:g} "
+            f"to {rates[-1]:g}; start the tuning again to extend them"
+        )
+    return result
 
 
 def loss_by_rate(result: StudyResult, variant: str) -> dict[float, float]:
@@ -72,7 +102,13 @@ def transfer_rates(
     """Tuned settings with rates for runs that are `factor` times as long, in four digits.
 
     A rate is part of what names a run, and its last digits would depend on the machine.
+
+    Raises:
+        UserError: settings without a rate.
     """
+    for name, settings in tuned.items():
+        if "optim.lr" not in settings:
+            raise UserError(f"{name}: got no optim.lr; expected the rate that a tuning chose")
     return {
         name: settings | {"optim.lr": float(f"{settings['optim.lr'] * factor**-exponent:.4g}")}
         for name, settings in tuned.items()

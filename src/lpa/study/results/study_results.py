@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lpa.errors import LPAWarning, UserError, closest_match
+from lpa.errors import DIVERGED, LPAWarning, UserError, closest_match
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import parse_value, read_json
@@ -218,9 +218,10 @@ def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
     """The settings of `tuned_rows`, as `lpa study --tuned` reads them.
 
     Raises:
-        UserError: a placement or variant of which no setting has all its runs; nothing is written, as what is
-            tuned would be compared with what is not.
+        UserError: a lost trial, or a placement or variant of which no setting has all its runs; nothing is
+            written, as what is tuned would be compared with what is not.
     """
+    check_no_trial_lost(result)
     overrides, groups = _overrides(result), _tuned_groups(result)
     rows = tuned_rows(result)
     for group in set(groups.values()) - rows.keys():
@@ -238,6 +239,30 @@ def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
     }
     write_text_atomic(path, yaml.safe_dump(tuned, sort_keys=False))
     return tuned
+
+
+def lost_trials(result: StudyResult) -> dict[str, str]:
+    """The trials with a run that is missing though it did not diverge, and why it is."""
+    return {
+        row.variant: row.failed.get(seed, "no failure recorded")
+        for row in result.rows
+        for seed in row.missing
+        if DIVERGED not in row.failed.get(seed, "")
+    }
+
+
+def check_no_trial_lost(result: StudyResult) -> None:
+    """Refuse a tuning with lost trials, any of which might be the best.
+
+    Raises:
+        UserError: there are some.
+    """
+    if lost := lost_trials(result):
+        trial, reason = next(iter(lost.items()))
+        raise UserError(
+            f"{result.title}: the trial {trial} is not finished and did not diverge ({reason}); start the "
+            "study again to resume what is not finished"
+        )
 
 
 def tuned_rows(result: StudyResult) -> dict[str, VariantRow]:
