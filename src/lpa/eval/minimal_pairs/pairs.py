@@ -44,7 +44,7 @@ def read_pairs(path: Path) -> Iterator[MinimalPair]:
         UserError: it cannot be read, or a line has not the fields that are needed.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--pairs {path}: cannot be read ({error})") from error
     for number, line in enumerate(lines, 1):
