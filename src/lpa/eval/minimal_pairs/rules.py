@@ -17,26 +17,44 @@ _ABBREVIATIONS = (
     "St.",
     "Messrs.",
     "Mme.",
+    "Mlle.",
+    "Capt.",
+    "Rev.",
+    "Hon.",
     "No.",
     "vol.",
     "i.e.",
     "e.g.",
 )
+_INITIAL = re.compile(r"\b[A-HJ-Z]\.$")  # "I." may be the pronoun
 _MIN_WORDS, _MAX_WORDS = 5, 40
+_QUOTES = ('"', "“", "‘")
 
 # After these the subjunctive stands, where "he were" is right.
-_SUBJUNCTIVE = re.compile(r"\b(if|though|wish\w*|unless|lest|that|whether|suppose|would)\b", re.I)
+_SUBJUNCTIVE = re.compile(
+    r"\b(if|(al)?though|albeit|wish\w*|unless|lest|that|whether|suppos\w*|would|until|till|ere|before|"
+    r"provided|except|imagine|fancy|rather|time|fear|case|(what|who|which|wher|how)(so)?ever)\b",
+    re.I,
+)
+# After these a pronoun may be a part of the subject or none: "no one but him could", "neither of you is".
+_ALONE = r"(?<!\w but )" + "".join(
+    rf"(?<!\b{word} )" for word in ("and", "or", "nor", "of", "than", "as", "except", "save")
+)
 
+# "It was" is missing, as "it were" is right in "as it were", "it were better".
 _AGREEMENT = {
-    "he|she|it": {"was": "were", "is": "are", "has": "have", "does": "do"},
+    "he|she": {"was": "were", "is": "are", "has": "have", "does": "do"},
+    "it": {"is": "are", "has": "have", "does": "do"},
     "I": {"was": "were", "am": "is", "have": "has", "do": "does"},
     "we|you|they": {"were": "was", "are": "is", "have": "has", "do": "does"},
 }
 _ACCUSATIVE = {"I": "me", "he": "him", "she": "her", "we": "us", "they": "them"}
 _NOMINATIVE = {"me": "I", "him": "he", "us": "we", "them": "they"}
 _FINITE_VERBS = "was|were|had|could|would|said|did|went|came|knew|must|should|asked|replied"
-_PREPOSITIONS = "of|to|with|for|from|by|at|upon|about|against|towards|toward|after|before"
-_DETERMINERS = "the|a|an|his|my|our|their|its|your"
+# "After" and "before" are missing, as "before I" may be a clause cut short, and "the after years" is English;
+# so is "his", which is a pronoun too: "it was his by right".
+_PREPOSITIONS = "of|to|with|for|from|by|at|upon|about|against|towards|toward"
+_DETERMINERS = "the|a|an|my|our|their|your"
 # Past tense -> participle, where they differ.
 _PARTICIPLES = {
     "began": "begun",
@@ -62,6 +80,10 @@ _PARTICIPLES = {
     "wore": "worn",
     "wrote": "written",
 }
+# After these a participle may go without its own: "they were caught and he drawn in".
+_AUXILIARY = re.compile(
+    r"\b(have|has|had|having|be|been|being|is|are|was|were)\b|[’'](ve|d|s)\b", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +117,7 @@ def sentences(text: str) -> Iterator[str]:
             r"(?<=[.!?])(?=\s)|(?<=[.!?][\"”’])(?=\s)", " ".join(paragraph.split())
         ):
             prefix += part
-            if prefix.endswith(_ABBREVIATIONS):
+            if prefix.endswith(_ABBREVIATIONS) or _INITIAL.search(prefix):
                 continue
             sentence, prefix = prefix.strip(), ""
             if _MIN_WORDS <= len(sentence.split()) <= _MAX_WORDS and _is_whole(sentence):
@@ -108,7 +130,7 @@ def _is_whole(sentence: str) -> bool:
 
 def _break_agreement(sentence: str) -> str | None:
     for subject, forms in _AGREEMENT.items():
-        found = re.search(rf"\b({_either_case(subject)}) ({'|'.join(forms)})\b", sentence)
+        found = re.search(rf"{_ALONE}\b({_either_case(subject)}) ({'|'.join(forms)})\b", sentence)
         if found and not _SUBJUNCTIVE.search(sentence[: found.start()]):
             return _replace_group(sentence, found, 2, forms[found[2]])
     return None
@@ -117,8 +139,14 @@ def _break_agreement(sentence: str) -> str | None:
 def _break_subject_case(sentence: str) -> str | None:
     """The accusative before a finite verb."""
     pronouns = _either_case("|".join(_ACCUSATIVE))
-    found = re.search(rf"(?<!and )\b({pronouns}) (?:{_FINITE_VERBS})\b", sentence)
-    return found and _replace_group(sentence, found, 1, _in_other_case(found[1], _ACCUSATIVE))
+    found = re.search(rf"{_ALONE}\b({pronouns}) (?:{_FINITE_VERBS})\b", sentence)
+    if found is None:
+        return None
+    # "I" does not say whether a word in its place has a capital.
+    if found[1] == "I" and sentence[: found.start()].endswith(_QUOTES) and found.start() > 1:
+        return None
+    accusative = _ACCUSATIVE.get(found[1]) or _ACCUSATIVE[found[1].lower()]
+    return _replace_group(sentence, found, 1, accusative)
 
 
 def _break_object_case(sentence: str) -> str | None:
@@ -129,7 +157,9 @@ def _break_object_case(sentence: str) -> str | None:
 
 def _break_article(sentence: str) -> str | None:
     """`an` before a consonant, `a` before a vowel; letters that sound either way are left out."""
-    found = re.search(r"\b([Aa]) [bcdfgjklmnpqrstvwz][a-z]|\b([Aa]n) [aei][a-z]", sentence)
+    found = re.search(
+        r"\b([Aa]) [bcdfgjklmnpqrstvwz][a-z]|\b([Aa]n) (?:[ai][a-z]|e[a-tvxyz])", sentence
+    )
     if not found:
         return None
     return (
@@ -147,7 +177,9 @@ def _break_participle(sentence: str) -> str | None:
         return _replace_group(sentence, found, 1, pasts[found[1]])
     pronouns = _either_case("|".join(_ACCUSATIVE))
     found = re.search(rf"\b(?:{pronouns}) ({'|'.join(_PARTICIPLES)})\b", sentence)
-    return found and _replace_group(sentence, found, 1, _PARTICIPLES[found[1]])
+    if found is None or _AUXILIARY.search(sentence[: found.start()]):
+        return None
+    return _replace_group(sentence, found, 1, _PARTICIPLES[found[1]])
 
 
 def _break_word_order(sentence: str) -> str | None:
@@ -176,16 +208,10 @@ def _either_case(words: str) -> str:
     )
 
 
-def _in_other_case(pronoun: str, cases: dict[str, str]) -> str:
-    """With a capital where the pronoun has one that is not its own."""
-    if pronoun in cases:
-        # At the start of a sentence "I" does not say whether the word itself has a capital.
-        return cases[pronoun]
-    return cases[pronoun.lower()].title()
-
-
 def _replace_group(sentence: str, found: re.Match[str], group: int, word: str) -> str:
+    """With a capital where the group has one, which "I" has only at the beginning of a sentence."""
     begin, end = found.span(group)
-    if begin == 0 or sentence[:begin] in ('"', "“", "‘"):
+    is_first = begin == 0 or sentence[:begin] in _QUOTES
+    if is_first or (found[group] != "I" and found[group][0].isupper()):
         word = word[0].upper() + word[1:]
     return sentence[:begin] + word + sentence[end:]
