@@ -164,6 +164,40 @@ def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_p
     assert not list(job.run.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "checkpoints/step-00000002/weights.safetensors",
+        "checkpoints/step-00000002.damaged-1/manifest.json",
+        "best/model.safetensors",
+        "final/model.safetensors",
+        "test.json",
+        "scores/minimal-pairs.json",
+    ],
+)
+def test_a_run_never_begins_again_over_what_it_left(prepared, tmp_path, kept):
+    [job] = jobs_of(tmp_path, prepared)
+    path = job.run / kept
+    path.parent.mkdir(parents=True)
+    path.write_text("kept")
+    (job.run / CONFIG_FILE).write_text(job.recipe.read_text())
+    with pytest.raises(UserError, match=rf"holds {kept[:4]}.*, but nothing .*; move it") as error:
+        train_and_score(RunConfig.load(job.recipe), job.run)
+    assert "\n" not in str(error.value)
+    assert path.read_text() == "kept"
+
+
+def test_a_run_that_lost_its_configuration_is_kept(prepared, tmp_path):
+    [job] = jobs_of(tmp_path, prepared)
+    config = RunConfig.load(job.recipe)
+    config.train.stop_at, config.checkpoint.every = 2, 2
+    train(config, job.run)
+    (job.run / CONFIG_FILE).unlink()
+    assert run_jobs([job], 1) == [job]
+    assert job.failure.read_text().startswith(f"exit code 2: lpa: error: {job.run}: holds check")
+    assert started(tmp_path) == {job.run: 2}
+
+
 def test_another_study_resumes_a_run_in_the_words_it_started_with(prepared, tmp_path):
     [job] = jobs_of(tmp_path, prepared)
     config = RunConfig.from_dict(yaml.safe_load(job.recipe.read_text()))

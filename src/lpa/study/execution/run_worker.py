@@ -17,11 +17,28 @@ from lpa.display.logs import log_to_stderr
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
 from lpa.storage.files import write_text_atomic
-from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
+from lpa.storage.run_directory import (
+    BEST_DIRECTORY,
+    CHECKPOINTS_DIRECTORY,
+    CONFIG_FILE,
+    FINAL_DIRECTORY,
+    RESULT_FILE,
+    SCORES_DIRECTORY,
+    TEST_FILE,
+)
 from lpa.train.checkpoint import store
 from lpa.train.config import RunConfig
 from lpa.train.result import RunInterruptedError
 from lpa.train.run import train
+
+# What a run leaves that may be all there is of it.
+_WORTH_KEEPING = (
+    f"{CHECKPOINTS_DIRECTORY}/step-*",
+    BEST_DIRECTORY,
+    FINAL_DIRECTORY,
+    TEST_FILE,
+    SCORES_DIRECTORY,
+)
 
 
 def main() -> None:
@@ -44,7 +61,8 @@ def train_and_score(config: RunConfig, run: Path) -> None:
     """Do what the run still lacks.
 
     Raises:
-        UserError: a setting that is not accepted.
+        UserError: a setting that is not accepted, or a run that cannot resume and would lose something if it
+            began again.
         RunInterruptedError: a signal stopped the training; its checkpoint is written.
     """
     if not (run / RESULT_FILE).exists():
@@ -52,12 +70,22 @@ def train_and_score(config: RunConfig, run: Path) -> None:
         # Nothing to go on from, perhaps not even a configuration where a kill came that early. Whoever
         # works on the run holds its lock, so nobody writes what is removed.
         if not resume and run.exists():
+            _check_nothing_is_lost(run)
             shutil.rmtree(run)
         train(config, run, resume=resume)
     if not (run / TEST_FILE).exists():
         device, threads = config.train.device, config.train.threads
         test = evaluate_perplexity(run, config.data.path, device=device, threads=threads)
         write_text_atomic(run / TEST_FILE, json.dumps(asdict(test), indent=2) + "\n")
+
+
+def _check_nothing_is_lost(run: Path) -> None:
+    kept = [path.relative_to(run) for pattern in _WORTH_KEEPING for path in run.glob(pattern)]
+    if kept:
+        raise UserError(
+            f"{run}: holds {kept[0]}, but nothing that the run could resume from; move it away and start the "
+            "study again to train the run from its beginning"
+        )
 
 
 if __name__ == "__main__":
