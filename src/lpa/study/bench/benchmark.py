@@ -13,14 +13,16 @@ from torch import nn
 from lpa.callbacks import ProgressCallback
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear, break_even_rank
-from lpa.model.compile import compile_layers, compile_seconds
+from lpa.model.compile import compile_seconds
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import training_flops_per_token
 from lpa.model.layers.latent_cache import LatentCache
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.plan import dense_config
 from lpa.storage.files import write_text_atomic
+from lpa.study.bench.peak_memory import cpu_peak_memory
 from lpa.study.bench.timing import PeakMemory, median_ratio, time_interleaved
+from lpa.study.bench.training_step import autocast, random_tokens, synchronize, take_first_steps
 
 
 @dataclass
@@ -33,7 +35,8 @@ class ModelMeasurements:
         step_ratio, step_ratio_half_iqr: step time over the dense model's, median over rounds, and half the
             range of the middle half, which is nan of one round.
         flops_ratio: of training, over the dense model's.
-        peak_memory_bytes: of two steps, weights and optimizer included, above what the process held before.
+        peak_memory_bytes: of two steps, weights and optimizer included, above what the process held before;
+            on a CPU in its own process, so that it does not depend on the models before.
         compile_seconds: what the compiler took of the first step.
         prefill_seconds: a prompt of the context in inference.
         decode_tokens_per_second: one token of each sequence after such a prompt, by cache.
@@ -105,7 +108,8 @@ def measure_models(
         on_progress: called with `(what, done, total)`.
 
     Raises:
-        UserError: a value below 1, a context beyond the positions, or no compiler.
+        UserError: a value below 1, a context beyond the positions, no compiler, or a process that measures
+            peak memory failed.
     """
     for name, value in (("seq-len", seq_len), ("batch-size", batch_size), ("rounds", rounds)):
         if value < 1:
@@ -120,28 +124,27 @@ def measure_models(
         if placement != "none":
             changes = {"placement": placement, "ranks": None}
             configs[placement] = LPAConfig(**(config.to_diff_dict() | changes))
-    tokens = torch.randint(
-        config.vocab_size, (batch_size, seq_len), generator=torch.Generator().manual_seed(0)
-    ).to(device)
+    tokens = random_tokens(config, batch_size, seq_len, device)
 
     models: dict[str, LPAForCausalLM] = {}
     steps: dict[str, Callable[[], object]] = {}
     measurements: dict[str, ModelMeasurements] = {}
     for name, one in configs.items():
         on_progress("first steps", len(models), len(configs))
-        measurements[name] = ModelMeasurements()
         before = compile_seconds()
         with PeakMemory(device) as peak:
-            models[name] = _build_model(one, device)
-            if compiled:
-                compile_layers(models[name])
-            steps[name] = _training_step(models[name], tokens, dtype)
-            for _ in range(2):
-                steps[name]()
-            _synchronize(device)
-        measurements[name].peak_memory_bytes = peak.bytes
-        measurements[name].compile_seconds = compile_seconds() - before
+            models[name], steps[name] = take_first_steps(one, tokens, dtype, compiled)
+        measurements[name] = ModelMeasurements(
+            peak_memory_bytes=peak.bytes, compile_seconds=compile_seconds() - before
+        )
     on_progress("first steps", len(models), len(configs))
+    if device.type == "cpu":
+        for number, (name, one) in enumerate(configs.items()):
+            on_progress("peak memory", number, len(configs))
+            measurements[name].peak_memory_bytes = cpu_peak_memory(
+                one, batch_size=batch_size, seq_len=seq_len, dtype=dtype, compiled=compiled
+            )
+        on_progress("peak memory", len(configs), len(configs))
 
     seconds = _measure_interleaved("training", steps, rounds, device, on_progress)
     for name, one in configs.items():
@@ -158,31 +161,6 @@ def measure_models(
     _measure_inference(models, measurements, tokens, rounds, device, on_progress)
     ratios = _projection_ratios(config, batch_size * seq_len, rounds, device, dtype, on_progress)
     return BenchResult(measurements, ratios, _measured_break_even(config, ratios))
-
-
-def _build_model(config: LPAConfig, device: torch.device) -> LPAForCausalLM:
-    torch.manual_seed(0)
-    return LPAForCausalLM(config).to(device).train()
-
-
-def _training_step(
-    model: LPAForCausalLM, tokens: torch.Tensor, dtype: torch.dtype
-) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        with _autocast(tokens.device, dtype):
-            loss = model(input_ids=tokens, labels=tokens, use_cache=False, return_logits=False).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def _measure_interleaved(
@@ -203,18 +181,13 @@ def _measure_interleaved(
     def waited(run: Callable[[], object]) -> Callable[[], None]:
         def call() -> None:
             run()
-            _synchronize(device)
+            synchronize(device)
 
         return call
 
     return time_interleaved(
         {n: waited(run) for n, run in runs.items()}, rounds=rounds, on_tick=on_tick
     )
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _measure_inference(
@@ -279,7 +252,7 @@ def _projection_ratios(
 
     def both_ways(module: nn.Module) -> Callable[[], None]:
         def call() -> None:
-            with _autocast(device, dtype):
+            with autocast(device, dtype):
                 output = module(x)
             output.backward(gradient)
             module.zero_grad(set_to_none=True)
