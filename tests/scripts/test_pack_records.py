@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lpa.study.results.study_results import find_studies
 
@@ -38,11 +39,16 @@ def studies(tmp_path):
     (runs[0] / "scores" / "minimal-pairs.json").write_text('{"accuracy": 0.75}')
     (runs[0] / "final").mkdir()
     (runs[0] / "final" / "model.safetensors").write_bytes(b"\xff")
+    # Data that has moved since a run, to a place whose name begins like that of the index.
+    moved = runs[3] / "config.yaml"
+    moved.write_text(moved.read_text().replace("/home/someone/data", "/home/someone/data-2/nano"))
     # Of two runs that are not finished, one diverged.
     (runs[1] / "test.json").unlink()
     (runs[2] / "test.json").unlink()
     (directory / "long" / "logs").mkdir()
-    (directory / "long" / "logs" / f"{runs[2].name}.failure").write_text("diverged")
+    (directory / "long" / "logs" / f"{runs[2].name}.failure").write_text(
+        f"exit code 2: {directory.resolve()}/long/recipes/{runs[2].name}.yaml: diverged"
+    )
     (directory / "rates.yaml").write_text("dense: {optim.lr: 0.004}\n")
     return directory
 
@@ -57,7 +63,8 @@ def test_the_report_of_packed_studies_is_the_same(studies, tmp_path, monkeypatch
         archive.extractall(tmp_path / "unpacked", filter="data")
     (result,) = find_studies([studies / "long"])
     (unpacked,) = find_studies([tmp_path / "unpacked" / "long"])
-    assert json.dumps(unpacked.table()) == json.dumps(result.table())
+    found = json.dumps(result.table()).replace(str(studies.resolve()), "studies")
+    assert json.dumps(unpacked.table()) == found
     assert any(row.scores for row in unpacked.rows)
     assert any(row.failed for row in unpacked.rows)
     assert (tmp_path / "unpacked" / "rates.yaml").is_file()
@@ -69,4 +76,21 @@ def test_packed_records_have_no_models_and_no_place_of_the_machine(studies, tmp_
         files = {entry.name: archive.extractfile(entry).read() for entry in archive}
     assert not any("final" in name for name in files)
     assert not any(b"/home/someone" in content for content in files.values())
+    assert not any(str(tmp_path).encode() in content for content in files.values())
     assert '"data": "data"' in files["long/placement-pico.json"].decode()
+    paths = {
+        yaml.safe_load(content)["data"]["path"]
+        for name, content in files.items()
+        if name.endswith("config.yaml")
+    }
+    assert paths == {"data", "nano"}
+
+
+def test_a_finished_run_without_some_of_its_files_is_packed(studies, tmp_path, monkeypatch):
+    first, *_ = sorted((studies / "long" / "runs").iterdir())
+    (first / "metrics.jsonl").unlink()
+    (first / "config.yaml").unlink()
+    pack(monkeypatch, studies, tmp_path / "one.tar.xz")
+    with tarfile.open(tmp_path / "one.tar.xz") as archive:
+        names = [Path(name).name for name in archive.getnames() if first.name in name]
+    assert sorted(names) == ["minimal-pairs.json", "result.json", "test.json"]
