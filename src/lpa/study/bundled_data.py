@@ -8,7 +8,7 @@ from lpa.data.sources.source import bundled_corpus
 from lpa.errors import UserError
 from lpa.study.design.grid_files import scale_vocab_size
 
-_SMALL_SCALES = ("tiny", "pico", "nano")
+_SMALL_SCALES = ("tiny", "femto", "pico", "nano")
 
 
 def prepare_bundled_for_scale(out: Path, scale: str) -> Path:
