@@ -413,3 +413,10 @@ def test_a_damaged_score_leaves_the_study_in_the_report(placement):
     with pytest.warns(LPAWarning, match="the scores of this run are left out"):
         result = read_study(index)
     assert not any(row.missing or row.scores for row in result.rows)
+
+
+def test_a_directory_that_is_named_twice_is_read_once(placement, tmp_path):
+    index, _ = placement
+    link = tmp_path / "link"
+    link.symlink_to(index.parent, target_is_directory=True)
+    assert len(find_studies([index.parent, link, index.parent / "runs" / ".."])) == 1

@@ -1,6 +1,7 @@
 """The results of a study, read from the files of its runs."""
 
 import math
+import os
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -136,6 +137,7 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     """All studies in the directories that `lpa study --out` named.
 
     Args:
+        directories: one that is named twice, in whatever words, is read once.
         baseline: compare with this variant, and leave out studies without it.
 
     Raises:
@@ -143,7 +145,8 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     """
     if not directories:
         raise UserError("DIR: got nothing; expected the --out of `lpa study`")
-    found = [study for directory in directories for study in _studies_in(directory)]
+    distinct = {os.path.realpath(directory): directory for directory in directories}
+    found = [study for directory in distinct.values() for study in _studies_in(directory)]
     if baseline is None:
         return found
     matching = [study for study in found if any(row.variant == baseline for row in study.rows)]
