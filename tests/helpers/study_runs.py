@@ -130,4 +130,4 @@ def rival_study(length: float, saved: float) -> StudyResult:
                 perplexities,
             )
         )
-    return StudyResult(index, rows, {})
+    return StudyResult(index, rows, {}, [Path(f"length-{length:g}")])

@@ -43,7 +43,7 @@ def tuning(best: dict[str, float]) -> StudyResult:
                 perplexity=Summary(perplexity, math.nan, 1),
             )
         )
-    return StudyResult(index, rows, {})
+    return StudyResult(index, rows, {}, [])
 
 
 @pytest.mark.parametrize("best", [0.0015, 0.003, 0.004, 0.0051])

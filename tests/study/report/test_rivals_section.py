@@ -35,6 +35,38 @@ def test_the_table_has_every_variant_at_every_length_and_the_known_gain(studies)
     assert perplexities == sorted(perplexities, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data_hashes", {"tokenizer": "another"}),
+        ("split", "validation"),
+        ("base", {"train.batch_size": 99}),
+    ],
+)
+def test_studies_of_other_data_or_settings_are_compared_separately(studies, field, value):
+    """A curve over their losses would be one over incomparable ones."""
+    index = studies[0].index  # the longest
+    setattr(index, field, {**index.base, **value} if field == "base" else value)
+    longest, others = compare_rivals(studies)
+    assert [len(comparison.rows) for comparison in (longest, others)] == [2, 4]
+    assert longest.title == "Rivals of low-rank attention at tiny, in length-20"
+    assert others.title == "Rivals of low-rank attention at tiny, in length-2, length-6"
+    assert all(row[-2] == "–" for row in [*longest.cells(), *others.cells()])
+
+
+def test_what_sets_the_length_alone_separates_no_studies(studies):
+    for number, result in enumerate(studies):
+        base = {"train.steps": number, "optim.warmup_steps": number, "checkpoint.every": number}
+        result.index.base |= base
+    [comparison] = compare_rivals(studies)
+    assert comparison.title == "Rivals of low-rank attention at tiny"
+
+
+def test_two_studies_of_one_length_that_differ_are_two_comparisons(studies):
+    [*_, other] = compare_rivals([*studies, rival_study(6, 2)])
+    assert other.title == "Rivals of low-rank attention at tiny, in length-6"
+
+
 def test_a_study_that_tunes_is_left_out(studies):
     studies[0].index.variants[0].tunes = "dense"
     [comparison] = compare_rivals(studies)
@@ -50,15 +82,23 @@ def test_the_page_shows_the_table_and_the_figure(studies, tmp_path):
     assert "Rivals of low-rank attention at tiny" in page
     assert len(re.findall(r"1\.50 \[1\.50, 1\.50\]", page)) == 3
     assert (tmp_path / "report-figures" / "0-rivals-tiny-1.svg").is_file()
+    assert not (tmp_path / "report-figures" / "0-rivals-tiny-2.svg").exists()
     before = set((tmp_path / "report-figures").iterdir())
     write_study_report(studies, tmp_path / "report.html")
     assert set((tmp_path / "report-figures").iterdir()) == before
+    studies[0].index.split = "validation"
+    write_study_report(studies, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Rivals of low-rank attention at tiny, in length-20<" in page
+    assert "Rivals of low-rank attention at tiny, in length-2, length-6<" in page
+    assert (tmp_path / "report-figures" / "0-rivals-tiny-2.svg").is_file()
 
 
 def test_the_json_holds_the_judgements(studies):
     [comparison] = compare_rivals(studies)
     found = json.loads(json.dumps(comparison.to_dict()))
     assert found["scale"] == "tiny"
+    assert found["directories"] == ["length-2", "length-6", "length-20"]
     assert len(found["judgements"]) == 3
     assert all(judged["equal_tokens"]["ratio"] < 1 for judged in found["judgements"])
 

@@ -1,9 +1,10 @@
 """The comparison of rivals at several lengths: the table and the figure of docs/protocol.md."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from lpa.display.html import COLORS, DrawFunction
 from lpa.display.units import format_count
 from lpa.study.results.comparison import Comparison
+from lpa.study.results.families import are_comparable, is_family
 from lpa.study.results.judgement import Judgement, judge
 from lpa.study.results.statistics import Difference, Summary
 from lpa.study.results.study_results import StudyResult, VariantRow
@@ -29,14 +31,18 @@ HEADINGS = (
 
 @dataclass
 class RivalsComparison:
-    """The studies of rivals at one scale.
+    """The studies of rivals at one scale that are comparable.
 
     Attributes:
+        title: names the directories where others at this scale are not comparable with these.
+        directories: those of the studies, the shortest length first.
         rows: of all lengths, the shortest first; with the baseline's.
         judgements: of the rows but the baseline's.
     """
 
     scale: str
+    title: str
+    directories: list[Path]
     rows: list[VariantRow]
     judgements: list[Judgement]
 
@@ -61,24 +67,45 @@ class RivalsComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """As `lpa report --json` prints it."""
-        return {"scale": self.scale, "judgements": [asdict(found) for found in self.judgements]}
+        return {
+            "scale": self.scale,
+            "directories": [str(directory) for directory in self.directories],
+            "judgements": [asdict(found) for found in self.judgements],
+        }
 
 
 def compare_rivals(studies: Sequence[StudyResult]) -> list[RivalsComparison]:
-    """One for each scale; none of a study that tunes, whose seeds are not those that report."""
-    by_scale = defaultdict(list)
+    """One for each scale, data and settings; none of a study that tunes, whose seeds are not those that
+    report."""
+    groups = _comparable_studies(studies)
+    scales = Counter(group[0].index.scale for group in groups)
+    comparisons = []
+    for group in groups:
+        scale = group[0].index.scale
+        directories = [directory for result in group for directory in result.directories]
+        title = f"Rivals of low-rank attention at {scale}"
+        if scales[scale] > 1:
+            title += f", in {', '.join(map(str, directories))}"
+        rows = [row for result in group for row in result.rows]
+        comparisons.append(RivalsComparison(scale, title, directories, rows, judge(group)))
+    return comparisons
+
+
+def _comparable_studies(studies: Sequence[StudyResult]) -> list[list[StudyResult]]:
+    """The studies of rivals, those of each comparison with one at each length, the shortest first."""
+    groups: list[list[StudyResult]] = []
     for result in studies:
-        tunes = any(variant.tunes for variant in result.index.variants)
-        if result.index.name == "rivals" and not tunes:
-            by_scale[result.index.scale].append(result)
-    return [
-        RivalsComparison(
-            scale,
-            sorted((row for each in found for row in each.rows), key=lambda row: row.tokens),
-            judge(found),
-        )
-        for scale, found in by_scale.items()
-    ]
+        if not is_family(result.index):
+            continue
+        tokens = result.rows[0].tokens
+        for group in groups:
+            lengths = {other.rows[0].tokens for other in group}
+            if are_comparable(group[0].index, result.index) and tokens not in lengths:
+                group.append(result)
+                break
+        else:
+            groups.append([result])
+    return [sorted(group, key=lambda each: each.rows[0].tokens) for group in groups]
 
 
 def _row_cells(row: VariantRow, found: Judgement | None) -> list[str]:

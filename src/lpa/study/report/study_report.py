@@ -14,6 +14,7 @@ from lpa.storage.outputs import check_output_file
 from lpa.study.design.grid_files import STUDIES, read_claims
 from lpa.study.report.figures import SCALING_AXES, scaling_fits, study_figures
 from lpa.study.report.rivals_section import compare_rivals, draw_loss_against_flops
+from lpa.study.results.families import is_family
 from lpa.study.results.statistics import NO_DIFFERENCE, NOT_FINITE, ONE_SEED, Difference
 from lpa.study.results.study_results import (
     StudyResult,
@@ -108,9 +109,9 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
             }
         )
     comparisons = []
-    for comparison in compare_rivals(studies):
+    for number, comparison in enumerate(compare_rivals(studies), 1):
         draw = draw_loss_against_flops(comparison)
-        name = f"0-rivals-{comparison.scale}-1"
+        name = f"0-rivals-{comparison.scale}-{number}"
         files[folder / f"{name}.svg"] = (svg := draw_svg(draw)).encode()
         files[folder / f"{name}.png"] = draw_png(draw)
         comparisons.append((comparison, svg))
@@ -149,7 +150,7 @@ def summarize(result: StudyResult) -> list[str]:
     )
     by = (
         "by Holm's test over all variants (the 95% intervals are not corrected)"
-        if result.is_family
+        if is_family(result.index)
         else "by an interval that excludes zero"
     )
     for verdict, words in (

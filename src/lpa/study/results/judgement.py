@@ -34,7 +34,11 @@ class Judgement:
 
 
 def judge(studies: Sequence[StudyResult]) -> list[Judgement]:
-    """All variants but the baseline, by length, those of one length being a family."""
+    """All variants but the baseline, by length, those of one length being a family.
+
+    Args:
+        studies: comparable ones, each of another length.
+    """
     curves = baseline_curves(studies)
     found = []
     for result in sorted(studies, key=lambda each: each.rows[0].tokens):

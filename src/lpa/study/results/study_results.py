@@ -18,6 +18,7 @@ from lpa.study.design.grid import Variant
 from lpa.study.design.study_index import StudyIndex, is_index, read_index
 from lpa.study.execution.job_runner import FAILURE_SUFFIX, is_finished, read_test
 from lpa.study.results.comparison import compare_family
+from lpa.study.results.families import is_family
 from lpa.study.results.statistics import NO_DIFFERENCE, Difference, Summary
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult
@@ -80,21 +81,17 @@ class VariantRow:
 
 @dataclass
 class StudyResult:
-    """A study's index, its table, and the records of its runs by variant."""
+    """A study's index, its table, the records of its runs by variant, and where all that is."""
 
     index: StudyIndex
     rows: list[VariantRow]
     curves: dict[str, list[list[dict[str, Any]]]]
+    directories: list[Path]
 
     @property
     def tuned_kind(self) -> str:
         """What tuned settings go by, as messages put it before a name."""
         return "variant" if any(trial.tunes for trial in self.index.variants) else "placement"
-
-    @property
-    def is_family(self) -> bool:
-        """Whether its variants are compared as one family, corrected for their number (docs/protocol.md)."""
-        return self.index.name == "rivals" and self.tuned_kind == "placement"
 
     def compare(self) -> None:
         """Set each row's difference from its baseline, and the verdict."""
@@ -106,7 +103,7 @@ class StudyResult:
                 row.difference = Difference.between(row.perplexities, other.perplexities)
                 row.time = Difference.between(row.durations, other.durations)
             row.verdict = row.difference.verdict if row.difference else None
-        if self.is_family:
+        if is_family(self.index):
             self._correct_verdicts(by_name[self.rows[0].baseline])
 
     def _correct_verdicts(self, baseline: VariantRow) -> None:
@@ -198,7 +195,7 @@ def read_study(index_file: Path, seeds: int | None = None) -> StudyResult:
         }
         rows.append(_variant_row(variant, run_directories))
         curves[variant.name] = [_records(run) for run in run_directories.values() if run.is_dir()]
-    result = StudyResult(index, rows, curves)
+    result = StudyResult(index, rows, curves, [index_file.parent])
     result.compare()
     return result
 
