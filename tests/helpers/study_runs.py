@@ -1,11 +1,13 @@
 """Tiny studies in separate process groups, and rivals whose perplexities follow a known law."""
 
+import json
 import math
 import os
 import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import pytest
 from commands import CommandServer, StartedProcess
 
 from helpers.runs import wait_until
+from lpa.eval.perplexity import Evaluation
+from lpa.scoring.perplexity import Perplexity, ValidationPerplexity
+from lpa.storage.run_directory import TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.study_index import StudyIndex
 from lpa.study.execution.job_runner import Job
 from lpa.study.results.study_results import StudyResult, VariantRow
+from lpa.train.result import RunResult
 
 _NOISE = {0: 1.0, 1: 1.01, 2: 0.995}  # of a seed
 WORKERS = Path(__file__).parents[1] / "study" / "workers"
@@ -107,6 +113,25 @@ def is_worked_on(job: Job) -> bool:
             return False
     except filelock.Timeout:
         return True
+
+
+def finish_run(run: Path, perplexity: float) -> None:
+    """Give a run the records of one that is finished."""
+    scored = Perplexity(100, math.log(perplexity), perplexity, 300.0, 2.0)
+    test = Evaluation(
+        **asdict(scored),
+        mode="blocks",
+        seq_len=32,
+        stride=32,
+        documents=3,
+        standard_error=math.nan,
+        interval=(math.nan, math.nan),
+        resampling_unit="documents",
+    )
+    validation = ValidationPerplexity(**asdict(scored))
+    run.mkdir(parents=True)
+    RunResult(8, 1024, 5000, 30000, 900.5, 1.5, 2.5, 2**20, validation).save(run)
+    (run / TEST_FILE).write_text(json.dumps(asdict(test)))
 
 
 def rival_study(length: float, saved: float) -> StudyResult:

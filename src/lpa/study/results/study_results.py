@@ -18,7 +18,7 @@ from lpa.study.design.grid import Variant
 from lpa.study.design.study_index import StudyIndex, is_index, read_index
 from lpa.study.execution.job_runner import FAILURE_SUFFIX, is_finished, read_test
 from lpa.study.results.comparison import compare_family
-from lpa.study.results.families import is_family
+from lpa.study.results.families import is_family, join_families
 from lpa.study.results.statistics import NO_DIFFERENCE, Difference, Summary
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult
@@ -133,6 +133,9 @@ class StudyResult:
 def find_studies(directories: list[Path], baseline: str | None = None) -> list[StudyResult]:
     """All studies in the directories that `lpa study --out` named.
 
+    Rivals of one length, over the same data and settings, are one study, whichever of the directories hold
+    its arms.
+
     Args:
         directories: one that is named twice, in whatever words, is read once.
         baseline: compare with this variant, and leave out studies without it.
@@ -143,7 +146,8 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     if not directories:
         raise UserError("DIR: got nothing; expected the --out of `lpa study`")
     distinct = {os.path.realpath(directory): directory for directory in directories}
-    found = [study for directory in distinct.values() for study in _studies_in(directory)]
+    indexes = [(i, [directory]) for directory in distinct.values() for i in _indexes_in(directory)]
+    found = [_read_runs(index, places) for index, places in join_families(indexes)]
     if baseline is None:
         return found
     matching = [study for study in found if any(row.variant == baseline for row in study.rows)]
@@ -160,12 +164,12 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     return matching
 
 
-def _studies_in(directory: Path) -> list[StudyResult]:
+def _indexes_in(directory: Path) -> list[StudyIndex]:
     """Those that can be read; what is wrong with another is a warning."""
     found, problems = [], []
     for path in filter(is_index, sorted(directory.glob("*.json"))):
         try:
-            found.append(read_study(path))
+            found.append(read_index(path))
         except UserError as problem:
             problems.append(problem)
     if not found and problems:
@@ -187,17 +191,33 @@ def read_study(index_file: Path, seeds: int | None = None) -> StudyResult:
     if seeds is not None:
         first = [run for run in index.runs if run.seed < index.first_seed + seeds]
         index = replace(index, seeds=min(seeds, index.seeds), runs=first)
-    runs = index_file.parent / "runs"
+    return _read_runs(index, [index_file.parent])
+
+
+def _read_runs(index: StudyIndex, directories: list[Path]) -> StudyResult:
+    """The results of a study whose runs are in some directories."""
     rows, curves = [], {}
     for variant in index.variants:
         run_directories = {
-            run.seed: runs / run.run for run in index.runs if run.variant == variant.name
+            run.seed: _run_directory(run.run, directories)
+            for run in index.runs
+            if run.variant == variant.name
         }
         rows.append(_variant_row(variant, run_directories))
         curves[variant.name] = [_records(run) for run in run_directories.values() if run.is_dir()]
-    result = StudyResult(index, rows, curves, [index_file.parent])
+    result = StudyResult(index, rows, curves, directories)
     result.compare()
     return result
+
+
+def _run_directory(name: str, directories: list[Path]) -> Path:
+    """Where a run is finished; else where its failure is recorded, or where it is at work."""
+    runs = [directory / "runs" / name for directory in directories]
+    return max(runs, key=lambda run: (is_finished(run), _failure_file(run).is_file(), run.is_dir()))
+
+
+def _failure_file(run: Path) -> Path:
+    return run.parent.parent / "logs" / (run.name + FAILURE_SUFFIX)
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
@@ -342,7 +362,7 @@ def _variant_row(variant: Variant, run_directories: dict[int, Path]) -> VariantR
     by_seed: dict[int, RunResult] = {}
     failed: dict[int, str] = {}
     for seed, run in run_directories.items():
-        failure = run.parent.parent / "logs" / (run.name + FAILURE_SUFFIX)
+        failure = _failure_file(run)
         if is_finished(run):
             try:
                 by_seed[seed], tests[seed] = RunResult.load(run), read_test(run)
