@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.study_index import StudyIndex
 from lpa.study.rates.rate_transfer import (
@@ -80,6 +81,14 @@ def test_an_extreme_rate_is_kept(best):
 def test_the_exponent_is_the_mean_of_both_variants_within_bounds(at_2, at_6, exponent):
     found = rate_exponent(tuning(at_2), tuning(at_6), (2, 6), ["dense", "LPA"])
     assert found == pytest.approx(exponent, abs=1e-6)
+
+
+@pytest.mark.parametrize("field", ["base", "data_hashes"])
+def test_tunings_of_other_data_or_settings_give_no_exponent(field):
+    short, long = (tuning({"dense": 0.004, "LPA": 0.004}) for _ in range(2))
+    setattr(long.index, field, {**getattr(long.index, field), "train.batch_size": 99})
+    with pytest.raises(UserError, match="rivals-tuning at tiny: the two tunings differ in data"):
+        rate_exponent(short, long, (2, 6), ["dense", "LPA"])
 
 
 def test_rates_fall_with_the_length_by_the_exponent():

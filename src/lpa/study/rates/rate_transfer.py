@@ -7,6 +7,7 @@ from statistics import fmean
 
 from lpa.errors import UserError
 from lpa.study.rates.rate_tuning import best_rates, extend_rates
+from lpa.study.results.families import are_comparable
 from lpa.study.results.study_results import StudyResult, check_no_trial_lost, find_studies
 
 MAX_EXPONENT = 0.5
@@ -84,8 +85,13 @@ def rate_exponent(
         short, long: tunings at the two lengths.
 
     Raises:
-        UserError: a variant without a finished trial.
+        UserError: a variant without a finished trial, or tunings that differ in more than the length.
     """
+    if not are_comparable(short.index, long.index):
+        raise UserError(
+            f"{long.title}: the two tunings differ in data, split or settings; expected ones that differ in "
+            "the length of training and in rates alone"
+        )
     exponents = []
     for variant in variants:
         found = [loss_by_rate(result, variant) for result in (short, long)]

@@ -28,7 +28,7 @@ def _terms(index: StudyIndex) -> tuple[Any, ...]:
         for name, value in index.base.items()
         if name not in _OF_LENGTH and not name.startswith(_OF_CHECKPOINTS)
     }
-    return index.scale, index.baseline, index.split, index.data_hashes, base
+    return index.scale, index.split, index.data_hashes, base
 
 
 def join_families(
