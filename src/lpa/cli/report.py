@@ -27,7 +27,7 @@ def build_parser() -> Parser:
         "--baseline",
         type=str,
         metavar="VARIANT",
-        help="compare with this variant in the studies that have it",
+        help="compare with this variant in the studies that have it; the curve of rivals stays that of dense",
     )
     parser.add_argument(
         "--out", type=Path, help="the page to write; by default report.html in the first DIR"
@@ -40,12 +40,11 @@ def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
     if arguments.json:
-        from lpa.study.report.rivals_section import compare_rivals
-        from lpa.study.results.study_results import find_studies
+        from lpa.study.report.study_report import compare_studies
 
-        studies = find_studies(arguments.directories, arguments.baseline)
-        rivals = [comparison.to_dict() for comparison in compare_rivals(studies)]
-        print(to_json({"studies": [study.table() for study in studies], "rivals": rivals}))
+        studies, rivals = compare_studies(arguments.directories, arguments.baseline)
+        tables = {"studies": [study.table() for study in studies]}
+        print(to_json({**tables, "rivals": [comparison.to_dict() for comparison in rivals]}))
         return
     from lpa.display.escape import escape_unprintable
     from lpa.study.report.study_report import summarize, write_report

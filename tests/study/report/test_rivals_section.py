@@ -54,6 +54,22 @@ def test_studies_of_other_data_or_settings_are_compared_separately(studies, fiel
     assert all(row[-2] == "–" for row in [*longest.cells(), *others.cells()])
 
 
+def test_the_table_is_of_the_baseline_that_is_asked_for(studies, tmp_path):
+    del studies[0].rows[1]  # the longest
+    [comparison] = compare_rivals(studies, "LPA")
+    assert comparison.to_dict()["baseline"] == "LPA"
+    cells = comparison.cells()
+    assert [row[0] for row in cells] == ["dense", "LPA", "dense", "LPA", "dense"]
+    assert [row[3].startswith("+") for row in cells] == [True, False, True, False, False]
+    assert [row[-2].startswith("1.50") for row in cells] == [False, True, False, True, False]
+    write_study_report(studies, tmp_path / "report.html", [comparison])
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    assert "At equal tokens each variant is compared with LPA" in page
+    assert "a power law through the lengths of dense gives" in page
+    assert compare_rivals(studies)[0].baseline == "dense"
+    assert compare_rivals(studies, "nowhere") == []
+
+
 def test_what_sets_the_length_alone_separates_no_studies(studies):
     for number, result in enumerate(studies):
         base = {"train.steps": number, "optim.warmup_steps": number, "checkpoint.every": number}
@@ -77,17 +93,17 @@ def test_a_study_that_tunes_is_left_out(studies):
 
 
 def test_the_page_shows_the_table_and_the_figure(studies, tmp_path):
-    write_study_report(studies, tmp_path / "report.html")
+    write_study_report(studies, tmp_path / "report.html", compare_rivals(studies))
     page = (tmp_path / "report.html").read_text()
     assert "Rivals of low-rank attention at tiny" in page
     assert len(re.findall(r"1\.50 \[1\.50, 1\.50\]", page)) == 3
     assert (tmp_path / "report-figures" / "0-rivals-tiny-1.svg").is_file()
     assert not (tmp_path / "report-figures" / "0-rivals-tiny-2.svg").exists()
     before = set((tmp_path / "report-figures").iterdir())
-    write_study_report(studies, tmp_path / "report.html")
+    write_study_report(studies, tmp_path / "report.html", compare_rivals(studies))
     assert set((tmp_path / "report-figures").iterdir()) == before
     studies[0].index.split = "validation"
-    write_study_report(studies, tmp_path / "report.html")
+    write_study_report(studies, tmp_path / "report.html", compare_rivals(studies))
     page = (tmp_path / "report.html").read_text()
     assert "Rivals of low-rank attention at tiny, in length-20<" in page
     assert "Rivals of low-rank attention at tiny, in length-2, length-6<" in page

@@ -3,9 +3,11 @@
 import pytest
 from helpers.study_runs import finish_run
 
+from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid
 from lpa.study.execution.job_runner import create_jobs
 from lpa.study.report.rivals_section import compare_rivals
+from lpa.study.report.study_report import compare_studies
 from lpa.study.results.study_results import find_studies
 
 PERPLEXITIES = {"dense": (50.0, 50.4, 49.7), "LPA": (48.5, 49.3, 48.0), "CoLA": (40.0, 40.3, 39.8)}
@@ -15,8 +17,9 @@ PERPLEXITIES = {"dense": (50.0, 50.4, 49.7), "LPA": (48.5, 49.3, 48.0), "CoLA": 
 def rivals(prepared):
     """Writes a study of rivals, some seeds of which are finished, and gives its jobs by variant and seed."""
 
-    def make(out, *names, finished=(0, 1, 2), **settings):
-        study = expand_grid("rivals", "tiny", vocab_size=300, steps=4, only=["dense", *names])
+    def make(out, *names, steps=4, finished=(0, 1, 2), **settings):
+        only = ["dense", *names]
+        study = expand_grid("rivals", "tiny", vocab_size=300, steps=steps, only=only)
         study.base |= settings
         jobs = {(job.variant, job.seed): job for job in create_jobs(study, 3, out, prepared)}
         for (variant, seed), job in jobs.items():
@@ -82,3 +85,15 @@ def test_studies_that_differ_are_no_family(rivals, tmp_path, settings):
     rivals(tmp_path / "one", "LPA")
     rivals(tmp_path / "two", "CoLA", **settings)
     assert len(find_studies([tmp_path / "one", tmp_path / "two"])) == 2
+
+
+def test_a_report_with_another_baseline_keeps_the_curve(rivals, tmp_path):
+    directories = [tmp_path / str(steps) for steps in (4, 8, 16)]
+    for directory, names in zip(directories, (["LPA", "CoLA"], ["LPA"], ["CoLA"]), strict=True):
+        rivals(directory, *names, steps=int(directory.name))
+    studies, [comparison] = compare_studies(directories, "LPA")
+    assert [study.directories for study in studies] == [[path] for path in directories[:2]]
+    assert {row.baseline for study in studies for row in study.rows} == {"LPA"}
+    assert [row.variant for row in comparison.rows].count("dense") == 3
+    with pytest.raises(UserError, match="--baseline: got 'nowhere'; expected a variant, such as"):
+        compare_studies(directories, "nowhere")

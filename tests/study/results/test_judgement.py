@@ -35,3 +35,24 @@ def test_a_perplexity_that_is_none_leaves_the_other_seeds(variant, value):
     for found in judge(studies):
         assert set(found.gains) >= {0, 2}
         assert all(math.isfinite(gain) for gain in found.gains.values())
+
+
+def test_another_baseline_is_that_of_equal_tokens_and_leaves_the_curve_alone():
+    """Also where a length lacks it, which the curve still needs."""
+    studies = [rival_study(length, 1.5) for length in (2, 6, 20)]
+    by_dense = {(found.variant, found.tokens): found for found in judge(studies)}
+    by_lpa = {(found.variant, found.tokens): found for found in judge(studies, "LPA")}
+    assert set(by_lpa) == {(row.variant, row.tokens) for result in studies for row in result.rows}
+    for (variant, tokens), found in by_lpa.items():
+        before = by_dense["LPA", tokens]
+        if variant == "dense":
+            assert found.equal_tokens.ratio == pytest.approx(1 / before.equal_tokens.ratio)
+            assert (found.equal_flops, found.gains) == (None, {})
+        else:
+            assert found.equal_tokens is None
+            assert (found.equal_flops, found.gains) == (before.equal_flops, before.gains)
+    for result in studies[1:]:
+        del result.rows[1]
+    [dense, ours] = judge(studies, "LPA")
+    assert dense.equal_tokens == by_lpa["dense", dense.tokens].equal_tokens
+    assert ours.gains == by_dense["LPA", ours.tokens].gains

@@ -36,6 +36,8 @@ class RivalsComparison:
     Attributes:
         title: names the directories where others at this scale are not comparable with these.
         directories: those of the studies, the shortest length first.
+        baseline: that of the comparison at equal tokens.
+        own_baseline: that of the studies, whose losses the curve is fitted to.
         rows: of all lengths, the shortest first; with the baseline's.
         judgements: of the rows but the baseline's.
     """
@@ -43,6 +45,8 @@ class RivalsComparison:
     scale: str
     title: str
     directories: list[Path]
+    baseline: str
+    own_baseline: str
     rows: list[VariantRow]
     judgements: list[Judgement]
 
@@ -70,24 +74,44 @@ class RivalsComparison:
         return {
             "scale": self.scale,
             "directories": [str(directory) for directory in self.directories],
+            "baseline": self.baseline,
             "judgements": [asdict(found) for found in self.judgements],
         }
 
 
-def compare_rivals(studies: Sequence[StudyResult]) -> list[RivalsComparison]:
+def compare_rivals(
+    studies: Sequence[StudyResult], baseline: str | None = None
+) -> list[RivalsComparison]:
     """One for each scale, data and settings; none of a study that tunes, whose seeds are not those that
-    report."""
+    report.
+
+    Args:
+        baseline: that of the comparison at equal tokens; by default the studies' own. What has it at no
+            length is left out.
+    """
     groups = _comparable_studies(studies)
     scales = Counter(group[0].index.scale for group in groups)
     comparisons = []
     for group in groups:
-        scale = group[0].index.scale
+        scale, own_baseline = group[0].index.scale, group[0].index.baseline
+        rows = [row for result in group for row in result.rows]
+        if baseline and all(row.variant != baseline for row in rows):
+            continue
         directories = [directory for result in group for directory in result.directories]
         title = f"Rivals of low-rank attention at {scale}"
         if scales[scale] > 1:
             title += f", in {', '.join(map(str, directories))}"
-        rows = [row for result in group for row in result.rows]
-        comparisons.append(RivalsComparison(scale, title, directories, rows, judge(group)))
+        comparisons.append(
+            RivalsComparison(
+                scale,
+                title,
+                directories,
+                baseline or own_baseline,
+                own_baseline,
+                rows,
+                judge(group, baseline),
+            )
+        )
     return comparisons
 
 

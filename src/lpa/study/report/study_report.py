@@ -13,12 +13,17 @@ from lpa.storage.files import write_files
 from lpa.storage.outputs import check_output_file
 from lpa.study.design.grid_files import STUDIES, read_claims
 from lpa.study.report.figures import SCALING_AXES, scaling_fits, study_figures
-from lpa.study.report.rivals_section import compare_rivals, draw_loss_against_flops
+from lpa.study.report.rivals_section import (
+    RivalsComparison,
+    compare_rivals,
+    draw_loss_against_flops,
+)
 from lpa.study.results.families import is_family
 from lpa.study.results.statistics import NO_DIFFERENCE, NOT_FINITE, ONE_SEED, Difference
 from lpa.study.results.study_results import (
     StudyResult,
     VariantRow,
+    compare_with,
     find_studies,
     short_axes,
     tuned_rows,
@@ -74,13 +79,32 @@ def write_report(
         >>> report.page
     """
     folders = [Path(directory) for directory in directories]
-    studies = find_studies(folders, baseline)
+    studies, rivals = compare_studies(folders, baseline)
     page = folders[0] / "report.html" if out is None else Path(out)
-    write_study_report(studies, page)
+    write_study_report(studies, page, rivals)
     return StudyReport(page, studies)
 
 
-def write_study_report(studies: list[StudyResult], path: Path) -> None:
+def compare_studies(
+    directories: list[Path], baseline: str | None = None
+) -> tuple[list[StudyResult], list[RivalsComparison]]:
+    """The studies in some directories, and the rivals among them at several lengths.
+
+    Args:
+        baseline: as of `write_report`. A length without it is no study of the report, and still one of those
+            that the curve of rivals is fitted to.
+
+    Raises:
+        UserError: as `find_studies`.
+    """
+    found = find_studies(directories)
+    rivals = compare_rivals(found, baseline)
+    return (found if baseline is None else compare_with(found, baseline)), rivals
+
+
+def write_study_report(
+    studies: list[StudyResult], path: Path, rivals: Sequence[RivalsComparison] = ()
+) -> None:
     """Write the page, and beside it a folder of the figures as SVG and PNG; both replace an earlier report's.
 
     Raises:
@@ -109,7 +133,7 @@ def write_study_report(studies: list[StudyResult], path: Path) -> None:
             }
         )
     comparisons = []
-    for number, comparison in enumerate(compare_rivals(studies), 1):
+    for number, comparison in enumerate(rivals, 1):
         draw = draw_loss_against_flops(comparison)
         name = f"0-rivals-{comparison.scale}-{number}"
         files[folder / f"{name}.svg"] = (svg := draw_svg(draw)).encode()

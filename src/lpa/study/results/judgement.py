@@ -2,14 +2,17 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lpa.study.results.comparison import Comparison, compare_family, compute_equivalent_gain
 from lpa.study.results.statistics import PowerLaw
-from lpa.study.results.study_results import StudyResult
+from lpa.study.results.study_results import StudyResult, VariantRow
+
+# Seed -> training FLOPs -> test loss of a baseline.
+Curves = Mapping[int, Mapping[float, float]]
 
 
 @dataclass
@@ -18,11 +21,11 @@ class Judgement:
 
     Attributes:
         tokens: of training.
-        equal_tokens: perplexity against the baseline's of the same length.
-        equal_flops: against what the baseline's fitted curve gives at the variant's FLOPs; None where the
-            baseline has fewer than three lengths.
-        gains: compute-equivalent gain by seed.
-        extrapolated: whether one of them rests on the curve beyond the baseline's own losses.
+        equal_tokens: perplexity against the baseline's of the same length; None of the baseline itself.
+        equal_flops: against what the fitted curve of the studies' own baseline gives at the variant's FLOPs;
+            None where that has fewer than three lengths.
+        gains: compute-equivalent gain by seed, by the same curve.
+        extrapolated: whether one of them rests on the curve beyond the losses that it was fitted to.
     """
 
     variant: str
@@ -33,38 +36,25 @@ class Judgement:
     extrapolated: bool
 
 
-def judge(studies: Sequence[StudyResult]) -> list[Judgement]:
+def judge(studies: Sequence[StudyResult], baseline: str | None = None) -> list[Judgement]:
     """All variants but the baseline, by length, those of one length being a family.
 
     Args:
         studies: comparable ones, each of another length.
+        baseline: that of the comparison at equal tokens, in the studies that have it; by default their own,
+            which the curve is always of.
     """
     curves = baseline_curves(studies)
     found = []
     for result in sorted(studies, key=lambda each: each.rows[0].tokens):
         rows = {row.variant: row for row in result.rows}
-        baseline = rows.pop(result.index.baseline)
-        at_curve = {
-            name: {
-                seed: perplexity / float(np.exp(expected))
-                for seed, perplexity in row.perplexities.items()
-                if (expected := _loss_at(curves.get(seed, {}), row.flops)) is not None
-            }
-            for name, row in rows.items()
-        }
-        tokens = compare_family({n: r.perplexities for n, r in rows.items()}, baseline.perplexities)
-        seeds = {seed: 1.0 for ratios in at_curve.values() for seed in ratios}
-        flops = compare_family(at_curve, seeds)
+        tokens = _compare_at_tokens(rows, baseline or result.index.baseline)
+        others = {name: row for name, row in rows.items() if name != result.index.baseline}
+        flops = _compare_at_flops(others, curves)
         for name, row in rows.items():
-            gains = {
-                seed: gain
-                for seed, perplexity in row.perplexities.items()
-                if (
-                    gain := compute_equivalent_gain(
-                        _loss(perplexity), row.flops, curves.get(seed, {})
-                    )
-                )
-            }
+            if name not in others and name not in tokens:
+                continue
+            gains = _gains(row, curves) if name in others else {}
             found.append(
                 Judgement(
                     name,
@@ -78,8 +68,39 @@ def judge(studies: Sequence[StudyResult]) -> list[Judgement]:
     return found
 
 
-def baseline_curves(studies: Sequence[StudyResult]) -> dict[int, dict[float, float]]:
-    """Seed -> training FLOPs -> test loss of the baseline."""
+def _compare_at_tokens(rows: Mapping[str, VariantRow], baseline: str) -> dict[str, Comparison]:
+    """All rows against that of the baseline; empty where there is none."""
+    if baseline not in rows:
+        return {}
+    others = {name: row.perplexities for name, row in rows.items() if name != baseline}
+    return compare_family(others, rows[baseline].perplexities)
+
+
+def _compare_at_flops(rows: Mapping[str, VariantRow], curves: Curves) -> dict[str, Comparison]:
+    """Against what the curve of the same seed gives."""
+    ratios = {
+        name: {
+            seed: perplexity / float(np.exp(expected))
+            for seed, perplexity in row.perplexities.items()
+            if (expected := _loss_at(curves.get(seed, {}), row.flops)) is not None
+        }
+        for name, row in rows.items()
+    }
+    seeds = {seed: 1.0 for by_seed in ratios.values() for seed in by_seed}
+    return compare_family(ratios, seeds)
+
+
+def _gains(row: VariantRow, curves: Curves) -> dict[int, tuple[float, bool]]:
+    """By seed, and whether it is extrapolated."""
+    found = {
+        seed: compute_equivalent_gain(_loss(perplexity), row.flops, curves.get(seed, {}))
+        for seed, perplexity in row.perplexities.items()
+    }
+    return {seed: gain for seed, gain in found.items() if gain}
+
+
+def baseline_curves(studies: Sequence[StudyResult]) -> Curves:
+    """Those of the studies' own baseline."""
     curves: dict[int, dict[float, float]] = defaultdict(dict)
     for result in studies:
         row = next(row for row in result.rows if row.variant == result.index.baseline)
@@ -93,6 +114,6 @@ def _loss(perplexity: float) -> float:
     return math.log(perplexity) if perplexity > 0 else math.nan
 
 
-def _loss_at(curve: dict[float, float], flops: float) -> float | None:
+def _loss_at(curve: Mapping[float, float], flops: float) -> float | None:
     law = PowerLaw.fit(list(curve), list(curve.values()))
     return None if law is None else law.factor * flops**law.exponent

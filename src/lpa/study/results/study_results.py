@@ -148,11 +148,18 @@ def find_studies(directories: list[Path], baseline: str | None = None) -> list[S
     distinct = {os.path.realpath(directory): directory for directory in directories}
     indexes = [(i, [directory]) for directory in distinct.values() for i in _indexes_in(directory)]
     found = [_read_runs(index, places) for index, places in join_families(indexes)]
-    if baseline is None:
-        return found
-    matching = [study for study in found if any(row.variant == baseline for row in study.rows)]
+    return found if baseline is None else compare_with(found, baseline)
+
+
+def compare_with(studies: list[StudyResult], baseline: str) -> list[StudyResult]:
+    """The studies that have a variant, compared with it.
+
+    Raises:
+        UserError: none has it.
+    """
+    matching = [study for study in studies if any(row.variant == baseline for row in study.rows)]
     if not matching:
-        names = list(dict.fromkeys(row.variant for study in found for row in study.rows))
+        names = list(dict.fromkeys(row.variant for study in studies for row in study.rows))
         near = closest_match(baseline, names) or names[:3]
         raise UserError(
             f"--baseline: got {baseline!r}; expected a variant, such as {'; '.join(near)}"
