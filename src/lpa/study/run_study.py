@@ -33,7 +33,7 @@ class StudyOutcome:
 
     Attributes:
         study: the grid; where learning rates were tuned, the one with the last trials.
-        failed: the jobs of the runs that failed.
+        failed: the jobs of the runs that failed, those that diverged in an earlier start among them.
         tuned: placement or variant -> the settings chosen for it; None where the study tunes nothing, or
             where runs that failed leave nothing to choose from.
         tuned_file: the file that holds them, which further studies take as `tuned`.
@@ -89,7 +89,7 @@ def run_study(
     on_start: Callable[[Study], None] = lambda study: None,
     on_state: OnState = lambda job, state, done, total: None,
 ) -> StudyOutcome:
-    """Runs an experiment of the paper at a scale. Finished runs are never repeated.
+    """Runs an experiment of the paper at a scale. Runs that are finished or diverged are never repeated.
 
     Args:
         name: of the study, such as `placement` or `rank`.

@@ -152,6 +152,27 @@ def test_a_failure_is_recorded_and_reported_and_the_other_runs_continue(prepared
     assert not bad.failure.exists()
 
 
+def test_a_run_that_diverged_is_not_started_again(prepared, tmp_path):
+    """docs/protocol.md: it counts as diverged, until its record is removed."""
+    study = expand_grid("placement", "tiny", vocab_size=300, steps=4)
+    study.base["optim.lr"] = 1e6
+    del study.variants[1:]
+    [job] = create_jobs(study, 1, tmp_path, prepared)
+
+    def states():
+        found = []
+        assert run_jobs([job], 1, lambda _, state: found.append(state)) == [job]
+        return found
+
+    assert states() == ["running", "failed"]
+    assert job.diverged, job.log.read_text()
+    log = job.log.read_text()
+    assert states() == ["failed"]
+    assert job.log.read_text() == log
+    job.failure.unlink()
+    assert states() == ["running", "failed"]
+
+
 def test_a_run_killed_before_it_had_a_configuration_begins_again(prepared, tmp_path):
     study = expand_grid("placement", "tiny", vocab_size=300, steps=4)
     [job] = jobs_of(tmp_path, prepared)

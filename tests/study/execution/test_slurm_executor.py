@@ -37,6 +37,21 @@ def test_submitit_runs_jobs_and_keeps_what_is_finished(prepared, tmp_path):
     assert states == ["running", "finished", "kept"]
 
 
+def test_a_run_that_diverged_is_not_submitted_again(prepared, tmp_path):
+    job, states = job_of(tmp_path, prepared), []
+    job.failure.parent.mkdir(exist_ok=True)
+    job.failure.write_text("exit code 2: lpa: error: training: step 3: the loss is nan")
+    failed = submit_jobs(
+        [job],
+        tmp_path / "submitit",
+        {},
+        cluster="local",
+        on_state=lambda _, state: states.append(state),
+    )
+    assert (failed, states) == ([job], ["failed"])
+    assert not (tmp_path / "submitit").exists()
+
+
 @pytest.mark.slow
 def test_a_signal_to_the_study_ends_what_was_submitted(prepared, tmp_path, lpa):
     job = job_of(tmp_path, prepared, steps=1_000_000)

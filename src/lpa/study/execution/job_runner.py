@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from lpa.data.manifest import Manifest
-from lpa.errors import UserError
+from lpa.errors import DIVERGED, UserError
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json
@@ -66,6 +66,15 @@ class Job:
     def test(self) -> Path:
         """Its `Evaluation` on held-out text."""
         return self.run / TEST_FILE
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its last start failed as loss or gradient were not finite. It then has ended: another start
+        would repeat that, and docs/protocol.md allows none."""
+        try:
+            return DIVERGED in self.failure.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return False
 
     @property
     def failure(self) -> Path:
@@ -188,15 +197,17 @@ def run_jobs(
     *,
     stop_on_failure: bool = False,
 ) -> list[Job]:
-    """Run all that are not finished, in their own processes, and return those that failed.
+    """Run all that have not ended, in their own processes, and return those that failed.
+
+    A job that diverged in an earlier start is not run again, and counts as failed.
 
     Each process has its own cores and GPU where there are enough. SIGINT and SIGTERM stop them
     with their checkpoints.
 
     Args:
         parallel: runs at a time.
-        on_state: called with a job and `finished`, `kept` (from earlier), `running` or `failed`, by one
-            thread at a time.
+        on_state: called with a job and `finished`, `kept` (from earlier), `running` or `failed` (also of one
+            that diverged earlier), by one thread at a time.
         on_tick: called a few times a second while they run, by the caller's thread.
         stop_on_failure: stop all others once one has failed; they do not count as failed.
 
@@ -217,19 +228,24 @@ def run_jobs(
             return False
         if pool.stopping.is_set():
             return False
-        with _slot(pool) as slot:
-            wait_until_free(job, pool.stopping)
+        failed = job.diverged
+        if not failed:
+            with _slot(pool) as slot:
+                wait_until_free(job, pool.stopping)
+                if pool.stopping.is_set():
+                    return False
+                notify(job, "running")
+                failure = train_and_score_job(
+                    job, lambda command: pool.call(command, job.log, slot)
+                )
             if pool.stopping.is_set():
                 return False
-            notify(job, "running")
-            failure = train_and_score_job(job, lambda command: pool.call(command, job.log, slot))
-        if pool.stopping.is_set():
-            return False
-        record_failure(job, failure)
-        notify(job, "failed" if failure else "finished")
-        if failure and stop_on_failure:
+            record_failure(job, failure)
+            failed = bool(failure)
+        notify(job, "failed" if failed else "finished")
+        if failed and stop_on_failure:
             pool.stop()
-        return bool(failure)
+        return failed
 
     with stop_signals(pool.interrupt), ThreadPoolExecutor(parallel) as threads:
         # Two variants may be the same model, which then trains once.

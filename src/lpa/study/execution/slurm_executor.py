@@ -26,7 +26,9 @@ def submit_jobs(
     cluster: str = "slurm",
     on_state: Callable[[Job, str], None] = lambda job, state: None,
 ) -> list[Job]:
-    """Submit all that are not finished, wait for them, and return those that failed.
+    """Submit all that have not ended, wait for them, and return those that failed.
+
+    A job that diverged in an earlier start is not submitted again, and counts as failed.
 
     A job is one task on one node; the same resume as of local runs applies when the study is started
     again. SIGINT and SIGTERM cancel what was submitted.
@@ -40,23 +42,34 @@ def submit_jobs(
         UserError: submitit is not installed, there is no such cluster here, or it refused the jobs.
         KeyboardInterrupt: a signal ended it, once all jobs are canceled.
     """
-    waiting = {job.run_id: job for job in jobs if not job.finished}
-    for job in {job.run_id: job for job in jobs}.values():
-        if job.run_id not in waiting:
+    waiting, failed = {}, set()
+    for name, job in {job.run_id: job for job in jobs}.items():
+        if job.finished:
             on_state(job, "kept")
-    if not waiting:
-        return []
-    executor = _executor(folder, cluster, parameters)
+        elif job.diverged:
+            failed.add(name)
+            on_state(job, "failed")
+        else:
+            waiting[name] = job
+    if waiting:
+        failed |= _submit_and_wait(waiting, _executor(folder, cluster, parameters), on_state)
+    return [job for job in jobs if job.run_id in failed]
+
+
+def _submit_and_wait(
+    jobs: dict[str, Job], executor: Any, on_state: Callable[[Job, str], None]
+) -> set[str]:
+    """The names of the jobs that failed."""
     stop_event = threading.Event()
     # A handler that only takes note, so that no job is submitted without being known here.
     with stop_signals(lambda *_: stop_event.set()):
-        tasks = _submit(executor, waiting)
-        for job in waiting.values():
+        tasks = _submit(executor, jobs)
+        for job in jobs.values():
             on_state(job, "running")
-        failed = _wait_for_jobs(tasks, waiting, on_state, stop_event)
+        failed = _wait_for_jobs(tasks, jobs, on_state, stop_event)
     if stop_event.is_set():
         raise KeyboardInterrupt
-    return [job for job in jobs if job.run_id in failed]
+    return failed
 
 
 def _executor(folder: Path, cluster: str, parameters: Mapping[str, int | str]) -> Any:
