@@ -132,9 +132,19 @@ def test_scores_are_read_by_their_file_names(tmp_path):
 def test_a_seed_that_is_missing_or_failed_is_named(studies):
     row = studies[1].rows[1]
     del row.perplexities[1]
-    row.missing, row.failed = [1], {1: "training: step 3"}
+    row.missing, row.failed = [1], {1: "exit code -9: no word"}
     [comparison] = compare_rivals(studies)
     marked = [
         cells[0] for cells in comparison.cells() if cells[2].endswith(" (2 of 3 seeds, 1 failed)")
     ]
     assert marked == ["LPA"]
+
+
+def test_a_comparison_in_which_a_run_diverged_says_so(studies):
+    row = studies[1].rows[1]
+    del row.perplexities[1]
+    row.missing, row.failed = [1], {1: "training: step 3: the loss is nan"}
+    [comparison] = compare_rivals(studies)
+    [cells] = [cells for cells in comparison.cells() if "failed" in cells[2]]
+    undecided = ["undecided (a run diverged)", "–"]
+    assert cells[3:8] == [*undecided, *undecided, "–"]

@@ -59,6 +59,19 @@ def test_a_figure_that_is_no_perplexity_changes_no_other_comparison(value):
         assert set(with_baseline) == (set(names) if value == 1e60 else set())
 
 
+def test_one_of_a_family_that_diverged_is_not_compared_and_still_counts():
+    dense = {0: 50.0, 1: 52.0, 2: 51.0}
+    ours = {"steady": {0: 45.0, 1: 46.9, 2: 45.8}, "survivors": {0: 25.0, 1: 26.0}}
+    found = compare_family(ours, dense, diverged={"survivors"})
+    assert found["survivors"].verdict == "undecided (a run diverged)"
+    assert not found["survivors"].differs
+    assert math.isnan(found["survivors"].ratio)
+    assert found["steady"] == compare_family({**ours, "survivors": {}}, dense)["steady"]
+    assert found["steady"].verdict == "better"
+    assert compare_family({"steady": dense}, ours["steady"])["steady"].verdict == "worse"
+    assert compare_family({"same": dense}, dense)["same"].verdict == "no difference shown"
+
+
 def test_equal_figures_differ_least():
     dense = {0: 50.0, 1: 52.0}
     found = compare_family({"same": dense, "less": {0: 40.0, 1: 41.7}}, dense)

@@ -4,6 +4,7 @@ import pytest
 from helpers.study_runs import finish_run
 
 from lpa.errors import UserError
+from lpa.storage.run_directory import TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.execution.job_runner import create_jobs
 from lpa.study.report.rivals_section import compare_rivals
@@ -77,6 +78,17 @@ def test_a_failure_is_shown_from_the_directory_that_has_it(rivals, tmp_path):
     failure.write_text("exit code -9: no word")
     [study] = find_studies([tmp_path / "one", tmp_path / "two"])
     assert study.rows[1].failed == {2: "exit code -9: no word"}
+
+
+@pytest.mark.parametrize("diverged", ["CoLA", "dense"])
+def test_a_rival_that_diverged_has_no_verdict(rivals, tmp_path, diverged):
+    jobs = rivals(tmp_path, "CoLA")
+    assert find_studies([tmp_path])[0].rows[1].verdict == "better"
+    job = jobs[diverged, 1]
+    (job.run / TEST_FILE).unlink()
+    job.failure.parent.mkdir()
+    job.failure.write_text("exit code 2: lpa: error: training: step 3: the loss is nan")
+    assert find_studies([tmp_path])[0].rows[1].verdict == "undecided (a run diverged)"
 
 
 @pytest.mark.parametrize("settings", [{"optim.lr": 0.5}, {"model.rank": 4}, {"train.steps": 5}])

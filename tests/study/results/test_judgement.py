@@ -37,6 +37,33 @@ def test_a_perplexity_that_is_none_leaves_the_other_seeds(variant, value):
         assert all(math.isfinite(gain) for gain in found.gains.values())
 
 
+DIVERGED = "exit code 2: lpa: error: training: step 3: the loss is nan"
+
+
+def diverge(row):
+    del row.perplexities[1]
+    row.missing, row.failed = [1], {1: DIVERGED}
+
+
+def test_a_variant_that_diverged_is_not_judged_by_the_seeds_that_survive():
+    studies = [rival_study(length, 1.5) for length in (2, 6, 20)]
+    diverge(studies[0].rows[1])
+    ours, *longer = judge(studies)
+    assert ours.equal_tokens.verdict == ours.equal_flops.verdict == "undecided (a run diverged)"
+    assert ours.gains == {}
+    assert all(found.equal_tokens.verdict == "better" for found in longer)
+    assert all(found.equal_flops.verdict == "better" for found in longer)
+
+
+def test_a_baseline_that_diverged_decides_nothing_at_its_length_and_by_its_curve():
+    studies = [rival_study(length, 1.5) for length in (2, 6, 20)]
+    diverge(studies[0].rows[0])
+    ours, *longer = judge(studies)
+    assert ours.equal_tokens.diverged
+    assert all(found.equal_tokens.verdict == "better" for found in longer)
+    assert all(found.equal_flops.diverged and not found.gains for found in (ours, *longer))
+
+
 def test_another_baseline_is_that_of_equal_tokens_and_leaves_the_curve_alone():
     """Also where a length lacks it, which the curve still needs."""
     studies = [rival_study(length, 1.5) for length in (2, 6, 20)]

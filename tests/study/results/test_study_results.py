@@ -212,18 +212,43 @@ def test_a_failed_run_is_distinguished_from_a_pending_one(placement):
         (run / TEST_FILE).unlink()
     log = index.parent / "logs" / (failed.name + FAILURE_SUFFIX)
     log.parent.mkdir(exist_ok=True)
-    log.write_text("exit code 2: the loss is nan at step 3\n")
+    log.write_text("exit code -9: no word\n")
     result = read_study(index)
     rows = texts(result)
     assert rows["attention"]["runs"] == "2 of 3, 1 failed"
     assert rows["attention"]["verdict"] == "better (2 of 3 seeds)"
     assert rows["ffn"]["runs"] == "2 of 3"
     words = " ".join(summarize(result))
-    assert "Failed: attention with seed 2, exit code 2: the loss is nan at step 3." in words
+    assert "Failed: attention with seed 2, exit code -9: no word." in words
     assert "Failed: ffn" not in words
     claim = next(claim for claim in claim_rows(result) if claim[0] == "attention")
     assert claim[2].endswith("(2 of 3 seeds)")
     assert claim[3].startswith("the same direction, at this size and length")
+
+
+@pytest.mark.parametrize("seeds", [[2], [0, 1, 2]])
+@pytest.mark.parametrize("variant", ["attention", "dense"])
+def test_the_seeds_that_survive_decide_nothing_where_a_run_diverged(placement, variant, seeds):
+    """Neither for a variant nor for what it is compared with."""
+    index, runs = placement
+    for seed in seeds:
+        (runs[variant, seed] / TEST_FILE).unlink()
+        log = index.parent / "logs" / (runs[variant, seed].name + FAILURE_SUFFIX)
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("exit code 2: lpa: error: training: step 3: the loss is nan\n")
+    result = read_study(index)
+    row = next(row for row in result.rows if row.variant == "attention")
+    assert row.verdict == "undecided (a run diverged)"
+    assert texts(result)["attention"]["verdict"].startswith("undecided (a run diverged)")
+    words = " ".join(summarize(result))
+    assert "Undecided against dense, as a run diverged: attention" in words
+    assert "Better than" not in words
+    assert f"no run of which diverged is that of {variant}" not in words
+    assert ("no run of which diverged is that of" in words) == (len(seeds) == 1)
+    assert "Not compared yet" not in words
+    claim = next(claim for claim in claim_rows(result) if claim[0] == "attention")
+    expected = "not settled: undecided (a run diverged)" if len(seeds) == 1 else "–"
+    assert claim[3] == expected
 
 
 DIVERGED = (math.inf, math.nan, 0.0, 1.0, 1e60)

@@ -72,7 +72,7 @@ class Job:
         """Whether its last start failed as loss or gradient were not finite. It then has ended: another start
         would repeat that, and docs/protocol.md allows none."""
         try:
-            return DIVERGED in self.failure.read_text(encoding="utf-8", errors="replace")
+            return is_divergence(self.failure.read_text(encoding="utf-8", errors="replace"))
         except FileNotFoundError:
             return False
 
@@ -89,6 +89,11 @@ class Job:
 def is_finished(run: Path) -> bool:
     """Whether a run directory holds a trained model and its score."""
     return (run / RESULT_FILE).exists() and (run / TEST_FILE).exists()
+
+
+def is_divergence(failure: str) -> bool:
+    """Whether loss or gradient of a run were not finite, by what is recorded of its failure."""
+    return DIVERGED in failure
 
 
 def read_test(run: Path) -> Evaluation:

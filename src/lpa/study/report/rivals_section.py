@@ -164,6 +164,8 @@ def _missing_seeds(row: VariantRow) -> str:
 def _comparison_cells(found: Comparison | None) -> tuple[str, str]:
     if found is None:
         return "–", "–"
+    if found.diverged:
+        return found.verdict, "–"
     change, low, high = (value - 1 for value in (found.ratio, found.low, found.high))
     return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]", f"{found.p_adjusted:.3f}"
 

@@ -19,7 +19,13 @@ from lpa.study.report.rivals_section import (
     draw_loss_against_flops,
 )
 from lpa.study.results.families import is_family
-from lpa.study.results.statistics import NO_DIFFERENCE, NOT_FINITE, ONE_SEED, Difference
+from lpa.study.results.statistics import (
+    A_RUN_DIVERGED,
+    NO_DIFFERENCE,
+    NOT_FINITE,
+    ONE_SEED,
+    Difference,
+)
 from lpa.study.results.study_results import (
     StudyResult,
     VariantRow,
@@ -166,12 +172,15 @@ def summarize(result: StudyResult) -> list[str]:
             sentences.append(f"Failed: {row.variant} with seed {seed}, {said}.")
     if not done:
         return sentences
-    best = min(done, key=lambda row: row.perplexity.mean if row.perplexity else math.inf)
-    assert best.perplexity is not None
-    sentences.append(
-        f"The lowest mean perplexity is that of {best.variant}, {best.perplexity.mean:.2f}; "
-        "this alone does not set it apart from the next."
-    )
+    whole = [row for row in done if not row.diverged]
+    if whole:
+        best = min(whole, key=lambda row: row.perplexity.mean if row.perplexity else math.inf)
+        assert best.perplexity is not None
+        among = "" if len(whole) == len(done) else " among variants no run of which diverged"
+        sentences.append(
+            f"The lowest mean perplexity{among} is that of {best.variant}, {best.perplexity.mean:.2f}; "
+            "this alone does not set it apart from the next."
+        )
     by = (
         "by Holm's test over all variants (the 95% intervals are not corrected)"
         if is_family(result.index)
@@ -183,16 +192,17 @@ def summarize(result: StudyResult) -> list[str]:
         (NO_DIFFERENCE, "Not distinguishable from {}"),
         (ONE_SEED, "Undecided against {}, as one pair of runs gives no interval"),
         (NOT_FINITE, "Undecided against {}, as a perplexity is not finite"),
+        (A_RUN_DIVERGED, "Undecided against {}, as a run diverged"),
     ):
         rows = [row for row in result.rows if row.verdict == verdict]
         for baseline in dict.fromkeys(row.baseline for row in rows):
             named = "; ".join(
-                f"{row.variant} {change_with_interval(row.difference)}{_pairs(row)}"
+                f"{row.variant} {change_with_interval(row.difference)}".rstrip() + _pairs(row)
                 for row in rows
                 if row.baseline == baseline
             )
             sentences.append(f"{words.format(baseline)}: {named}.")
-    alone = [row.variant for row in done if not row.is_baseline and row.difference is None]
+    alone = [row.variant for row in done if not row.is_baseline and row.verdict is None]
     if alone:
         sentences.append(
             f"Not compared yet, without a baseline of the same seed: {'; '.join(alone)}."
@@ -249,8 +259,10 @@ def row_cells(row: VariantRow) -> list[tuple[str, Any]]:
         (format_count(row.parameters), row.parameters),
         (format_flops(row.train_flops_per_token, ""), row.train_flops_per_token),
     ]
+    verdict = (f"{row.verdict}{_pairs(row)}", row.verdict) if row.verdict else ("–", "")
     if row.perplexity is None:
-        return [*row_text, ("–", ""), ("–", ""), (runs, 0), baseline_cell, *[("–", "")] * 6]
+        row_text += [("–", ""), ("–", ""), (runs, 0), baseline_cell]
+        return [*row_text, ("–", ""), ("–", ""), verdict, *[("–", "")] * 3]
     several = row.perplexity.count > 1
     assert row.seconds is not None
     assert row.tokens_per_second is not None
@@ -263,14 +275,14 @@ def row_cells(row: VariantRow) -> list[tuple[str, Any]]:
     ]
     change = row.difference
     if change is None:
-        row_text += [("baseline" if row.is_baseline else "–", ""), ("–", ""), ("–", "")]
+        row_text += [("baseline" if row.is_baseline else "–", ""), ("–", ""), verdict]
     else:
         between = f"[{change.low:+.1%}, {change.high:+.1%}]"
         known = not math.isnan(change.low)
         row_text += [
             (f"{change.mean:+.1%}", change.mean) if not math.isnan(change.mean) else ("–", ""),
             (between, change.low) if known else ("–", ""),
-            (f"{row.verdict}{_pairs(row)}", row.verdict),
+            verdict,
         ]
     speed = format_count(row.tokens_per_second.mean)
     if several:
@@ -310,13 +322,13 @@ def _judge_claim(claim: dict[str, Any], row: VariantRow | None) -> tuple[str, st
     if claim.get("of") == "time":
         # The interval covers seeds; that dense ran in a slower hour than LPA it cannot know.
         return ours, "not judged: runs shared the machine; lpa bench measures in turns"
-    found = difference.verdict
+    found = row.verdict
     if found in ("better", "worse"):
         same = "the same" if found == claim["direction"] else "the opposite"
         verdict = f"{same} direction, at this size and length"
     else:
         verdict = f"not settled: {found}"
-    if "change" in claim and not math.isnan(difference.low):
+    if "change" in claim and not math.isnan(difference.low) and found != A_RUN_DIVERGED:
         inside = difference.low <= claim["change"] <= difference.high
         verdict += f"; {claim['change']:+.0%} is {'in' if inside else 'out'}side the interval"
     return ours, verdict

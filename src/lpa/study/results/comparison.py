@@ -2,13 +2,13 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from lpa.study.results.statistics import PowerLaw
+from lpa.study.results.statistics import A_RUN_DIVERGED, NO_DIFFERENCE, PowerLaw
 
 LEVEL = 0.05
 # Of a number of FLOPs, below what a float holds.
@@ -22,17 +22,28 @@ class Comparison:
     Attributes:
         ratio: geometric mean over seeds.
         low, high: its interval at the level that Holm's step gives it.
-        p_adjusted: by Holm's procedure; nan with fewer than two pairs.
+        p_adjusted: by Holm's procedure.
+        diverged: whether a run of one of the two did. The seeds that survive decide nothing then, and all
+            figures are nan.
     """
 
     ratio: float
     low: float
     high: float
     p_adjusted: float
+    diverged: bool = False
 
     @property
     def differs(self) -> bool:
         return self.p_adjusted < LEVEL
+
+    @property
+    def verdict(self) -> str:
+        if self.diverged:
+            return A_RUN_DIVERGED
+        if not self.differs:
+            return NO_DIFFERENCE
+        return "better" if self.ratio < 1 else "worse"
 
 
 def holm(p_values: Mapping[str, float], count: int) -> dict[str, tuple[float, float]]:
@@ -52,17 +63,22 @@ def holm(p_values: Mapping[str, float], count: int) -> dict[str, tuple[float, fl
 
 
 def compare_family(
-    ours: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float]
+    ours: Mapping[str, Mapping[int, float]],
+    baseline: Mapping[int, float],
+    diverged: Collection[str] = (),
 ) -> dict[str, Comparison]:
     """Each variant against the baseline, by Student's t over log ratios, corrected by Holm.
 
     Args:
         ours: variant -> seed -> a figure, such as a perplexity. All of them are the family, finished or not.
+        diverged: those of them that are not judged, as a run of theirs or of the baseline diverged.
 
     Returns:
-        Those with two seeds or more in common with the baseline, of which all figures are positive numbers.
+        Those that diverged, and those with two seeds or more in common with the baseline, of which all
+        figures are positive numbers.
     """
-    logs = {name: _log_ratios(values, baseline) for name, values in ours.items()}
+    judged = {name: values for name, values in ours.items() if name not in diverged}
+    logs = {name: _log_ratios(values, baseline) for name, values in judged.items()}
     logs = {name: found for name, found in logs.items() if len(found) > 1}
     with warnings.catch_warnings(), np.errstate(over="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # of equal values
@@ -72,7 +88,10 @@ def compare_family(
             name: float(np.nan_to_num(test.pvalue, nan=1.0)) for name, test in tests.items()
         }
         adjusted = holm(p_values, len(ours))
-        compared = {}
+        compared = {
+            name: Comparison(math.nan, math.nan, math.nan, math.nan, diverged=True)
+            for name in diverged
+        }
         for name, test in tests.items():
             p_adjusted, level = adjusted[name]
             interval = test.confidence_interval(1 - level)

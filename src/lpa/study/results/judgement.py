@@ -24,7 +24,8 @@ class Judgement:
         equal_tokens: perplexity against the baseline's of the same length; None of the baseline itself.
         equal_flops: against what the fitted curve of the studies' own baseline gives at the variant's FLOPs;
             None where that has fewer than three lengths.
-        gains: compute-equivalent gain by seed, by the same curve.
+        gains: compute-equivalent gain by seed, by the same curve; empty where a run diverged of the variant,
+            or of those that the curve is fitted to.
         extrapolated: whether one of them rests on the curve beyond the losses that it was fitted to.
     """
 
@@ -45,16 +46,18 @@ def judge(studies: Sequence[StudyResult], baseline: str | None = None) -> list[J
             which the curve is always of.
     """
     curves = baseline_curves(studies)
+    curve_diverged = any(_own_baseline(result).diverged for result in studies)
     found = []
     for result in sorted(studies, key=lambda each: each.rows[0].tokens):
         rows = {row.variant: row for row in result.rows}
         tokens = _compare_at_tokens(rows, baseline or result.index.baseline)
         others = {name: row for name, row in rows.items() if name != result.index.baseline}
-        flops = _compare_at_flops(others, curves)
+        flops = _compare_at_flops(others, curves, curve_diverged)
         for name, row in rows.items():
             if name not in others and name not in tokens:
                 continue
-            gains = _gains(row, curves) if name in others else {}
+            judged = name in others and not (row.diverged or curve_diverged)
+            gains = _gains(row, curves) if judged else {}
             found.append(
                 Judgement(
                     name,
@@ -72,11 +75,17 @@ def _compare_at_tokens(rows: Mapping[str, VariantRow], baseline: str) -> dict[st
     """All rows against that of the baseline; empty where there is none."""
     if baseline not in rows:
         return {}
-    others = {name: row.perplexities for name, row in rows.items() if name != baseline}
-    return compare_family(others, rows[baseline].perplexities)
+    others = {name: row for name, row in rows.items() if name != baseline}
+    return compare_family(
+        {name: row.perplexities for name, row in others.items()},
+        rows[baseline].perplexities,
+        {name for name, row in others.items() if row.diverged or rows[baseline].diverged},
+    )
 
 
-def _compare_at_flops(rows: Mapping[str, VariantRow], curves: Curves) -> dict[str, Comparison]:
+def _compare_at_flops(
+    rows: Mapping[str, VariantRow], curves: Curves, curve_diverged: bool
+) -> dict[str, Comparison]:
     """Against what the curve of the same seed gives."""
     ratios = {
         name: {
@@ -87,7 +96,8 @@ def _compare_at_flops(rows: Mapping[str, VariantRow], curves: Curves) -> dict[st
         for name, row in rows.items()
     }
     seeds = {seed: 1.0 for by_seed in ratios.values() for seed in by_seed}
-    return compare_family(ratios, seeds)
+    diverged = {name for name, row in rows.items() if row.diverged or curve_diverged}
+    return compare_family(ratios, seeds, diverged)
 
 
 def _gains(row: VariantRow, curves: Curves) -> dict[int, tuple[float, bool]]:
@@ -103,10 +113,14 @@ def baseline_curves(studies: Sequence[StudyResult]) -> Curves:
     """Those of the studies' own baseline."""
     curves: dict[int, dict[float, float]] = defaultdict(dict)
     for result in studies:
-        row = next(row for row in result.rows if row.variant == result.index.baseline)
+        row = _own_baseline(result)
         for seed, perplexity in row.perplexities.items():
             curves[seed][row.flops] = _loss(perplexity)
     return dict(curves)
+
+
+def _own_baseline(result: StudyResult) -> VariantRow:
+    return next(row for row in result.rows if row.variant == result.index.baseline)
 
 
 def _loss(perplexity: float) -> float:

@@ -14,6 +14,7 @@ NO_DIFFERENCE = "no difference shown"
 # Verdicts where there is no interval.
 ONE_SEED = "undecided (one seed)"
 NOT_FINITE = "undecided (a perplexity is not finite)"
+A_RUN_DIVERGED = "undecided (a run diverged)"
 
 
 @dataclass

@@ -16,10 +16,15 @@ from lpa.storage.records import parse_value, read_json
 from lpa.storage.run_directory import SCORES_DIRECTORY
 from lpa.study.design.grid import Variant
 from lpa.study.design.study_index import StudyIndex, is_index, read_index
-from lpa.study.execution.job_runner import FAILURE_SUFFIX, is_finished, read_test
+from lpa.study.execution.job_runner import (
+    FAILURE_SUFFIX,
+    is_divergence,
+    is_finished,
+    read_test,
+)
 from lpa.study.results.comparison import compare_family
 from lpa.study.results.families import is_family, join_families
-from lpa.study.results.statistics import NO_DIFFERENCE, Difference, Summary
+from lpa.study.results.statistics import A_RUN_DIVERGED, Difference, Summary
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult
 
@@ -37,7 +42,8 @@ class VariantRow:
         validation: mean perplexity on the validation split; None where no run has one.
         perplexity: over seeds; None where no run is finished, as all that follow.
         difference: against `baseline`; None for a baseline itself, or where no seed has both.
-        verdict: what the difference says; of rivals after Holm's correction for their number.
+        verdict: what the difference says, of rivals after Holm's correction for their number; nothing where a
+            run of one of the two diverged.
         tokens_per_second: over seeds.
         durations: wall time of a run in seconds, by seed.
         time: against that of `baseline`, as `difference`.
@@ -74,6 +80,11 @@ class VariantRow:
         return self.variant == self.baseline
 
     @property
+    def diverged(self) -> bool:
+        """Whether a run of it did, so that the seeds that survive decide nothing (docs/protocol.md)."""
+        return any(map(is_divergence, self.failed.values()))
+
+    @property
     def is_finite(self) -> bool:
         """Whether it has a perplexity that is a number, which a model that diverged has not."""
         return self.perplexity is not None and math.isfinite(self.perplexity.mean)
@@ -103,17 +114,20 @@ class StudyResult:
                 row.difference = Difference.between(row.perplexities, other.perplexities)
                 row.time = Difference.between(row.durations, other.durations)
             row.verdict = row.difference.verdict if row.difference else None
+            if not row.is_baseline and (row.diverged or other.diverged):
+                row.verdict = A_RUN_DIVERGED
         if is_family(self.index):
             self._correct_verdicts(by_name[self.rows[0].baseline])
 
     def _correct_verdicts(self, baseline: VariantRow) -> None:
         others = {row.variant: row for row in self.rows if row is not baseline}
         found = compare_family(
-            {name: row.perplexities for name, row in others.items()}, baseline.perplexities
+            {name: row.perplexities for name, row in others.items()},
+            baseline.perplexities,
+            {name for name, row in others.items() if row.diverged or baseline.diverged},
         )
         for name, comparison in found.items():
-            direction = "better" if comparison.ratio < 1 else "worse"
-            others[name].verdict = direction if comparison.differs else NO_DIFFERENCE
+            others[name].verdict = comparison.verdict
 
     @property
     def title(self) -> str:
