@@ -184,10 +184,19 @@ def _tune_rates(study: Study, work: _Work, out: Path) -> StudyOutcome:
     while True:
         outcome = work.run(tune_learning_rates(study, rates), out)
         result = read_study(index, work.seeds)
-        wider = extend_rates(rates, best_rates(result).values())
-        if wider == rates or lost_trials(result):
+        if lost_trials(result):
             return outcome
+        best = best_rates(result)
+        wider = extend_rates(rates, best.values())
+        if wider == rates:
+            break
         rates = wider
+    if without := [name for name, rate in best.items() if rate is None]:
+        outcome.problem = (
+            f"{', '.join(without)} diverged at every rate down to {min(rates):g}, where the search ends; "
+            "tune the others with --variants in another --out"
+        )
+    return outcome
 
 
 def _choose(outcome: StudyOutcome, out: Path, seeds: int, by_variant: str) -> None:

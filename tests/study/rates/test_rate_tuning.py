@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 
 import pytest
 import yaml
 from helpers.runs import wait_until
+from helpers.study_runs import finish_run
 
 from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid
@@ -34,6 +36,7 @@ SMALL = ("--scale", "tiny", "--seeds", "1", "--jobs", "2")
         ([0.004], [0.001, 0.002, 0.004, 0.008]),
         ([0.001, 0.004], [0.0005, 0.001, 0.002, 0.004, 0.008]),
         ([], [0.001, 0.002, 0.004]),
+        ([0.002, None], [0.0005, 0.001, 0.002, 0.004]),
     ],
 )
 def test_rates_are_extended_where_a_best_one_is_an_extreme(best, extended):
@@ -161,6 +164,41 @@ def test_a_mistake_is_one_line(lpa, tmp_path, arguments, message):
     assert finished.code == 2
     assert finished.stderr.count("\n") == 1
     assert message in finished.stderr
+
+
+def tune(out, data, monkeypatch, highest):
+    """A tuning of dense and LPA, best at 0.004, in which LPA diverges above a rate."""
+
+    def run_all(jobs, parallel, on_state):
+        for job in jobs:
+            variant, rate = job.variant.split(", lr=")
+            if variant == "LPA" and float(rate) > highest:
+                record_failure(job, "exit code 2: lpa: error: training: step 3: the loss is nan")
+            elif not job.finished:
+                finish_run(job.run, 50 + math.log(float(rate) / 0.004) ** 2)
+        return [job for job in jobs if job.diverged]
+
+    monkeypatch.setattr("lpa.study.run_study.run_jobs", run_all)
+    variants = ["dense", "LPA"]
+    return run_study("rivals", out, scale="pico", seeds=1, data=data, variants=variants, tune=True)
+
+
+def test_a_variant_that_diverges_at_every_rate_gets_lower_ones(prepared, tmp_path, monkeypatch):
+    outcome = tune(tmp_path, prepared, monkeypatch, 0.0015)
+    assert not outcome.problem
+    assert outcome.tuned == {"dense": {"optim.lr": 0.004}, "LPA": {"optim.lr": 0.001}}
+    rates = {trial.overrides["optim.lr"] for trial in outcome.study.variants}
+    assert rates == {0.0005, 0.001, 0.002, 0.004, 0.008}
+
+
+def test_a_variant_that_diverges_down_to_the_last_rate_is_named(prepared, tmp_path, monkeypatch):
+    outcome = tune(tmp_path, prepared, monkeypatch, 0)
+    assert "LPA diverged at every rate down to 0.00025, where the search ends" in outcome.problem
+    assert outcome.tuned is None
+    rates = {trial.overrides["optim.lr"] for trial in outcome.study.variants}
+    assert min(rates) == MIN_RATE
+    again = tune(tmp_path, prepared, monkeypatch, 0)
+    assert (again.problem, again.study) == (outcome.problem, outcome.study)
 
 
 @pytest.mark.parametrize("said", ["training: step 3: the loss is nan", "exit code -9"])

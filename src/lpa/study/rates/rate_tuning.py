@@ -46,14 +46,17 @@ def first_rates(study: Study) -> list[float]:
     return [rate / 4, rate / 2, rate]
 
 
-def extend_rates(rates: Sequence[float], best: Iterable[float]) -> list[float]:
+def extend_rates(rates: Sequence[float], best: Iterable[float | None]) -> list[float]:
     """The rates with one more at each end at which a best one is, by a factor of two.
 
     The same as given where no best rate is at an end, or where the end is the last that is tried.
+
+    Args:
+        best: as `best_rates` gives them; None counts as the lowest, as only lower rates may do better.
     """
     low, high, best = min(rates), max(rates), set(best)
     extended = set(rates)
-    if low in best and low / 2 >= MIN_RATE:
+    if (low in best or None in best) and low / 2 >= MIN_RATE:
         extended.add(low / 2)
     if high in best and high * 2 <= MAX_RATE:
         extended.add(high * 2)
@@ -67,7 +70,10 @@ def tried_rates(index_file: Path) -> list[float]:
     return sorted({variant.overrides[_RATE] for variant in read_index(index_file).variants})
 
 
-def best_rates(result: StudyResult) -> dict[str, float]:
-    """The best rate by variant, of those tuned so far."""
-    overrides = {variant.name: variant.overrides for variant in result.index.variants}
-    return {name: overrides[row.variant][_RATE] for name, row in tuned_rows(result).items()}
+def best_rates(result: StudyResult) -> dict[str, float | None]:
+    """The best rate by variant, of a tuning that lost no trial; None of one that diverged at every rate."""
+    overrides = {trial.name: trial.overrides for trial in result.index.variants}
+    best: dict[str, float | None] = {
+        trial.tunes: None for trial in result.index.variants if trial.tunes
+    }
+    return best | {name: overrides[row.variant][_RATE] for name, row in tuned_rows(result).items()}
