@@ -118,7 +118,7 @@ def test_rates_of_two_whole_tunings_are_written(transfer, tuning):
 @pytest.mark.parametrize(
     ("trial", "file", "content", "words"),
     [
-        ("dense, lr=0.016", "test.json", None, "is not finished and did not diverge"),
+        ("dense, lr=0.016", "test.json", None, "not finished and did not diverge"),
         ("SLTrain, lr=0.004", "result.json", "{", "result.json: is not JSON"),
     ],
 )

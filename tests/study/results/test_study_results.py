@@ -112,7 +112,7 @@ def test_a_trial_that_is_lost_leaves_nothing_tuned(tuning, tmp_path, content):
     index, runs = tuning
     trial, run = next(iter(runs.items()))
     (run / "test.json").unlink() if content is None else (run / "test.json").write_text(content)
-    with pytest.raises(UserError, match="is not finished and did not diverge") as error:
+    with pytest.raises(UserError, match="not finished and did not diverge") as error:
         write_tuned(read_study(index), tmp_path / "tuned.yaml")
     assert trial in str(error.value)
     assert not (tmp_path / "tuned.yaml").exists()
@@ -408,6 +408,15 @@ def test_a_tuning_of_fewer_seeds_than_before_chooses_by_those(tuning_of_three, l
     tuned = yaml.safe_load((index.parent / "tuned-tiny.yaml").read_text())
     assert {settings["model.initializer_range"] for settings in tuned.values()} == {0.005}
     assert json.loads(index.read_text())["seeds"] == 3
+
+
+def test_a_tuning_that_chooses_nothing_ends_with_an_error(tuning, lpa, prepared):
+    index, runs = tuning
+    (next(iter(runs.values())) / TEST_FILE).write_text("{")
+    command = ("study", "tuning", "--scale", "tiny", "--data", prepared, "--out", index.parent)
+    finished = lpa(*command, "--seeds", 1)
+    assert finished.code == 1
+    assert "trials are not finished and did not diverge: " in finished.stderr
 
 
 def test_a_verdict_about_rivals_is_corrected_for_their_number(runs_of):

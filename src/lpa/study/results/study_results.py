@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lpa.errors import DIVERGED, LPAWarning, UserError, closest_match
+from lpa.errors import LPAWarning, UserError, closest_match
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import parse_value, read_json
@@ -282,14 +282,14 @@ def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
     return tuned
 
 
-def lost_trials(result: StudyResult) -> dict[str, str]:
-    """The trials with a run that is missing though it did not diverge, and why it is."""
-    return {
-        row.variant: row.failed.get(seed, "no failure recorded")
+def lost_trials(result: StudyResult) -> list[str]:
+    """The runs of a tuning that are missing though they did not diverge, each with its reason."""
+    return [
+        f"{row.variant} with seed {seed} ({row.failed.get(seed, 'no failure recorded')})"
         for row in result.rows
         for seed in row.missing
-        if DIVERGED not in row.failed.get(seed, "")
-    }
+        if not is_divergence(row.failed.get(seed, ""))
+    ]
 
 
 def check_no_trial_lost(result: StudyResult) -> None:
@@ -299,10 +299,9 @@ def check_no_trial_lost(result: StudyResult) -> None:
         UserError: there are some.
     """
     if lost := lost_trials(result):
-        trial, reason = next(iter(lost.items()))
         raise UserError(
-            f"{result.title}: the trial {trial} is not finished and did not diverge ({reason}); start the "
-            "study again to resume what is not finished"
+            f"{result.title}: trials are not finished and did not diverge: {'; '.join(lost)}; start the study "
+            "again to resume them"
         )
 
 
