@@ -12,7 +12,7 @@ from lpa.storage.outputs import resolve_output
 from lpa.study.bundled_data import prepare_bundled_for_scale
 from lpa.study.design.grid import Study, expand_grid
 from lpa.study.design.grid_files import tuned_names
-from lpa.study.design.study_index import index_path, recorded_dtype
+from lpa.study.design.study_index import TUNING_SUFFIX, index_path, recorded_dtype
 from lpa.study.design.tuned_settings import read_tuned
 from lpa.study.execution.job_runner import Job, create_jobs, run_jobs
 from lpa.study.rates.rate_tuning import (
@@ -137,7 +137,7 @@ def run_study(
     work = _Work(given, Path(data).resolve(), seeds, jobs, executor, dict(slurm or {}), on_state)
     directory = resolve_output(out)
     # Other studies may work in the same directory.
-    part = f"{name}-tuning" if tune else name
+    part = f"{name}{TUNING_SUFFIX}" if tune else name
     with lock_directory(directory, part=f"{part}-{scale}", output=out):
         outcome = _tune_rates(study, work, directory) if tune else work.run(study, directory)
     if outcome.study.tunes:

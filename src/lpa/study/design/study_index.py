@@ -1,5 +1,6 @@
 """What a study asked for, as a file beside its runs."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from lpa.storage.records import Count, read_json
 from lpa.study.design.grid import Study
 from lpa.study.design.grid_files import STUDIES
 
-_NAME = re.compile(rf"({'|'.join(STUDIES)})-\w+\.json")
+# What the name of a study that tunes another by variant has after that study's own.
+TUNING_SUFFIX = "-tuning"
+
+_NAME = re.compile(rf"({'|'.join(STUDIES)})({TUNING_SUFFIX})?-\w+\.json")
 
 
 @dataclass
@@ -48,8 +52,8 @@ def index_path(study: Study, out: Path) -> Path:
 
 def recorded_dtype(out: Path, scale: str) -> str | None:
     """The precision of the studies at a scale that a directory holds already; None where it holds none."""
-    for name in STUDIES:
-        path = out / f"{name}-{scale}.json"
+    for name, suffix in itertools.product(STUDIES, ("", TUNING_SUFFIX)):
+        path = out / f"{name}{suffix}-{scale}.json"
         try:
             if path.is_file():
                 return read_index(path).base.get("train.dtype", "float32")
@@ -78,6 +82,10 @@ def read_index(path: Path) -> StudyIndex:
     names = [variant.name for variant in index.variants]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{path}: variants: got {names}; expected one or more, each named once")
+    if index.baseline not in names:
+        raise UserError(
+            f"{path}: baseline: got {index.baseline!r}; expected one of {', '.join(names)}"
+        )
     for number, variant in enumerate(index.variants):
         if variant.baseline not in names:
             raise UserError(

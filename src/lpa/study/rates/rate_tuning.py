@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lpa.study.design.grid import Study
-from lpa.study.design.study_index import read_index
+from lpa.study.design.study_index import TUNING_SUFFIX, read_index
 from lpa.study.results.study_results import StudyResult, tuned_rows
 
 TUNING_SEED = 100  # the first; studies that are reported begin at 0
@@ -19,7 +19,7 @@ def tune_learning_rates(study: Study, rates: Sequence[float]) -> Study:
 
     Its seeds are others than those that any study reports.
     """
-    tuning = replace(study, name=f"{study.name}-tuning", tunes=True, first_seed=TUNING_SEED)
+    tuning = replace(study, name=f"{study.name}{TUNING_SUFFIX}", tunes=True, first_seed=TUNING_SEED)
     tuning.question = "Which learning rate is best for each variant?"
 
     def trial_name(variant: str, rate: float) -> str:

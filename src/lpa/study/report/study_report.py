@@ -12,6 +12,7 @@ from lpa.display.units import format_bytes, format_count, format_flops, format_s
 from lpa.storage.files import write_files
 from lpa.storage.outputs import check_output_file
 from lpa.study.design.grid_files import STUDIES, read_claims
+from lpa.study.design.study_index import TUNING_SUFFIX
 from lpa.study.report.figures import SCALING_AXES, scaling_fits, study_figures
 from lpa.study.report.rivals_section import (
     RivalsComparison,
@@ -36,7 +37,7 @@ from lpa.study.results.study_results import (
 )
 
 # How an earlier report named its figures.
-_FIGURE = re.compile(rf"\d+-({'|'.join(STUDIES)})(-tuning)?-\w+-\d+\.(svg|png)")
+_FIGURE = re.compile(rf"\d+-({'|'.join(STUDIES)})({TUNING_SUFFIX})?-\w+-\d+\.(svg|png)")
 
 HEADINGS = (
     "variant",
