@@ -1,11 +1,15 @@
 """`lpa.run_study`, of arguments that the command line does not let through and of runs that fail."""
 
+import math
+import re
+
 import pytest
 from helpers.study_runs import finish_run
 
 import lpa
 from lpa.storage.run_directory import RESULT_FILE
 from lpa.study.execution.job_runner import record_failure
+from lpa.study.run_study import plan_study
 
 
 @pytest.mark.parametrize("name", ["seeds", "jobs"])
@@ -14,6 +18,14 @@ def test_fewer_than_one_is_refused_before_anything_is_written(name, tmp_path):
     with pytest.raises(lpa.UserError, match=rf"--{name}: got 0; expected at least 1"):
         lpa.run_study("placement", out, scale="tiny", **{name: 0})
     assert not out.exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, 0, 1e300, 2e6, 1e-9])
+def test_a_length_that_is_none_is_refused_as_on_the_command_line(value):
+    expected = "enough for one token" if value == 1e-9 else "a number above 0, at most 1,000,000"
+    said = f"--tokens-per-parameter: got {value}; expected {expected}"
+    with pytest.raises(lpa.UserError, match=re.escape(said)):
+        plan_study("rivals", scale="pico", tokens_per_parameter=value)
 
 
 def tune(out, data, monkeypatch, spoil):

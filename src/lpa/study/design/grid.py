@@ -17,6 +17,8 @@ from lpa.study.design.grid_files import SCALES, is_tuned_by_variant, read_grid, 
 from lpa.study.design.run_configs import build_model_config, run_config, total_tokens
 from lpa.train.config import RunConfig
 
+_MAX_TOKENS_PER_PARAMETER = 1_000_000  # as on the command line
+
 
 @dataclass
 class Variant:
@@ -200,13 +202,18 @@ def _length_by_parameters(
     base: dict[str, Any], tokens_per_parameter: float, vocab_size: int
 ) -> dict[str, Any]:
     """Tokens of training and steps of warm-up, by the parameters of the dense model."""
+    if not 0 < tokens_per_parameter <= _MAX_TOKENS_PER_PARAMETER:
+        raise UserError(
+            f"--tokens-per-parameter: got {tokens_per_parameter}; expected a number above 0, at most "
+            f"{_MAX_TOKENS_PER_PARAMETER:,}"
+        )
     sizes = Sizes.from_settings(base)
     dense = resolve_expressions(base, sizes) | {"model.placement": "none"}
     parameters = parameter_count(build_model_config(run_config(dense), vocab_size))
     tokens = round(tokens_per_parameter * parameters)
     if tokens < 1:
         raise UserError(
-            f"--tokens-per-parameter: got {tokens_per_parameter}; expected a positive number"
+            f"--tokens-per-parameter: got {tokens_per_parameter}; expected enough for one token"
         )
     length = {"train.tokens": tokens}
     steps = run_config(dense | length).train.steps
