@@ -45,6 +45,16 @@ def test_the_report_prints_tables_and_never_replaces_a_directory(study, lpa, tmp
     assert f"--out {tmp_path}: is a directory" in refused.stderr
 
 
+@pytest.mark.slow
+def test_a_report_as_json_is_a_page_too_where_one_is_named(study, lpa, tmp_path):
+    printed = lpa("report", study, "--json").json
+    assert not (study / "report.html").exists()
+    finished = lpa("report", study, "--json", "--out", tmp_path / "page.html")
+    assert finished.code == 0, finished.stderr
+    assert finished.json == printed
+    assert "placement at tiny" in (tmp_path / "page.html").read_text()
+
+
 def test_two_processes_do_not_run_one_study(lpa, prepared, tmp_path):
     command = ("study", "placement", *SMALL, "--data", prepared, "--out", "out")
     with lock_directory(tmp_path / "out", part="placement-tiny"):

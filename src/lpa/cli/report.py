@@ -30,7 +30,9 @@ def build_parser() -> Parser:
         help="compare with this variant in the studies that have it; the curve of rivals stays that of dense",
     )
     parser.add_argument(
-        "--out", type=Path, help="the page to write; by default report.html in the first DIR"
+        "--out",
+        type=Path,
+        help="the page to write; by default report.html in the first DIR, and none with --json",
     )
     add_json_flag(parser)
     return parser
@@ -39,17 +41,18 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    if arguments.json:
-        from lpa.study.report.study_report import compare_studies
+    from lpa.display.escape import escape_unprintable
+    from lpa.study.report.study_report import compare_studies, summarize, write_report
 
+    if arguments.json and arguments.out is None:
         studies, rivals = compare_studies(arguments.directories, arguments.baseline)
+    else:
+        report = write_report(arguments.directories, baseline=arguments.baseline, out=arguments.out)
+        studies, rivals = report.studies, report.rivals
+    if arguments.json:
         tables = {"studies": [study.table() for study in studies]}
         print(to_json({**tables, "rivals": [comparison.to_dict() for comparison in rivals]}))
         return
-    from lpa.display.escape import escape_unprintable
-    from lpa.study.report.study_report import summarize, write_report
-
-    report = write_report(arguments.directories, baseline=arguments.baseline, out=arguments.out)
-    for study in report.studies:
+    for study in studies:
         print(escape_unprintable(f"{study.title}: {' '.join(summarize(study))}"))
     print(escape_unprintable(f"report  {report.page}"))

@@ -58,10 +58,11 @@ HEADINGS = (
 
 @dataclass
 class StudyReport:
-    """A page, and the studies that it shows."""
+    """A page, the studies that it shows, and the comparisons of rivals."""
 
     page: Path
     studies: list[StudyResult]
+    rivals: list[RivalsComparison]
 
 
 def write_report(
@@ -89,7 +90,7 @@ def write_report(
     studies, rivals = compare_studies(folders, baseline)
     page = folders[0] / "report.html" if out is None else Path(out)
     write_study_report(studies, page, rivals)
-    return StudyReport(page, studies)
+    return StudyReport(page, studies, rivals)
 
 
 def compare_studies(
