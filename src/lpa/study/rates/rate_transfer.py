@@ -35,8 +35,8 @@ def read_finished_tuning(directory: Path) -> StudyResult:
     if extend_rates(rates, best.values()) != rates:
         arm = next(name for name in best if extend_rates(rates, [best[name]]) != rates)
         raise UserError(
-            f"{directory}: the best rate of {arm}, {best[arm]:g}, is at the end of those tried, {rates[0]:g} "
-            f"to {rates[-1]:g}; start the tuning again to extend them"
+            f"{directory}: the best rate of {arm} is at the end of those tried, {rates[0]:g} to "
+            f"{rates[-1]:g}; start the tuning again to extend them"
         )
     return result
 

@@ -300,8 +300,8 @@ def check_no_trial_lost(result: StudyResult) -> None:
     """
     if lost := lost_trials(result):
         raise UserError(
-            f"{result.title}: trials are not finished and did not diverge: {'; '.join(lost)}; start the study "
-            "again to resume them"
+            f"{result.title}: trials are not finished and did not diverge: {'; '.join(lost)}; start the "
+            "study again to resume them"
         )
 
 
