@@ -140,7 +140,7 @@ def run_study(
     part = f"{name}{TUNING_SUFFIX}" if tune else name
     with lock_directory(directory, part=f"{part}-{scale}", output=out):
         outcome = _tune_rates(study, work, directory) if tune else work.run(study, directory)
-    if outcome.study.tunes:
+    if outcome.study.tunes and outcome.problem is None:
         _choose(outcome, directory, seeds, f"{name}-" if tune else "")
     return outcome
 

@@ -4,7 +4,6 @@ import html
 import itertools
 import json
 import math
-import shutil
 from xml.etree import ElementTree
 
 import pytest
@@ -16,7 +15,7 @@ from lpa.display.html import draw_svg
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.run_directory import TEST_FILE
 from lpa.study.design.grid import expand_grid
-from lpa.study.execution.job_runner import FAILURE_SUFFIX, create_jobs
+from lpa.study.execution.job_runner import FAILURE_SUFFIX
 from lpa.study.report.figures import scaling_fits, study_figures
 from lpa.study.report.study_report import (
     HEADINGS,
@@ -28,23 +27,6 @@ from lpa.study.report.study_report import (
 from lpa.study.results.study_results import find_studies, read_study, short_axes, write_tuned
 
 pytestmark = pytest.mark.xdist_group("study")
-
-
-@pytest.fixture
-def runs_of(tiny_study, prepared, tmp_path):
-    """The index of a study and its run directories by variant and seed, all with a finished run's files."""
-
-    def make(name, seeds=1):
-        study = expand_grid(name, "tiny", vocab_size=300)
-        jobs = create_jobs(study, seeds, tmp_path, prepared)
-        finished = next(path.parent for path in tiny_study.glob("runs/*/test.json"))
-        for job in jobs:
-            job.run.mkdir(parents=True)
-            for file in ("result.json", "test.json"):
-                shutil.copy(finished / file, job.run)
-        return tmp_path / f"{name}-tiny.json", {(job.variant, job.seed): job.run for job in jobs}
-
-    return make
 
 
 @pytest.fixture
