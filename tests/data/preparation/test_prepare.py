@@ -231,7 +231,7 @@ def test_a_weight_says_how_often_training_documents_are_taken(tmp_path, lines):
 
 @pytest.mark.parametrize(
     ("text", "train", "validation"),
-    [("0 ", "0 ", None), (" \n\n\n x", None, " \n\n\n x"), ("ab\ncd", "ab", "\ncd")],
+    [("0 ", "0 ", None), (" \n\n\n x", None, " \n\n\n x"), ("ab\ncd", "ab\n", "cd")],
 )
 def test_white_space_stays_with_the_text_beside_it(tmp_path, tokenizer, text, train, validation):
     path = tmp_path / "a.jsonl"

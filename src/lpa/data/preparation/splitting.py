@@ -8,6 +8,13 @@ from itertools import chain
 from typing import NamedTuple
 
 from lpa.data.preparation.chunking import Chunker
+from lpa.data.preparation.document_ends import (
+    MAX_SHIFT,
+    Bound,
+    DocumentParts,
+    divide_documents,
+    nearest_boundary,
+)
 from lpa.data.sources.documents import Fragment, read_fragments
 from lpa.data.sources.listing import LeftOut, SourceFiles
 
@@ -17,8 +24,7 @@ _HASHED_CHARACTERS = 2**16
 # What is not taken in this pass over a source.
 _LEFT_OUT = ""
 
-# From which character on a document belongs to which split.
-SplitBounds = list[tuple[int, str]]
+SplitBounds = list[Bound]
 
 
 class SplitChunk(NamedTuple):
@@ -35,14 +41,14 @@ class SourceScan:
 
     Attributes:
         documents: how many there are; counting stops where there are enough to hold out whole ones.
-        lengths: characters of each, where there are too few of them to hold out whole ones.
+        parts: those of each, where there are too few of them to hold out whole ones.
         duplicates: numbers of documents equal to an earlier one, where asked for.
         first_documents: the number of the first document of each source, as far as it was looked at.
     """
 
     documents: int = 0
     first_documents: list[int] = field(default_factory=list)
-    lengths: list[int] | None = None
+    parts: list[DocumentParts] | None = None
     duplicates: set[int] = field(default_factory=set)
 
 
@@ -59,8 +65,11 @@ def scan_sources(
     seen: set[bytes] = set()
     for source in sources:
         result.first_documents.append(result.documents)
-        length, digest = 0, hashlib.blake2b(digest_size=16)
+        length, end, digest = 0, 0, hashlib.blake2b(digest_size=16)
         for fragment in read_fragments(source):
+            # Whitespace at the end is no text to hold out.
+            if stripped := len(fragment.text.rstrip()):
+                end = length + stripped
             length += len(fragment.text)
             if deduplicate:
                 digest.update(fragment.text.encode())
@@ -69,15 +78,16 @@ def scan_sources(
             if deduplicate:
                 if digest.digest() in seen:
                     result.duplicates.add(result.documents)
+                    end = 0
                 seen.add(digest.digest())
             result.documents += 1
-            if result.documents <= needed:
-                lengths.append(length)
+            if result.documents - len(result.duplicates) <= needed:
+                lengths.append(end)
             elif not deduplicate:
                 return result
-            length, digest = 0, hashlib.blake2b(digest_size=16)
-    if result.documents < needed:
-        result.lengths = lengths
+            length, end, digest = 0, 0, hashlib.blake2b(digest_size=16)
+    if result.documents - len(result.duplicates) < needed:
+        result.parts = divide_documents(lengths, fractions)
     return result
 
 
@@ -85,7 +95,7 @@ class SplitAssigner:
     """The documents of some sources, split into chunks that each belong to a split.
 
     Whole documents are held out by a hash of their beginning, so that a document stays in its split
-    when others are added. Where there are too few of them, the end of each is held out.
+    when others are added. Where there are too few of them, ends of documents are held out.
     """
 
     def __init__(
@@ -159,51 +169,41 @@ class SplitAssigner:
         if number in self._scan.duplicates:
             return []
         # Held-out text is scored once, whatever its weight in training.
-        if self._scan.lengths is None:
+        if self._scan.parts is None:
             split = assign_split(head, self._fractions)
             copies = num_copies(head, weight) if split == "train" else 1
-            return [(0, split)] if pass_index < copies else []
-        return self._bounds_of_a_cut(self._scan.lengths[number], weight, pass_index)
+            return [Bound(0, split)] if pass_index < copies else []
+        return _bounds_of_parts(self._scan.parts[number], weight, pass_index)
 
-    def _bounds_of_a_cut(self, length: int, weight: float, pass_index: int) -> SplitBounds:
-        """Of a document whose end is held out; of a broken weight, its part of the training text is taken."""
-        test, validation = self._fractions["test"], self._fractions["validation"]
-        train_end = round(length * (1 - test - validation))
-        taken = train_end if pass_index < int(weight) else round(train_end * (weight % 1))
-        held_out = [(train_end, "validation"), (round(length * (1 - test)), "test")]
-        return [
-            (0, "train"),
-            (taken, _LEFT_OUT),
-            *(
-                (start, _LEFT_OUT if pass_index else split)
-                for start, split in held_out
-                if self._fractions[split]
-            ),
-        ]
+
+def _bounds_of_parts(parts: DocumentParts, weight: float, pass_index: int) -> SplitBounds:
+    """Of a document whose end is held out; of a broken weight, its part of the training text is taken."""
+    bounds, start = [Bound(0, "train")], parts.train
+    if pass_index >= int(weight):
+        # Well before what is held out, wherever that is cut in the end.
+        last = parts.train - parts.shift
+        end = min(round(parts.train * (weight % 1)), last)
+        bounds.append(Bound(end, _LEFT_OUT, min(end, last - end, MAX_SHIFT) // 4))
+    for split in ("validation", "test"):
+        if size := getattr(parts, split):
+            bounds.append(Bound(start, _LEFT_OUT if pass_index else split, parts.shift))
+            start += size
+    return bounds
 
 
 def _split_document(document: str, bounds: SplitBounds) -> Iterator[tuple[SplitBounds, Fragment]]:
-    """A document that is known whole, split at line ends, or at spaces where it is one line."""
-    starts = [_line_boundary(document, start) for start, _ in bounds]
+    """A document that is known whole, split at line ends or between words where these are near."""
+    starts = [nearest_boundary(document, bound.start, bound.shift) for bound in bounds]
     parts: list[tuple[str, str]] = []
-    for (_, split), start, stop in zip(bounds, starts, [*starts[1:], len(document)], strict=True):
-        text = document[start:stop]
+    for bound, start, stop in zip(bounds, starts, [*starts[1:], len(document)], strict=True):
+        split, text = bound.split, document[start:stop]
         # Whitespace alone is no document; it stays with the text beside it.
         if parts and (not text.strip() or not parts[-1][1].strip()):
             before, pending = parts.pop()
             split, text = (split if text.strip() else before), pending + text
         parts.append((split, text))
     for split, text in parts:
-        yield [(0, split)], Fragment(text, is_last=True)
-
-
-def _line_boundary(text: str, position: int) -> int:
-    if not 0 < position < len(text):
-        return position
-    for mark in ("\n", " "):
-        if (found := text.rfind(mark, 0, position)) > 0:
-            return found
-    return position
+        yield [Bound(0, split)], Fragment(text, is_last=True)
 
 
 def _assign_by_bounds(chunks: Iterable[tuple[SplitBounds, Fragment]]) -> Iterator[SplitChunk]:
@@ -211,7 +211,7 @@ def _assign_by_bounds(chunks: Iterable[tuple[SplitBounds, Fragment]]) -> Iterato
     offset = 0
     pending: SplitChunk | None = None
     for bounds, chunk in chunks:
-        split = next(name for start, name in reversed(bounds) if start <= offset)
+        split = next(bound.split for bound in reversed(bounds) if bound.start <= offset)
         if pending is not None:
             yield pending._replace(is_last=pending.is_last or pending.split != split)
         pending = SplitChunk(split, chunk.text, chunk.is_last)

@@ -1,0 +1,78 @@
+"""How much of the end of each document is held out, and where the document is cut for it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# A shorter end is not held out where several documents together can give a longer one.
+_SHORTEST_END = 32
+# However little is held out, it is at least so many ends where the documents are long enough.
+_MIN_ENDS = 10
+# The furthest that a cut moves to the end of a line or a word.
+MAX_SHIFT = 4096
+
+
+class DocumentParts(NamedTuple):
+    """How many characters of a document are of each split, in this order."""
+
+    train: int
+    validation: int
+    test: int
+
+    @property
+    def shift(self) -> int:
+        """How far a cut for held-out text may move, so that no split gets much more or less than its part."""
+        held_out = self.validation + self.test
+        return min(MAX_SHIFT, min(filter(None, self), default=0) // 4) if held_out else 0
+
+
+class Bound(NamedTuple):
+    """From which character on a document belongs to a split, and how far that may move."""
+
+    start: int
+    split: str
+    shift: int = 0
+
+
+def divide_documents(lengths: Sequence[int], fractions: dict[str, float]) -> list[DocumentParts]:
+    """The parts of each document, such that all together the fractions are those asked for.
+
+    What a document is too short to give, the next ones give.
+
+    Args:
+        lengths: of the documents, in characters.
+        fractions: held-out split -> fraction of all characters.
+    """
+    total = sum(lengths)
+    shortest = {
+        split: max(0.5, min(_SHORTEST_END, total * fraction / _MIN_ENDS))
+        for split, fraction in fractions.items()
+    }
+    due = dict.fromkeys(fractions, 0.0)
+    parts = []
+    for length in lengths:
+        left, sizes = length, {}
+        for split, fraction in fractions.items():
+            due[split] += length * fraction
+            enough = due[split] >= shortest[split]
+            sizes[split] = min(left, int(due[split] + 0.5)) if enough else 0
+            due[split] -= sizes[split]
+            left -= sizes[split]
+        parts.append(DocumentParts(left, sizes["validation"], sizes["test"]))
+    return parts
+
+
+def nearest_boundary(text: str, position: int, shift: int) -> int:
+    """The line end next to a position if it is close, else the end of a word within `shift`."""
+    if not 0 < position < len(text):
+        return position
+    for marks, reach in (("\n", shift // 4), ("\n ", shift)):
+        first, last = max(1, position - reach), position + reach
+        found = [
+            place
+            for mark in marks
+            for place in (text.find(mark, position, last + 1), text.rfind(mark, first, position))
+            if place != -1
+        ]
+        if found:
+            return min(found, key=lambda place: abs(place - position))
+    return position
