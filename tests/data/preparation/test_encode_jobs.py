@@ -176,6 +176,39 @@ def test_a_bad_row_late_in_the_text_keeps_what_is_finished(
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
+@pytest.mark.usefixtures("small_jobs")
+def test_a_refusal_at_the_end_keeps_what_is_finished(tmp_path, large):
+    out, jobs = tmp_path / "out", tmp_path / ".out.partial" / "jobs"
+
+    def make_output(what, done, total):
+        if what == "encoding":
+            out.mkdir(exist_ok=True)
+            (out / "precious").write_text("mine")
+
+    options = {"vocab_size": 300, "boundary": "line", "workers": 1}
+    with pytest.raises(UserError, match=r"out: already exists; .*; the \d+ jobs that are finished"):
+        prepare([large], out, on_progress=make_output, **options)
+    assert len(list(jobs.glob("train-*.npy"))) > 5
+    assert [path.name for path in out.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_held_out_files_without_text_are_refused_before_the_work(tmp_path, large, split):
+    blank = tmp_path / "blank.txt"
+    blank.write_text(" \n\n")
+    stages = []
+    with pytest.raises(UserError, match=rf"^--{split} {blank}: no text$"):
+        prepare(
+            [large],
+            tmp_path / "out",
+            vocab_size=300,
+            on_progress=lambda what, done, total: stages.append(what),
+            **{split: [blank]},
+        )
+    assert stages == []
+    assert list(tmp_path.iterdir()) == [blank]
+
+
 @pytest.mark.parametrize("content", ["null", "[]", "{}", "", '{"tokens": 1}', "\0"])
 def test_a_damaged_job_is_encoded_again(tmp_path, tokenizer, content):
     path = tmp_path / "a.txt"

@@ -21,6 +21,7 @@ from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig, Token
 from lpa.data.preparation.shards import write_shards
 from lpa.data.preparation.splitting import SourceScan, SplitAssigner, scan_sources
 from lpa.data.preparation.work_directory import keep_finished_jobs, work_directory
+from lpa.data.sources.documents import read_fragments
 from lpa.data.sources.listing import SourceFiles, list_files
 from lpa.data.sources.source import Source
 from lpa.data.tokenizer import (
@@ -91,8 +92,8 @@ def prepare(
         The manifest: vocabulary, and tokens and documents of each split.
 
     Raises:
-        UserError: bad input, named; nothing is left behind but jobs that were finished before a bad
-            row was met. Or no space left; what is finished stays.
+        UserError: bad input, named; nothing is left behind but jobs that were finished before it was
+            met. Or no space left; what is finished stays.
 
     Example:
         manifest = lpa.prepare(["train.txt"], "data", vocab_size=4096, validation=["valid.txt"])
@@ -137,21 +138,21 @@ def prepare(
     tokenizer_choice = TokenizerChoice(
         vocab_size, None if tokenizer is None else str(tokenizer), chat_template
     )
-    with work_directory(out, config, tokenizer_choice) as partial:
-        with keep_finished_jobs(partial):
-            scan = scan_sources(
-                config.sources_by_split["train"], config.fractions, deduplicate=deduplicate
-            )
-            if scan.documents == 0:
-                raise UserError(f"{', '.join(map(str, sources))}: no text")
-            encoder = _get_tokenizer(partial, config, scan, tokenizer_choice, on_progress)
-            encoding = Encoding(
-                partial / TOKENIZER_DIRECTORY / "tokenizer.json",
-                encoder.eos_token_id,
-                "uint16" if vocabulary_size(encoder) <= 2**16 else "uint32",
-                parse_special_tokens=parse_special_tokens,
-            )
-            finished, left_out = encode_all(partial, config, scan, encoding, on_progress)
+    with work_directory(out, config, tokenizer_choice) as partial, keep_finished_jobs(partial):
+        _check_held_out_sources(config)
+        scan = scan_sources(
+            config.sources_by_split["train"], config.fractions, deduplicate=deduplicate
+        )
+        if scan.documents == 0:
+            raise UserError(f"{', '.join(map(str, sources))}: no text")
+        encoder = _get_tokenizer(partial, config, scan, tokenizer_choice, on_progress)
+        encoding = Encoding(
+            partial / TOKENIZER_DIRECTORY / "tokenizer.json",
+            encoder.eos_token_id,
+            "uint16" if vocabulary_size(encoder) <= 2**16 else "uint32",
+            parse_special_tokens=parse_special_tokens,
+        )
+        finished, left_out = encode_all(partial, config, scan, encoding, on_progress)
         on_progress("writing shards", 0, 0)
         return _finalize(
             partial, out, config, encoder, encoding, finished, left_out, overwrite=overwrite
@@ -174,6 +175,15 @@ def _check_fractions(fractions: dict[str, float]) -> None:
         raise UserError(
             f"validation_fraction + test_fraction: got {total:g}; expected a sum below 1"
         )
+
+
+def _check_held_out_sources(config: PrepareConfig) -> None:
+    """Refuse held-out sources without text before all other text is encoded."""
+    for split in ("validation", "test"):
+        listed = config.sources_by_split[split]
+        if listed and not any(True for of in listed for _ in read_fragments(of)):
+            names = ", ".join(of.source.path for of in listed)
+            raise UserError(f"--{split} {names}: no text")
 
 
 def _get_tokenizer(
