@@ -3,13 +3,14 @@
 import hashlib
 import json
 import random
+import shutil
 
 import pytest
 from helpers.runs import wait_until
 
 from lpa.data import prepare
 from lpa.data.preparation import encode_jobs, encode_splits
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 
 
 def digests(directory):
@@ -207,6 +208,30 @@ def test_held_out_files_without_text_are_refused_before_the_work(tmp_path, large
         )
     assert stages == []
     assert list(tmp_path.iterdir()) == [blank]
+
+
+@pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_changed_is_noticed(tmp_path, large, prepared, monkeypatch, changed):
+    def stop(self, *arguments):
+        raise KeyboardInterrupt
+
+    given = tmp_path / "tokenizer"
+    shutil.copytree(prepared / "tokenizer", given)
+    options = {"tokenizer": given, "boundary": "line", "workers": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_jobs.JobEncoder, "encode", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare([large], tmp_path / "out", **options)
+    fields = json.loads((given / changed).read_text())
+    if changed == "tokenizer.json":
+        fields["model"]["merges"].pop()
+    else:
+        fields["model_max_length"] = 77
+    (given / changed).write_text(json.dumps(fields))
+    with pytest.warns(LPAWarning, match=rf"tokenizer {given}: {changed} has changed"):
+        prepare([large], tmp_path / "out", **options)
+    prepare([large], tmp_path / "fresh", **options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "{}", "", '{"tokens": 1}', "\0"])

@@ -195,10 +195,10 @@ def _get_tokenizer(
 ) -> Any:
     """The tokenizer, trained or loaded, kept among the unfinished work."""
     tokenizer_directory = partial / TOKENIZER_DIRECTORY
-    if tokenizer_directory.exists():
-        return _open_tokenizer(tokenizer_directory)
     if choice.tokenizer is not None:
         encoder = _open_tokenizer(choice.tokenizer)
+    elif tokenizer_directory.exists():
+        return _open_tokenizer(tokenizer_directory)
     else:
         vocab_size = choice.vocab_size
         assert vocab_size is not None
@@ -214,8 +214,26 @@ def _get_tokenizer(
     temporary = partial / "tokenizer.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     encoder.save_pretrained(temporary)
+    if tokenizer_directory.exists():
+        if changed := _changed_files(tokenizer_directory, temporary):
+            warnings.warn(
+                f"tokenizer {choice.tokenizer}: {', '.join(changed)} has changed since this preparation was "
+                "started; what the old one encoded is encoded again",
+                LPAWarning,
+                stacklevel=4,
+            )
+        shutil.rmtree(tokenizer_directory)
     os.replace(temporary, tokenizer_directory)
     return _open_tokenizer(tokenizer_directory)
+
+
+def _changed_files(old: Path, new: Path) -> list[str]:
+    """The names of files that differ between two directories."""
+    contents = [
+        {file.name: file.read_bytes() for file in directory.iterdir()} for directory in (old, new)
+    ]
+    names = sorted(contents[0].keys() | contents[1].keys())
+    return [name for name in names if contents[0].get(name) != contents[1].get(name)]
 
 
 def _open_tokenizer(path: str | Path) -> Any:
