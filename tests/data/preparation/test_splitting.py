@@ -4,6 +4,8 @@ import json
 import random
 
 import pytest
+from helpers.tokenizer_kinds import tokenizer_kind
+from transformers import PreTrainedTokenizerFast
 
 from lpa.data import Manifest, load_split_tokens, load_tokenizer, prepare
 
@@ -95,3 +97,46 @@ def test_too_few_documents_after_duplicates_are_cut(tmp_path, tokenizer):
     splits = prepare([path], tmp_path / "out", deduplicate=True, **options).splits
     assert splits["validation"].documents == 3
     assert sum(split.bytes for split in splits.values()) == 9000
+
+
+def llama_2_style(directory):
+    """A tokenizer that marks beginnings by its normalizer, so that no text is chunked for it."""
+    backend = tokenizer_kind("gpt2")
+    state = json.loads(backend.to_str())
+    state["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ],
+    }
+    changed = type(backend).from_str(json.dumps(state))
+    PreTrainedTokenizerFast(tokenizer_object=changed, eos_token="<|endoftext|>").save_pretrained(
+        directory
+    )
+    return directory
+
+
+LARGE_TEXTS = {
+    "English": "".join(prose(99, line) + "\n" for line in range(30_000)),
+    "Chinese with blank lines": ("天地玄黄宇宙洪荒" * 30 + "\n\n") * 6000,
+    "Chinese with CRLF": ("天地玄黄宇宙洪荒" * 30 + "\r\n") * 6000,
+    "blank beginnings": "\n" * 1_200_000 + prose(1_500_000, 0),
+}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama 2"])
+@pytest.mark.parametrize("name", LARGE_TEXTS)
+def test_a_large_document_is_cut_where_the_fractions_say(tmp_path, tokenizer, name, kind):
+    text = LARGE_TEXTS[name]
+    if kind == "llama 2":
+        tokenizer = llama_2_style(tmp_path / "tokenizer")
+    path = tmp_path / "book.txt"
+    path.write_text(text, newline="")
+    options = {"validation_fraction": 0.05, "test_fraction": 0.02}
+    splits = prepare([path], tmp_path / "out", tokenizer=tokenizer, **options).splits
+    total = len(text.encode())
+    assert [split.documents for split in splits.values()] == [1, 1, 1]
+    assert sum(split.bytes for split in splits.values()) == total
+    assert splits["validation"].bytes / total == pytest.approx(0.05, rel=0.01)
+    assert splits["test"].bytes / total == pytest.approx(0.02, rel=0.01)

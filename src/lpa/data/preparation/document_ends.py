@@ -1,7 +1,9 @@
 """How much of the end of each document is held out, and where the document is cut for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+from lpa.data.sources.documents import Fragment
 
 # A shorter end is not held out where several documents together can give a longer one.
 _SHORTEST_END = 32
@@ -61,7 +63,40 @@ def divide_documents(lengths: Sequence[int], fractions: dict[str, float]) -> lis
     return parts
 
 
-def nearest_boundary(text: str, position: int, shift: int) -> int:
+def cut_document(
+    fragments: Iterable[Fragment], bounds: Sequence[Bound]
+) -> Iterator[tuple[str, Fragment]]:
+    """The fragments of a document, each with its split; what is of one split ends as a document does.
+
+    It is cut at line ends or between words where these are near. Whitespace alone is no document; it
+    stays with the text after it.
+    """
+    split, later = bounds[0].split, list(bounds[1:])
+    pending, offset, started = (
+        "",
+        0,
+        False,
+    )  # what is not yielded, where it is, and what came before it
+    for fragment in fragments:
+        pending += fragment.text
+        while later and (
+            fragment.is_last or offset + len(pending) > later[0].start + later[0].shift
+        ):
+            end = _nearest_boundary(pending, later[0].start - offset, later[0].shift)
+            if started or pending[:end].strip():
+                yield split, Fragment(pending[:end], is_last=True)
+                pending, offset, started = pending[end:], offset + end, False
+            split = later.pop(0).split
+        # One character more than a cut may move, as it is never before the first.
+        known = max(0, later[0].start - later[0].shift - 1 - offset) if later else None
+        if fragment.is_last:
+            yield split, Fragment(pending, is_last=True)
+        elif (text := pending[:known]).strip():
+            yield split, Fragment(text, is_last=False)
+            pending, offset, started = pending[len(text) :], offset + len(text), True
+
+
+def _nearest_boundary(text: str, position: int, shift: int) -> int:
     """The line end next to a position if it is close, else the end of a word within `shift`."""
     if not 0 < position < len(text):
         return position

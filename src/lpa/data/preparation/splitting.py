@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from lpa.data.preparation.document_ends import (
     MAX_SHIFT,
     Bound,
     DocumentParts,
+    cut_document,
     divide_documents,
-    nearest_boundary,
 )
 from lpa.data.sources.documents import Fragment, read_fragments
 from lpa.data.sources.listing import LeftOut, SourceFiles
@@ -23,8 +23,6 @@ _HASHED_CHARACTERS = 2**16
 
 # What is not taken in this pass over a source.
 _LEFT_OUT = ""
-
-SplitBounds = list[Bound]
 
 
 class SplitChunk(NamedTuple):
@@ -124,27 +122,23 @@ class SplitAssigner:
         for source_index, listed in enumerate(self._sources):
             counts = LeftOut() if left_out is None else left_out[source_index]
             passes = (
-                _assign_by_bounds(
-                    chunker.chunk(
-                        self._documents(
-                            source_index, pass_index, on_bytes, LeftOut() if pass_index else counts
-                        )
+                chunker.chunk(
+                    self._documents(
+                        source_index, pass_index, on_bytes, LeftOut() if pass_index else counts
                     )
                 )
                 for pass_index in range(math.ceil(listed.source.weight))
             )
             taken = 0
-            for chunk in chain.from_iterable(passes):
-                if chunk.split == _LEFT_OUT:
-                    continue
-                yield chunk
+            for split, chunk in chain.from_iterable(passes):
+                yield SplitChunk(split, chunk.text, chunk.is_last)
                 taken += len(chunk.text)
                 if limit is not None and taken >= limit:
                     break
 
     def _documents(
         self, source_index: int, pass_index: int, on_bytes: Callable[[int], None], left_out: LeftOut
-    ) -> Iterator[tuple[SplitBounds, Fragment]]:
+    ) -> Iterator[tuple[str, Fragment]]:
         listed = self._sources[source_index]
         # Where the survey did not come so far, no number of a document is asked for.
         number = (
@@ -152,31 +146,27 @@ class SplitAssigner:
             if source_index < len(self._scan.first_documents)
             else 0
         )
-        bounds: SplitBounds = []
-        started = False
-        for fragment in read_fragments(listed, on_bytes, left_out):
-            if not started:
-                bounds = self._bounds(number, fragment.text, listed.source.weight, pass_index)
-            if len(bounds) > 1 and fragment.is_last and not started:
-                yield from _split_document(fragment.text, bounds)
-            elif bounds:
-                yield bounds, fragment
-            started = not fragment.is_last
-            number += fragment.is_last
+        fragments = read_fragments(listed, on_bytes, left_out)
+        for first in fragments:
+            bounds = self._bounds(number, first.text, listed.source.weight, pass_index)
+            for split, fragment in cut_document(_one_document(first, fragments), bounds):
+                if split != _LEFT_OUT:
+                    yield split, fragment
+            number += 1
 
-    def _bounds(self, number: int, head: str, weight: float, pass_index: int) -> SplitBounds:
-        """Where the splits of a document begin; nothing where it is left out this time."""
+    def _bounds(self, number: int, head: str, weight: float, pass_index: int) -> list[Bound]:
+        """Where the splits of a document begin."""
         if number in self._scan.duplicates:
-            return []
+            return [Bound(0, _LEFT_OUT)]
         # Held-out text is scored once, whatever its weight in training.
         if self._scan.parts is None:
             split = assign_split(head, self._fractions)
             copies = num_copies(head, weight) if split == "train" else 1
-            return [Bound(0, split)] if pass_index < copies else []
+            return [Bound(0, split if pass_index < copies else _LEFT_OUT)]
         return _bounds_of_parts(self._scan.parts[number], weight, pass_index)
 
 
-def _bounds_of_parts(parts: DocumentParts, weight: float, pass_index: int) -> SplitBounds:
+def _bounds_of_parts(parts: DocumentParts, weight: float, pass_index: int) -> list[Bound]:
     """Of a document whose end is held out; of a broken weight, its part of the training text is taken."""
     bounds, start = [Bound(0, "train")], parts.train
     if pass_index >= int(weight):
@@ -191,33 +181,12 @@ def _bounds_of_parts(parts: DocumentParts, weight: float, pass_index: int) -> Sp
     return bounds
 
 
-def _split_document(document: str, bounds: SplitBounds) -> Iterator[tuple[SplitBounds, Fragment]]:
-    """A document that is known whole, split at line ends or between words where these are near."""
-    starts = [nearest_boundary(document, bound.start, bound.shift) for bound in bounds]
-    parts: list[tuple[str, str]] = []
-    for bound, start, stop in zip(bounds, starts, [*starts[1:], len(document)], strict=True):
-        split, text = bound.split, document[start:stop]
-        # Whitespace alone is no document; it stays with the text beside it.
-        if parts and (not text.strip() or not parts[-1][1].strip()):
-            before, pending = parts.pop()
-            split, text = (split if text.strip() else before), pending + text
-        parts.append((split, text))
-    for split, text in parts:
-        yield [Bound(0, split)], Fragment(text, is_last=True)
-
-
-def _assign_by_bounds(chunks: Iterable[tuple[SplitBounds, Fragment]]) -> Iterator[SplitChunk]:
-    """Each chunk to the split in which it begins; a document of a split ends where the next begins."""
-    offset = 0
-    pending: SplitChunk | None = None
-    for bounds, chunk in chunks:
-        split = next(bound.split for bound in reversed(bounds) if bound.start <= offset)
-        if pending is not None:
-            yield pending._replace(is_last=pending.is_last or pending.split != split)
-        pending = SplitChunk(split, chunk.text, chunk.is_last)
-        offset = 0 if chunk.is_last else offset + len(chunk.text)
-    if pending is not None:
-        yield pending
+def _one_document(first: Fragment, others: Iterator[Fragment]) -> Iterator[Fragment]:
+    """The fragments of the document that begins with `first`."""
+    yield first
+    while not first.is_last:
+        first = next(others)
+        yield first
 
 
 def assign_split(head: str, fractions: dict[str, float]) -> str:
