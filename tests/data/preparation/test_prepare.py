@@ -308,3 +308,21 @@ def test_part_of_the_only_document_is_taken_by_its_weight(tmp_path):
     ratio = half.split("train").tokens / once.split("train").tokens
     assert ratio == pytest.approx(0.5, abs=0.02)
     assert half.split("validation").tokens == once.split("validation").tokens
+
+
+@pytest.mark.parametrize("weight", ["2", "0.5", "2.5"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_weight_changes_no_held_out_file(tmp_path, lines, tokenizer, split, weight):
+    text = tmp_path / "train.txt"
+    text.write_text("other text\n")
+    for name, source in (("once", lines), ("weighted", f"{lines}#weight={weight}")):
+        prepare(
+            [text],
+            tmp_path / name,
+            tokenizer=tokenizer,
+            boundary="line",
+            validation_fraction=0,
+            **{split: [source]},
+        )
+    once, weighted = (decode(tmp_path / name, split) for name in ("once", "weighted"))
+    assert once == weighted == lines.read_text().splitlines()

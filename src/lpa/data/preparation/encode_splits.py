@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,12 @@ def _chunks(
     yield from training.chunks(chunker, on_bytes, left_out=left_out["train"])
     for split in ("validation", "test"):
         none = {"validation": 0.0, "test": 0.0}
-        held_out = SplitAssigner(config.sources_by_split[split], none, SourceScan())
+        # Held-out text is scored once, whatever its weight.
+        once = [
+            replace(listed, source=replace(listed.source, weight=1.0))
+            for listed in config.sources_by_split[split]
+        ]
+        held_out = SplitAssigner(once, none, SourceScan())
         for chunk in held_out.chunks(chunker, on_bytes, left_out=left_out[split]):
             yield chunk._replace(split=split)
 
