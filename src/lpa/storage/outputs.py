@@ -231,19 +231,30 @@ def replace_directory(new: Path, target: Path) -> None:
         os.replace(new, target)
         sync(target.parent)
         return
-    old = new.with_name(f"{new.name}.old")
+    old = _replaced(new, target)
     _rename_all([(target, old), (new, target)])
     sync(target.parent)
     shutil.rmtree(old)
 
 
+def _replaced(new: Path, target: Path) -> Path:
+    """Where what is replaced is kept until the new content is complete."""
+    if new.is_relative_to(target):
+        return target / f"{_HIDDEN}old"
+    return new.with_name(f"{new.name}.old")
+
+
+def _is_marker(entry: Path) -> bool:
+    return entry.name == MARKER_FILE
+
+
 def _replace_content(new: Path, target: Path) -> None:
     """The same for a directory that stays: its entries are renamed, the marker last."""
-    old = target / f"{_HIDDEN}old"
+    old = _replaced(new, target)
     shutil.rmtree(old, ignore_errors=True)
     old.mkdir()
-    there, coming = list(content_of(target)), list(new.iterdir())
-    coming.sort(key=lambda entry: entry.name == MARKER_FILE)
+    there = sorted(content_of(target), key=_is_marker)
+    coming = sorted(new.iterdir(), key=_is_marker)
     try:
         _rename_all(
             [(entry, old / entry.name) for entry in there]
@@ -255,6 +266,38 @@ def _replace_content(new: Path, target: Path) -> None:
         raise
     sync(target)
     new.rmdir()
+    shutil.rmtree(old)
+
+
+def recover_replaced(new: Path, target: Path) -> None:
+    """Undo `replace_directory(new, target)` where the process was killed in it.
+
+    Where it had put the new content in place, what was there before is deleted, as it would have done.
+    """
+    old = _replaced(new, target)
+    if not old.is_dir():
+        return
+    if new.is_relative_to(target):
+        _recover_content(new, target)
+    elif target.is_dir() and any(target.iterdir()):
+        shutil.rmtree(old)
+    else:
+        os.replace(old, target)
+        sync(target.parent)
+
+
+def _recover_content(new: Path, target: Path) -> None:
+    """The same for a directory that stays; the markers tell how many of its entries were renamed."""
+    old = _replaced(new, target)
+    marker = read_marker(new) if new.is_dir() else None
+    if marker is not None:
+        if read_marker(target) is None:  # all that was there is in `old`
+            names = {Path(name).parts[0] for name in marker.files}
+            come = [entry for entry in content_of(target) if entry.name in names]
+            _rename_all([(entry, new / entry.name) for entry in come])
+        there = sorted(old.iterdir(), key=_is_marker, reverse=True)
+        _rename_all([(entry, target / entry.name) for entry in there])
+        sync(target)
     shutil.rmtree(old)
 
 

@@ -20,7 +20,12 @@ from lpa.data.preparation.encode_splits import Finished, encode_all
 from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig, TokenizerChoice
 from lpa.data.preparation.shards import write_shards
 from lpa.data.preparation.splitting import SourceScan, SplitAssigner, scan_sources
-from lpa.data.preparation.work_directory import keep_finished_jobs, work_directory
+from lpa.data.preparation.work_directory import (
+    RESULT_DIRECTORY,
+    keep_finished_jobs,
+    recover_output,
+    work_directory,
+)
 from lpa.data.sources.documents import read_fragments
 from lpa.data.sources.listing import SourceFiles, list_files
 from lpa.data.sources.source import Source
@@ -107,6 +112,7 @@ def prepare(
     if workers is not None and workers < 1:
         raise UserError(f"workers: got {workers}; expected at least 1")
     out = Path(out)
+    recover_output(out)
     check_output_directory(out, KIND, overwrite=overwrite)
     defaults = {"boundary": boundary, "column": column, "errors": errors}
 
@@ -261,7 +267,7 @@ def _finalize(
     overwrite: bool,
 ) -> Manifest:
     """Put the jobs together, write the manifest, and move the result to its place."""
-    result = partial / "result"
+    result = partial / RESULT_DIRECTORY
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
     shutil.copytree(partial / TOKENIZER_DIRECTORY, result / TOKENIZER_DIRECTORY)

@@ -13,7 +13,24 @@ from lpa.data.preparation.prepare_config import PrepareConfig, TokenizerChoice
 from lpa.errors import UserError
 from lpa.storage.files import write_text_atomic
 from lpa.storage.locks import lock_directory
-from lpa.storage.outputs import content_of, resolve_output, staging_directory
+from lpa.storage.outputs import (
+    content_of,
+    recover_replaced,
+    resolve_output,
+    staging_directory,
+)
+
+# The output while it is put together, in the folder of unfinished work.
+RESULT_DIRECTORY = "result"
+
+
+def recover_output(out: Path) -> None:
+    """Make prepared data whole whose process was killed while it replaced them."""
+    target = resolve_output(out)
+    partial = staging_directory(target, "partial")
+    if partial.is_dir():
+        with lock_directory(partial, output=out):
+            recover_replaced(partial / RESULT_DIRECTORY, target)
 
 
 @contextmanager
