@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import multiprocessing
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 from helpers.runs import wait_until
@@ -232,6 +235,41 @@ def test_a_tokenizer_that_changed_is_noticed(tmp_path, large, prepared, monkeypa
         prepare([large], tmp_path / "out", **options)
     prepare([large], tmp_path / "fresh", **options)
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+@pytest.mark.usefixtures("small_jobs")
+def test_a_worker_that_is_killed_is_one_line_and_keeps_what_is_finished(tmp_path, large):
+    out, jobs = tmp_path / "out", tmp_path / ".out.partial" / "jobs"
+
+    def kill_a_worker(what, done, total):
+        if list(jobs.glob("*.json")):
+            for worker in multiprocessing.active_children()[:1]:
+                worker.kill()
+
+    options = {"vocab_size": 300, "boundary": "line", "workers": 2}
+    with pytest.raises(UserError, match=r"^--workers 2: a process ended .*jobs that are finished"):
+        prepare([large], out, on_progress=kill_a_worker, **options)
+    assert list(jobs.glob("*.json"))
+    prepare([large], out, **options)
+
+
+# Without the guard that processes need which run their script again.
+PLAIN_SCRIPT = """
+import sys
+import lpa
+from lpa.data.preparation import encode_splits
+encode_splits.SINGLE_PROCESS_BYTES = 0
+lpa.prepare([sys.argv[1]], sys.argv[2], vocab_size=300, boundary="line", workers=2)
+print("prepared")
+"""
+
+
+def test_a_script_may_prepare_at_its_top_level(tmp_path, large):
+    script = tmp_path / "plain.py"
+    script.write_text(PLAIN_SCRIPT)
+    command = [sys.executable, script, large, tmp_path / "out"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (finished.stdout, finished.stderr) == ("prepared\n", "")
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "{}", "", '{"tokens": 1}', "\0"])

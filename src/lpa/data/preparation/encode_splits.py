@@ -1,10 +1,14 @@
 """All text of a preparation as encoded jobs, here or in processes."""
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lpa.callbacks import ProgressCallback
@@ -20,6 +24,7 @@ from lpa.data.preparation.encode_jobs import (
 )
 from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig
 from lpa.data.preparation.splitting import SourceScan, SplitAssigner, SplitChunk
+from lpa.errors import UserError
 
 SINGLE_PROCESS_BYTES = 2**22  # below this, starting processes takes longer than the work
 
@@ -105,16 +110,33 @@ def _encode_in_processes(
         running: set[Future] = set()
         try:
             for item in items:
-                running.add(pool.submit(encode_in_worker, *item))
+                with _main_module_hidden():
+                    running.add(pool.submit(encode_in_worker, *item))
                 if len(running) >= workers + 2:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         future.result()
             for future in running:
                 future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"--workers {workers}: a process ended before its job was finished; where the system killed "
+                "it for its memory, give fewer"
+            ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Start processes that do not run the script of this one, which they would if they knew of it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _group_by_split(chunk_group: list[SplitChunk]) -> list[tuple[str, list[SplitChunk]]]:
