@@ -72,11 +72,8 @@ def cut_document(
     stays with the text after it.
     """
     split, later = bounds[0].split, list(bounds[1:])
-    pending, offset, started = (
-        "",
-        0,
-        False,
-    )  # what is not yielded, where it is, and what came before it
+    pending, offset = "", 0  # what is not yielded yet, and where it begins
+    started = False  # whether a part of what is of this split is yielded
     for fragment in fragments:
         pending += fragment.text
         while later and (
