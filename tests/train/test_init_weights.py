@@ -9,7 +9,7 @@ import torch
 from helpers.runs import assert_same_weights, final_weights
 from helpers.small_runs import small_config, small_trainer
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
@@ -58,6 +58,39 @@ def test_only_the_factors_move(prepared, source, tmp_path):
     healed = LPAForCausalLM.from_pretrained(tmp_path / "run/final")
     assert healed.config.rank == LPAForCausalLM.from_pretrained(source).config.rank
     assert (tmp_path / "run/final/tokenizer.json").is_file()
+
+
+def test_the_ends_of_the_source_survive(prepared, source, tmp_path):
+    """Of an instruction-tuned model several tokens end a text, in either of its files."""
+    own = tmp_path / "source"
+    shutil.copytree(source, own)
+    for name in ("config.json", "generation_config.json"):
+        fields = json.loads((own / name).read_text()) | {"eos_token_id": [0, 7]}
+        fields.pop("pad_token_id", None)
+        (own / name).write_text(json.dumps(fields))
+    generation = GenerationConfig.from_pretrained(own)
+    generation.update(do_sample=True, temperature=0.6)
+    generation.save_pretrained(own)
+    train(healing(prepared, own, steps=2, stop_at=1), tmp_path / "run")
+    (own / "generation_config.json").unlink()
+    train(healing(prepared, own, steps=2), tmp_path / "run", resume=True)
+    healed = LPAForCausalLM.from_pretrained(tmp_path / "run/final")
+    assert healed.config.eos_token_id == healed.generation_config.eos_token_id == [0, 7]
+    assert healed.generation_config.pad_token_id == 0
+    assert healed.generation_config.temperature == 0.6
+
+
+def test_a_generation_config_that_cannot_be_saved_is_refused_before_training(
+    prepared, source, tmp_path
+):
+    own = tmp_path / "source"
+    shutil.copytree(source, own)
+    fields = {"do_sample": False, "temperature": 0.6}
+    (own / "generation_config.json").write_text(json.dumps(fields))
+    with pytest.raises(
+        UserError, match=r"model.from .*: its generation_config.json: .*temperature"
+    ):
+        healing_trainer(prepared, own)
 
 
 def test_factors_alone_have_optimizer_states(prepared, source):

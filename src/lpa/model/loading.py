@@ -209,7 +209,7 @@ def load_model(
     config = config or open_config(directory, field)
     auto = _auto_class(config, classify, directory, field)
     if not classify:
-        _check_generation(directory, field)
+        generation_fields(directory, field)
     weights = open_weights(directory, field)
     where = f"{field} {directory}: cannot be loaded"
     with as_user_error(where), silence_loading(), _size_of(weights, config):
@@ -287,13 +287,17 @@ def _check_values(value: Any, where: str, key: str = "") -> None:
         )
 
 
-def _check_generation(directory: Path, field: str) -> None:
-    """transformers takes other values where the file is damaged, without a word."""
+def generation_fields(directory: Path, field: str = "model") -> dict[str, Any]:
+    """What a generation_config.json says; nothing where there is none.
+
+    Raises:
+        UserError: it is damaged; transformers takes other values then, without a word.
+    """
     from transformers import GenerationConfig
 
     path = directory / _GENERATION
     if not path.is_file():
-        return
+        return {}
     where = f"{field} {path}"
     fields = _read(path, field)
     for name, default in GenerationConfig._get_default_generation_params().items():
@@ -306,6 +310,7 @@ def _check_generation(directory: Path, field: str) -> None:
             raise UserError(f"{where}: {name}: got {value!r}; expected {accepted}")
     with as_user_error(where), silence_loading():
         GenerationConfig.from_dict(fields)
+    return fields
 
 
 def _size_of(weights: Weights, config: Any) -> AbstractContextManager[None]:

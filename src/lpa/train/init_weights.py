@@ -1,11 +1,12 @@
 """The model that a run starts with: drawn from its seed, or taken from a Hugging Face directory."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
 from lpa.data.tokenizer import load_vocabulary
@@ -17,8 +18,9 @@ from lpa.model.activation_checkpointing import apply_activation_checkpointing
 from lpa.model.compile import compile_layers
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.layers.attention import check_attention
-from lpa.model.loading import model_directory, open_config
+from lpa.model.loading import generation_fields, model_directory, open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.model.weight_checks import as_user_error, silence_loading
 from lpa.model.weights import Weights, open_weights
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import read_json
@@ -42,18 +44,24 @@ class InitialWeights:
     Attributes:
         sha256: of the files of weights.
         config: the model's configuration.
+        generation: how it generates, as its generation_config.json says; empty where there is none.
     """
 
     sha256: str
     config: dict[str, Any]
+    generation: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_directory(cls, directory: Path) -> "InitialWeights":
         """Raises:
         UserError: it is not the directory of a model that `lpa train` can start from.
         """
-        config, weights = load_source_config(directory), source_directory(directory)
-        return cls(open_weights(weights, "model.from").sha256(), config.to_dict())
+        config, source = load_source_config(directory), source_directory(directory)
+        generation = generation_fields(source, "model.from")
+        # The trained model is saved with it, and `save_pretrained` refuses what does not hold together.
+        with as_user_error(f"model.from {source}: its generation_config.json"), silence_loading():
+            GenerationConfig.from_dict(dict(generation)).validate(strict=True)
+        return cls(open_weights(source, "model.from").sha256(), config.to_dict(), generation)
 
     def save(self, run: Path) -> None:
         write_text_atomic(run / INITIAL_WEIGHTS_FILE, json.dumps(asdict(self), indent=2) + "\n")

@@ -424,4 +424,8 @@ class Trainer:
         """Write the model as it is now, with what it scored, to a Hugging Face directory in the run's."""
         card = run_card(self.config, self.model_config, self.data.manifest, self.state, validation)
         data, out = self.config.data.path, self.out / name
-        export_model(self.model, self.model_config, data, out, self.world, card, required=required)
+        export_model(
+            *(self.model, self.model_config, data, out, self.world, card),
+            generation=self.initial_weights.generation if self.initial_weights else {},
+            required=required,
+        )

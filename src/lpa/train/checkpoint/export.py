@@ -1,11 +1,14 @@
 """A model in training as a Hugging Face directory."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import GenerationConfig
 
 from lpa.data.manifest import TOKENIZER_DIRECTORY
 from lpa.data.tokenizer import copy_tokenizer
@@ -27,6 +30,7 @@ def export_model(
     world: World,
     card: CardContent,
     *,
+    generation: Mapping[str, Any],
     required: bool = True,
 ) -> None:
     """Write model and tokenizer to `out`, in place of what is there; every process takes part.
@@ -35,6 +39,8 @@ def export_model(
 
     Args:
         card: what the model's card says, but for its title, the name of the run.
+        generation: fields of the generation configuration of the model that the run started from, empty
+            where there is none.
         required: whether it is an error if they cannot be written, rather than a warning.
 
     Raises:
@@ -60,10 +66,18 @@ def export_model(
         plain = build_meta_model(config)
         plain.load_state_dict(state_dict, assign=True)
         plain.tie_weights()
-        plain.generation_config.eos_token_id = config.eos_token_id
-        plain.generation_config.pad_token_id = config.eos_token_id
+        plain.generation_config = _generation_config(config, generation)
         with atomic_directory(out, MODEL, overwrite=True) as directory:
             save_model(plain, directory, replace(card, title=out.resolve().parent.name))
             copy_tokenizer(data / TOKENIZER_DIRECTORY, directory, config.max_position_embeddings)
 
     run_on_all_ranks(lambda: try_to_write() if world.is_main else None)
+
+
+def _generation_config(config: LPAConfig, generation: Mapping[str, Any]) -> GenerationConfig:
+    """How the trained model generates: as the one that it started from, and padding with its first end."""
+    built = GenerationConfig.from_dict({"eos_token_id": config.eos_token_id, **generation})
+    if built.pad_token_id is None:
+        ends = built.eos_token_id
+        built.pad_token_id = ends[0] if isinstance(ends, list) else ends
+    return built
