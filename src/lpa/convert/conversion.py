@@ -20,8 +20,8 @@ from lpa.convert.merge import MergeResult, merge_directory, merge_model
 from lpa.convert.rank_budget import RankBudget
 from lpa.device import resolve_device
 from lpa.errors import UserError
+from lpa.model.surgery.factorize import check_recordable, record_low_rank_modules
 from lpa.model.surgery.factorize import factorize as factorize_live
-from lpa.model.surgery.factorize import record_low_rank_modules
 from lpa.model.surgery.low_rank_modules import restored_on_error
 from lpa.model.surgery.projections import check_not_quantized, find_projections
 from lpa.storage.records import read_yaml
@@ -158,6 +158,7 @@ def _factorize_live(
                 projections=config.projections,
                 reinitialize=reinitialize,
             )
+        check_recordable(model, ranks)
         training = model.training
         factorize_layers(model, ranks, method, windows, on_progress=on_progress)
         record_low_rank_modules(model)

@@ -65,8 +65,8 @@ def factorize(
     """Factorize a model (in place) and give it the class that holds the result; see `factorize_layers`."""
     before = model.num_parameters()
     cache = _full_cache_bytes(model)
-    errors = factorize_layers(model, ranks, method, windows, on_progress=on_progress)
     config = to_lpa_config(model, ranks)
+    errors = factorize_layers(model, ranks, method, windows, on_progress=on_progress)
     factorized_model: PreTrainedModel = model
     after = cache
     if config is None:

@@ -6,7 +6,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lpa.lowrank import LowRankLinear, init_factors, svd_factors
+from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.surgery.low_rank_modules import dense_weight, low_rank_like, set_factors
+from lpa.model.surgery.lpa_ranks import record_ranks, with_ranks
 from lpa.model.surgery.projections import (
     check_finite,
     check_not_quantized,
@@ -51,6 +53,7 @@ def factorize(
     check_not_quantized(model)
     found = find_projections(model, placement, projections)
     chosen = resolve_ranks(found, rank=rank, ranks=ranks)
+    check_recordable(model, chosen)
     for name, module_rank in chosen.items():
         weight = dense_weight(found[name]).detach()
         check_finite(name, weight)
@@ -74,6 +77,18 @@ def factorize(
 
 def record_low_rank_modules(model: PreTrainedModel) -> None:
     """Let the configuration say which modules are pairs, so that the model can be saved."""
-    attach_quantization_config(
-        model, {n: m.rank for n, m in model.named_modules() if isinstance(m, LowRankLinear)}
-    )
+    ranks = {n: m.rank for n, m in model.named_modules() if isinstance(m, LowRankLinear)}
+    if isinstance(model.config, LPAConfig):
+        record_ranks(model.config, ranks)
+    else:
+        attach_quantization_config(model, ranks)
+
+
+def check_recordable(model: PreTrainedModel, ranks: Mapping[str, int]) -> None:
+    """Refuse pairs that no configuration could say.
+
+    Raises:
+        UserError: the model is an LPA model that cannot be factorized further.
+    """
+    if isinstance(model.config, LPAConfig):
+        with_ranks(model.config, ranks)
