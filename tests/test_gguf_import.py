@@ -1,12 +1,14 @@
 import json
+import math
 import shutil
 import struct
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers.damaged_models import MARK, foreign_code
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lpa.convert.gguf.gguf_export import export_gguf
 from lpa.errors import UserError
@@ -81,7 +83,142 @@ def test_an_architecture_that_transformers_does_not_read(tmp_path):
         load_gguf(path)
 
 
-def number_after(name: str, kind: str, value: int, skip: int = 4):
+def rewritten(source, path, fields=(), tensors=()):
+    """A GGUF file with further fields and tensors."""
+    gguf = pytest.importorskip("gguf")
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(path, "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            kind = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type=kind)
+    kinds = {
+        str: gguf.GGUFValueType.STRING,
+        float: gguf.GGUFValueType.FLOAT32,
+        int: gguf.GGUFValueType.UINT32,
+    }
+    for name, value in dict(fields).items():
+        writer.add_key_value(f"llama.rope.{name}", value, kinds[type(value)])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    for name, value in dict(tensors).items():
+        writer.add_tensor(name, np.array(value, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def with_rope(merged, **scaling):
+    """The merged model with scaled positions."""
+    config = LlamaConfig.from_pretrained(merged)
+    config.rope_parameters |= scaling
+    return LlamaForCausalLM.from_pretrained(merged, config=config, dtype=torch.float32).eval()
+
+
+def assert_same_logits(path, expected):
+    model, _ = load_gguf(path)
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, expected(ids).logits, atol=1e-5, rtol=0)
+    return model
+
+
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+
+
+@pytest.mark.parametrize(
+    ("fields", "scaling"),
+    [
+        ({"scaling.type": "linear", "scaling.factor": 4.0}, LINEAR),
+        ({"scaling.factor": 4.0}, LINEAR),
+        ({"scale_linear": 4.0}, LINEAR),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, {}),
+        ({"scaling.type": "linear", "scaling.factor": 0.0}, {}),
+        (
+            {
+                "scaling.type": "yarn",
+                "scaling.factor": 4.0,
+                "scaling.original_context_length": 8,
+            },
+            YARN,
+        ),
+    ],
+)
+def test_scaled_positions(fields, scaling, merged, exported, tmp_path):
+    path = rewritten(exported, tmp_path / "model.gguf", fields)
+    assert_same_logits(path, with_rope(merged, **scaling))
+
+
+def test_positions_that_this_package_writes_scaled(merged, tmp_path):
+    shutil.copytree(merged, tmp_path / "llama")
+    config = LlamaConfig.from_pretrained(merged)
+    config.rope_parameters |= LINEAR
+    config.save_pretrained(tmp_path / "llama")
+    export_gguf(tmp_path / "llama", tmp_path / "model.gguf", dtype="float32")
+    assert_same_logits(tmp_path / "model.gguf", with_rope(merged, **LINEAR))
+
+
+def llama3_divisors(config, factor):
+    """As convert_hf_to_gguf.py of llama.cpp computes them."""
+    divisors = []
+    for index in range(0, config.head_dim, 2):
+        length = 2 * math.pi * config.rope_parameters["rope_theta"] ** (index / config.head_dim)
+        share = min(max((8192 / length - 1) / 3, 0), 1)
+        divisors.append(1 / ((1 - share) / factor + share))
+    return divisors
+
+
+def test_the_positions_of_llama_3(merged, exported, tmp_path):
+    fields = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    fields |= {"original_max_position_embeddings": 8192, "rope_theta": 500_000.0}
+    expected = with_rope(merged, rope_type="llama3", factor=32.0, **fields)
+    tensors = {"rope_freqs.weight": llama3_divisors(expected.config, 32.0)}
+    assert max(tensors["rope_freqs.weight"]) == 32
+    slow = tmp_path / "slow.gguf"
+    slow.write_bytes(number_after("llama.rope.freq_base", "<f", 500_000.0)(exported.read_bytes()))
+    path = rewritten(slow, tmp_path / "model.gguf", tensors=tensors)
+    assert_same_logits(path, expected)
+
+
+def test_divisors_of_one_change_nothing(merged, exported, tmp_path):
+    tensors = {"rope_freqs.weight": [1.0] * 4}
+    path = rewritten(exported, tmp_path / "model.gguf", tensors=tensors)
+    assert_same_logits(path, with_rope(merged))
+
+
+@pytest.mark.parametrize(
+    ("fields", "tensors", "message"),
+    [
+        (
+            {"scaling.type": "longrope"},
+            {},
+            r"rope\.scaling\.type: got longrope; expected linear or",
+        ),
+        ({"scaling.type": "yarn"}, {}, r"rope\.scaling\.factor: got None, with which yarn is not"),
+        (
+            {"scaling.type": "yarn", "scaling.factor": 2.0, "scaling.attn_factor": 3.0},
+            {},
+            r"rope\.scaling\.attn_factor: got 3\.0, with which yarn is not read",
+        ),
+        ({}, {"rope_freqs.weight": [1.0, 1.0, 4.0, 8.0]}, r"rope_freqs\.weight: holds divisors"),
+        ({}, {"rope_freqs.weight": [2.0, 2.0]}, r"rope_freqs\.weight: holds divisors"),
+        ({}, {"blk.0.attn_q.bias": [1.0] * 32}, r"has blk\.0\.attn_q\.bias, for which Llama"),
+        (
+            {},
+            {"blk.1.attn_q_norm.weight": [1.0] * 8},
+            r"has blk\.1\.attn_q_norm\.weight, for which",
+        ),
+    ],
+)
+def test_what_transformers_would_leave_out(fields, tensors, message, exported, tmp_path):
+    path = rewritten(exported, tmp_path / "model.gguf", fields, tensors)
+    with pytest.raises(UserError, match=rf"model\.gguf: cannot be read as GGUF: {message}"):
+        load_gguf(path)
+
+
+def number_after(name: str, kind: str, value: float, skip: int = 4):
     """Another number in the place of that which follows a name, `skip` bytes later."""
 
     def damage(content: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """A GGUF file as a model of transformers, for what is to be done with it in torch."""
 
+import copy
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,10 +9,18 @@ from typing import Any
 import torch
 from tokenizers import pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lpa.data.tokenizer import check_vocabulary, from_pretrained, vocabulary_size
 from lpa.errors import UserError
@@ -26,6 +35,21 @@ from lpa.model.weights import ADAPTER, ADAPTER_REFUSED
 _MAGIC = b"GGUF"
 # The names under which llama.cpp splits every digit off before it splits as GPT-2 does (llama-vocab.cpp).
 _SPLITS_DIGITS = ("smollm", "starcoder", "refact", "command-r")
+# Divisors of the frequencies of RoPE, one for each pair of features.
+_ROPE_DIVISORS = "rope_freqs.weight"
+# Keys of `{architecture}.rope.scaling` -> fields of transformers' `rope_parameters`.
+_ROPE_FIELDS = {
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+# What every release of Llama 3 with scaled positions has, beside its factor. A file holds the divisors that
+# follow from them.
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def is_gguf(path: Path) -> bool:
@@ -68,14 +92,18 @@ def load_gguf(path: Path, field: str = "model") -> tuple[PreTrainedModel, PreTra
         splitting = _content(reader, "tokenizer.ggml.pre")
         _check_sizes(reader)
         tokenizer: Any = from_pretrained(**source)
+        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+        _set_rope_scaling(config, reader)
         model, found = AutoModelForCausalLM.from_pretrained(
             **source,
+            config=config,
             trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
         check_missing_keys(model, found, UserError)
+        _check_all_are_read(model, reader)
     if splitting in _SPLITS_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -130,6 +158,101 @@ def _check_sizes(reader: Any) -> None:
         raise UserError(f"block_count: got {count}; the file has tensors of {there} layers")
     if _content(reader, f"{architecture}.context_length") == 0:
         raise UserError("context_length: got 0; expected at least 1")
+
+
+def _set_rope_scaling(config: PreTrainedConfig, reader: Any) -> None:
+    """Write into a configuration how positions are scaled, which transformers does not read.
+
+    Raises:
+        UserError: they are scaled in a way that transformers cannot express.
+    """
+    scaling = _rope_scaling(reader) | _llama3_scaling(config, reader)
+    if not scaling:
+        return
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "default":
+        raise UserError(
+            f"rope.scaling.type: got {scaling['rope_type']}, which is not read for {config.model_type}"
+        )
+    config.rope_parameters = rope | scaling
+
+
+def _rope_scaling(reader: Any) -> dict[str, Any]:
+    """What the metadata says of scaled positions, as fields of `rope_parameters`."""
+    architecture = _content(reader, "general.architecture")
+    prefix = f"{architecture}.rope.scaling."
+    given = {
+        key.removeprefix(prefix): _content(reader, key)
+        for key in reader.fields
+        if key.startswith(prefix)
+    }
+    given.pop("finetuned", None)  # of the history of the model
+    # llama.cpp takes linear where there is a factor alone, under either name.
+    kind = given.pop("type", "linear")
+    factor = given.pop("factor", None) or _content(reader, f"{architecture}.rope.scale_linear")
+    if kind == "none" or (kind == "linear" and factor in (None, 0, 1)):
+        return {}
+    if kind not in ("linear", "yarn"):
+        raise UserError(f"rope.scaling.type: got {kind}; expected linear or yarn")
+    unknown = given.keys() - (_ROPE_FIELDS if kind == "yarn" else {"original_context_length"})
+    if unknown or not factor:
+        name = min(unknown, default="factor")
+        raise UserError(
+            f"rope.scaling.{name}: got {given.get(name)}, with which {kind} is not read"
+        )
+    fields = {_ROPE_FIELDS[name]: value for name, value in given.items() if kind == "yarn"}
+    return {"rope_type": kind, "factor": float(factor), **fields}
+
+
+def _llama3_scaling(config: PreTrainedConfig, reader: Any) -> dict[str, Any]:
+    """The scaling of Llama 3 that the divisors of frequencies follow from, as fields of `rope_parameters`.
+
+    Raises:
+        UserError: they follow from another.
+    """
+    tensor = next((tensor for tensor in reader.tensors if tensor.name == _ROPE_DIVISORS), None)
+    if tensor is None:
+        return {}
+    divisors = torch.tensor(tensor.data, dtype=torch.float32)
+    if (divisors == 1).all():
+        return {}
+    scaling = {"rope_type": "llama3", "factor": float(divisors.max()), **_LLAMA3}
+    if config.model_type == "llama":
+        scaled: Any = copy.deepcopy(config)
+        width, theta = scaled.head_dim, scaled.rope_parameters["rope_theta"]
+        frequencies = theta ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+        scaled.rope_parameters |= scaling
+        expected, _ = ROPE_INIT_FUNCTIONS["llama3"](scaled)
+        # The divisors were computed in float64 and rounded.
+        if divisors.shape == expected.shape and torch.allclose(
+            frequencies / divisors, expected, rtol=1e-4, atol=0
+        ):
+            return scaling
+    raise UserError(
+        f"{_ROPE_DIVISORS}: holds divisors of RoPE's frequencies that are not those of Llama 3; expected 1 "
+        "for all"
+    )
+
+
+def _check_all_are_read(model: PreTrainedModel, reader: Any) -> None:
+    """transformers leaves out tensors that it has no place for, without a word.
+
+    Raises:
+        UserError: naming the first.
+    """
+    architecture = _content(reader, "general.architecture")
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+    places = get_gguf_hf_weights_map(model, processor)
+    unread = [
+        tensor.name
+        for tensor in reader.tensors
+        # Experts that are stacked into one parameter have no suffix there.
+        if not {tensor.name, tensor.name.removesuffix(".weight")} & {*places, _ROPE_DIVISORS}
+    ]
+    if unread:
+        raise UserError(
+            f"has {min(unread)}, for which {type(model).__name__} of transformers has no place"
+        )
 
 
 def _content(reader: Any, key: str) -> Any:
