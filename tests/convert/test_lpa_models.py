@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from helpers.small_models import small_model
+from helpers.small_models import small_llama, small_model
 from transformers import AutoModelForCausalLM
 
 import lpa
 from lpa.convert.factorize import factorize
+from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
 from lpa.model import LPAForSequenceClassification
 from lpa.model.plan import kv_cache_bytes, parameter_breakdown
@@ -78,6 +79,31 @@ def test_layers_that_were_kept_dense():
     lpa.factorize(model, "attention", rank=4)
     assert model.config.ranks["v_proj"] == [4, 8]
     assert model.config.ranks["up_proj"] is None
+
+
+@pytest.mark.parametrize("build", [small_model, small_llama])
+def test_a_head_of_its_own_survives_a_configuration_that_ties_it(build, tmp_path):
+    """As adapters leave it that trained the head alone."""
+    model = build(placement="none") if build is small_model else build()
+    model.config.tie_word_embeddings = True
+    model.save_pretrained(tmp_path / "source")
+    ids = IDS[:, :16]
+    loaded = lpa.load(tmp_path / "source")
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    ranks = {name: min(m.weight.shape) for name, m in find_projections(loaded).items()}
+    factorized, figures = factorize(loaded, ranks, "svd")
+    assert figures.model_class == "LPAForCausalLM"
+    factorized.save_pretrained(tmp_path / "factorized")
+    merge_directory(tmp_path / "factorized", tmp_path / "merged")
+    for again in (factorized, lpa.load(tmp_path / "factorized"), lpa.load(tmp_path / "merged")):
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_merging_a_live_model_keeps_a_head_of_its_own():
+    model = small_model()
+    model.config.tie_word_embeddings = True
+    merged = lpa.merge(model)
+    torch.testing.assert_close(merged(IDS).logits, model(IDS).logits, atol=1e-4, rtol=0)
 
 
 def test_a_live_classifier(tmp_path):

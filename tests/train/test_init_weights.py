@@ -48,6 +48,18 @@ def test_the_start_is_the_source(prepared, source):
         assert torch.equal(ours, expected(input_ids=ids).logits)
 
 
+def test_a_head_of_its_own_survives_a_configuration_that_ties_it(prepared, source, tmp_path):
+    own = tmp_path / "source"
+    shutil.copytree(source, own)
+    fields = json.loads((own / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (own / "config.json").write_text(json.dumps(fields))
+    trainer = healing_trainer(prepared, own)
+    assert torch.equal(
+        trainer.model.lm_head.weight, load_file(own / "model.safetensors")["lm_head.weight"]
+    )
+    assert not trainer.model_config.tie_word_embeddings
+
+
 def test_only_the_factors_move(prepared, source, tmp_path):
     train(healing(prepared, source, steps=3, optim={"trainable": "factors"}), tmp_path / "run")
     before, after = load_file(source / "model.safetensors"), final_weights(tmp_path / "run")

@@ -17,6 +17,7 @@ from lpa.model.hub.model_card import CardContent, facts_of_card, short_name
 from lpa.model.hub.model_directory import save_model
 from lpa.model.loading import load_model, model_directory
 from lpa.model.modeling_lpa import LPAForCausalLM
+from lpa.model.weight_checks import ties_embeddings
 from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
 
 # What a Hugging Face directory holds beside the weights and their configuration.
@@ -64,7 +65,8 @@ def merge_to_llama(model: LPAForCausalLM) -> LlamaForCausalLM:
             "merge: the LM head has a bias (lm_head_bias), which a stock Llama cannot express; train "
             "with model.lm_head_bias false, or use the directory as it is after `import lpa`"
         )
-    llama = LlamaConfig(**llama_values(config), dtype=model.dtype)
+    values = llama_values(config) | {"tie_word_embeddings": ties_embeddings(model)}
+    llama = LlamaConfig(**values, dtype=model.dtype)
     with torch.device("meta"):
         merged = LlamaForCausalLM(llama)
     merged.load_state_dict(_merged_weights(model), strict=True, assign=True)

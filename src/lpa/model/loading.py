@@ -20,6 +20,7 @@ from lpa.model.weight_checks import (
     is_quantized,
     limit_model_size,
     silence_loading,
+    ties_embeddings,
 )
 from lpa.model.weights import ADAPTER, ADAPTER_REFUSED, Weights, open_weights
 from lpa.storage.records import read_json
@@ -227,6 +228,10 @@ def load_model(
         )
     check_missing_keys(model, found, partial(weights.error, weights.name), new_head=classify)
     check_unexpected_keys(model, found, weights, new_head=classify)
+    if not classify and not ties_embeddings(model):
+        # Or whoever builds the model again by its configuration would lose the head of the file.
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
     return model
 
 

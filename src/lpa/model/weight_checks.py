@@ -94,6 +94,19 @@ def _and_others(names: Collection[Any]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
+def ties_embeddings(model: Any) -> bool:
+    """Whether the LM head of a causal language model has the weights of its embedding.
+
+    transformers leaves a head alone that differs from the embedding in the files, whatever the
+    configuration says.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return bool(
+        getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+        and (head is None or head.weight is embedding.weight)
+    )
+
+
 def is_quantized(config: Any) -> bool:
     """Whether weights are stored as other numbers than they are; low-rank pairs of ours are not."""
     return quantization_method(config) not in (None, QUANT_METHOD)

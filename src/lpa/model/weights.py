@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,11 @@ class Weights:
             digest.update(bytes.fromhex(file_sha256(path)))
         return digest.hexdigest()
 
-    def read(self) -> Iterator[tuple[str, Tensor]]:
+    def read(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Each tensor by its name, one after another.
+
+        Args:
+            names: of those to read; all by default.
 
         Raises:
             UserError: a file became unreadable, or a tensor holds no floating-point numbers.
@@ -107,6 +110,8 @@ class Weights:
             try:
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118, it is no dict
+                        if names is not None and name not in names:
+                            continue
                         if not self.tensors[name].is_floating:
                             raise self.error(path.name, self.not_floating(name))
                         yield name, file.get_tensor(name)

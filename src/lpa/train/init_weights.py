@@ -61,7 +61,10 @@ class InitialWeights:
         # The trained model is saved with it, and `save_pretrained` refuses what does not hold together.
         with as_user_error(f"model.from {source}: its generation_config.json"), silence_loading():
             GenerationConfig.from_dict(dict(generation)).validate(strict=True)
-        return cls(open_weights(source, "model.from").sha256(), config.to_dict(), generation)
+        weights = open_weights(source, "model.from")
+        if config.tie_word_embeddings and _has_own_head(weights):
+            config.tie_word_embeddings = False
+        return cls(weights.sha256(), config.to_dict(), generation)
 
     def save(self, run: Path) -> None:
         write_text_atomic(run / INITIAL_WEIGHTS_FILE, json.dumps(asdict(self), indent=2) + "\n")
@@ -286,6 +289,13 @@ def load_weights(
         if name in targets:
             target = targets[name]
             target.copy_(shard_like(value.to(device, torch.float32), target))
+
+
+def _has_own_head(weights: Weights) -> bool:
+    """Whether the files hold an LM head that is not the embedding."""
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    both = [value for _, value in weights.read(names)] if names[0] in weights.tensors else []
+    return len(both) == 2 and not torch.equal(*both)
 
 
 def _check_fit(model: LPAForCausalLM, config: LPAConfig, weights: Weights) -> None:
