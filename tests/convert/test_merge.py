@@ -84,7 +84,10 @@ def test_a_dense_model_has_nothing_to_merge(tmp_path):
 def test_merging_leaves_the_model_as_it_was():
     model = small_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    merge_to_llama(model)
+    merged = merge_to_llama(model)
+    with torch.no_grad():  # as training the merged one would
+        for parameter in merged.parameters():
+            parameter.add_(1)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
 

@@ -86,7 +86,7 @@ def _merged_weights(model: LPAForCausalLM) -> dict[str, Tensor]:
     }
     for name, tensor in model.state_dict().items():
         if not any(name.startswith(f"{pair}.") for pair in pairs):
-            weights[name] = tensor
+            weights[name] = tensor.clone()
     for name, pair in pairs.items():
         weights[f"{name}.weight"] = pair.to_dense().weight.detach()
     return weights
