@@ -31,20 +31,30 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         exists_publicly: whether there is a public repository of every name.
         refusal: status and message of every answer, where there is one.
+        present: files in the repository.
+        deleted: those that a commit deletes.
     """
 
     exists_publicly = False
     refusal = None
+    present = ()
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.created, self.files = [], {}
+        self.created, self.files, self.deleted = [], {}, []
         self.repo_url = f"http://127.0.0.1:{self.server_port}/me/model"
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.answer({"id": "me/model", "private": not self.server.exists_publicly, "siblings": []})
+        if "/resolve/" in self.path:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        siblings = [{"rfilename": name} for name in self.server.present]
+        private = not self.server.exists_publicly
+        return self.answer({"id": "me/model", "private": private, "siblings": siblings})
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
@@ -64,6 +74,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"files": modes})
         assert "/commit/" in self.path
         for line in map(json.loads, body.splitlines()):
+            if line["key"] == "deletedFile":
+                self.server.deleted.append(line["value"]["path"])
             if line["key"] == "file":
                 self.server.files[line["value"]["path"]] = base64.b64decode(
                     line["value"]["content"]
@@ -118,6 +130,20 @@ def test_the_model_is_sent_and_nothing_else(hub, directory):
         assert result.files[name] == len(content)
     assert hub.created[0].get("private") or hub.created[0].get("visibility") == "private"
     assert result.url == f"{hub.repo_url}/commit/{'0' * 40}"
+
+
+def test_nothing_of_an_earlier_model_stays_in_force(hub, directory):
+    stale = ["adapter_config.json", "adapter_model.safetensors", "modeling_low_rank.py"]
+    stale += [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    stale += ["model.safetensors.index.json", "pytorch_model.bin"]
+    kept = [".gitattributes", "LICENSE", "figure.png", "results.json", "onnx/model.safetensors"]
+    tokenizer = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    hub.present = [*stale, *kept, *tokenizer, "README.md", "config.json", "model.safetensors"]
+    assert lpa.push(directory, "me/model").deleted == hub.deleted == sorted(stale)
+    hub.deleted.clear()
+    for name in tokenizer[:2]:
+        (directory / name).write_text("{}")
+    assert lpa.push(directory, "me/model").deleted == sorted([*stale, tokenizer[2]])
 
 
 def test_a_dry_run_says_what_is_sent_and_what_stays(directory, monkeypatch):

@@ -11,7 +11,7 @@ def build_parser() -> Parser:
         "push",
         description="Send a model to the Hugging Face hub: weights, configuration, tokenizer, card and the "
         "code that opens it. Checkpoints, optimizer states and other files of the directory are not sent. "
-        "Log in first: hf auth login.",
+        "Files of another model in the repository are deleted. Log in first: hf auth login.",
         examples="""\
   lpa push runs/lpa my-name/my-model --dry-run
   lpa push runs/lpa my-name/my-model --private""",
@@ -51,6 +51,8 @@ def main(argv: list[str]) -> None:
     total = f"{format_bytes(sum(result.files.values()))} in {len(result.files)} files"
     if result.left:
         print(f"stays here: {', '.join(result.left)}")
+    if result.deleted:
+        print(f"deleted there: {', '.join(result.deleted)}")
     print(
         f"{result.repo}: {total} would be sent" if result.url is None else f"{result.url}: {total}"
     )

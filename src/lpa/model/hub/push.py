@@ -1,9 +1,9 @@
 """Sends a model directory to the Hugging Face hub, and nothing else."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,12 +13,26 @@ from lpa.model.weights import open_weights
 
 # What a model directory holds that is of use to others. Anything else, such as the checkpoints and optimizer
 # states that trainers leave there, stays.
-_SHARED = (
-    *("config.json", "generation_config.json", "README.md", "LICENSE*"),
+_TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+)
+_MODEL = (
+    *("config.json", "generation_config.json", "model.safetensors.index.json"),
     *("configuration_lpa.py", "modeling_lpa.py", "modeling_low_rank.py"),
-    "model.safetensors.index.json",
+)
+_SHARED = (*_MODEL, *_TOKENIZER, "README.md", "LICENSE*")
+# What an earlier model may have left in a repository, that transformers would open in place of the new one
+# or on top of it.
+_STALE = (
+    *(*_MODEL, "*.safetensors", "*.safetensors.index.json"),
+    *(
+        "pytorch_model*.bin",
+        "pytorch_model*.bin.index.json",
+        "adapter_config.json",
+        "adapter_model.bin",
+    ),
+    *("tf_model.h5", "flax_model.msgpack"),
 )
 
 
@@ -30,12 +44,14 @@ class PushResult:
         repo: its name on the hub, with that of the owner once it is known.
         files: name -> bytes.
         left: names in the directory that stay here.
+        deleted: files of an earlier model in the repository, which the commit deletes.
         url: of the commit; None where nothing was sent.
     """
 
     repo: str
     files: dict[str, int]
     left: list[str]
+    deleted: list[str] = field(default_factory=list)
     url: str | None = None
 
 
@@ -43,7 +59,9 @@ def push(model: str | Path, repo: str, *, private: bool = False) -> PushResult:
     """Sends a model to a repository of the Hugging Face hub, which is made where there is none.
 
     Sent are the weights, the configuration, the tokenizer, the card and the code that opens the model, and
-    nothing else in the directory. Log in first: `hf auth login`, or set HF_TOKEN.
+    nothing else in the directory. In a repository that holds another model its weights, configuration and
+    code are deleted, and its tokenizer where another one is sent; all else stays. Log in first:
+    `hf auth login`, or set HF_TOKEN.
 
     Args:
         model: a run, of which `final/` is sent, or a Hugging Face directory.
@@ -51,7 +69,7 @@ def push(model: str | Path, repo: str, *, private: bool = False) -> PushResult:
         private: make a repository that only its owner sees; one that is public already is refused.
 
     Returns:
-        The files and their sizes, and what stays.
+        The files and their sizes, what stays, and what was deleted.
 
     Raises:
         UserError: no whole model there, no such owner, or the hub refuses or cannot be reached.
@@ -63,7 +81,7 @@ def push(model: str | Path, repo: str, *, private: bool = False) -> PushResult:
 
 
 def planned_push(model: str | Path, repo: str) -> PushResult:
-    """What `push` would send; nothing is asked of the hub.
+    """What `push` would send; nothing is asked of the hub, so not what it would delete.
 
     Raises:
         UserError: no whole model there, or no such name.
@@ -73,8 +91,7 @@ def planned_push(model: str | Path, repo: str) -> PushResult:
     weights = {path.name for path in open_weights(directory).files}
     files, left = {}, []
     for path in sorted(directory.iterdir()):
-        shared = any(fnmatchcase(path.name, pattern) for pattern in _SHARED)
-        if path.is_file() and (path.name in weights or shared):
+        if path.is_file() and (path.name in weights or _is_one_of(path.name, _SHARED)):
             files[path.name] = path.stat().st_size
         elif not path.name.startswith("."):
             left.append(f"{path.name}/" if path.is_dir() else path.name)
@@ -94,7 +111,7 @@ def _check_name(repo: str) -> None:
 
 
 def _send(directory: Path, planned: PushResult, private: bool) -> PushResult:
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     if get_token() is None:
         raise UserError(
@@ -102,16 +119,34 @@ def _send(directory: Path, planned: PushResult, private: bool) -> PushResult:
             "set HF_TOKEN"
         )
     api = HfApi(library_name="lpa")
-    operations = [CommitOperationAdd(name, directory / name) for name in planned.files]
+    added = [CommitOperationAdd(name, directory / name) for name in planned.files]
     with _refusals_of_the_hub(planned.repo):
         repo = api.create_repo(planned.repo, private=private or None, exist_ok=True).repo_id
-        if private and not api.model_info(repo).private:
+        info = api.model_info(repo)
+        if private and not info.private:
             raise UserError(
                 f"repo {repo}: is public already, and --private asks for one that only its owner sees; make "
                 "it private on the hub or choose another name"
             )
+        deleted = _stale_files([file.rfilename for file in info.siblings or ()], planned.files)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [*added]
+        operations += [CommitOperationDelete(name) for name in deleted]
         commit = api.create_commit(repo, operations, commit_message="Upload model with lpa")
-    return PushResult(repo, planned.files, planned.left, str(commit.commit_url))
+    return replace(planned, repo=repo, deleted=deleted, url=str(commit.commit_url))
+
+
+def _stale_files(present: Collection[str], sent: Collection[str]) -> list[str]:
+    """The files of an earlier model in a repository that nothing takes the place of."""
+    patterns = (*_STALE, *_TOKENIZER) if any(_is_one_of(n, _TOKENIZER) for n in sent) else _STALE
+    return sorted(
+        name
+        for name in present
+        if name not in sent and "/" not in name and _is_one_of(name, patterns)
+    )
+
+
+def _is_one_of(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @contextmanager
