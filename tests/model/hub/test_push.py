@@ -7,6 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub.constants
 import pytest
+import transformers.utils.hub
+from helpers.architectures import tiny
 from helpers.small_models import small_model
 
 import lpa
@@ -100,10 +102,12 @@ class Handler(BaseHTTPRequestHandler):
 def hub(monkeypatch):
     server = Hub()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(
-        huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}"
-    )
+    endpoint, constants = f"http://127.0.0.1:{server.server_port}", huggingface_hub.constants
+    urls = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", urls)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     yield server
     server.shutdown()
     server.server_close()
@@ -152,6 +156,25 @@ def test_a_dry_run_says_what_is_sent_and_what_stays(directory, monkeypatch):
     assert result.files.keys() == MINE
     assert set(result.left) == {*OTHERS, "checkpoint-10/", "old.safetensors"} - {".env"}
     assert result.url is None
+
+
+def other_class():
+    model = tiny("gpt2")
+    lpa.factorize(model, rank=4)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "code"),
+    [
+        (small_model, {"configuration_lpa.py", "modeling_lpa.py"}),
+        (other_class, {"modeling_low_rank.py"}),
+    ],
+)
+def test_save_pretrained_pushes_the_code_too(build, code, hub, tmp_path):
+    build().save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="me/model")
+    assert code <= hub.files.keys()
+    assert "auto_map" in json.loads(hub.files["config.json"])
 
 
 def test_private_is_never_made_public(hub, directory):

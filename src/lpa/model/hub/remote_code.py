@@ -71,13 +71,16 @@ def _with_code(model: "PreTrainedModel", directory: str | Path) -> Iterator[None
     if not files:
         yield
         return
+    from lpa.model.surgery.remote_loading import as_new_files
+
     Path(directory).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (Path(directory) / name).write_text(text, encoding="utf-8")
     before = model.config.__dict__.get("auto_map")
     model.config.auto_map = dict(auto_map)
     try:
-        yield
+        with as_new_files(model, files):
+            yield
     finally:
         if before is None:
             del model.config.auto_map

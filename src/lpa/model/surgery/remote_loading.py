@@ -6,6 +6,8 @@ belongs to, as they would with this package.
 """
 
 import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -24,7 +26,24 @@ def save_with_code(model: Any, save_directory: Any, *args: Any, **options: Any) 
     # Names that say in which repository they are stand for this file too.
     auto_map = {auto: name.rpartition("--")[2] for auto, name in model.config.auto_map.items()}
     model.config.auto_map = auto_map
-    type(model).save_pretrained(model, save_directory, *args, **options)
+    with as_new_files(model, [Path(__file__).name]):
+        type(model).save_pretrained(model, save_directory, *args, **options)
+
+
+@contextmanager
+def as_new_files(model: Any, names: Collection[str]) -> Iterator[None]:
+    """Let `save_pretrained` upload files that it finds, where it pushes to the hub.
+
+    transformers uploads what is newer than its first look at the directory.
+    """
+    look = model._get_files_timestamps
+    model._get_files_timestamps = lambda directory: {
+        name: time for name, time in look(directory).items() if name not in names
+    }
+    try:
+        yield
+    finally:  # such calls may be one within another
+        vars(model).pop("_get_files_timestamps", None)
 
 
 class LowRankModel:
