@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+import transformers as hf
 from helpers.architectures import tiny
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from lpa.convert.calibration import capture_layer_inputs, find_decoder_layers, input_moments
+from lpa.convert.factorize import factorize
 from lpa.convert.factorize_layers import factorize_layers
 from lpa.errors import UserError
+from lpa.model.surgery.projections import find_projections
 
 pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")
 
@@ -126,6 +129,86 @@ def test_a_projection_that_reads_other_tokens_once_factorized_is_not_corrected_f
         UserError, match=rf"--method svd-llm-update: {name} does not read every token"
     ):
         factorize_layers(model, {name: 4}, "svd-llm-update", windows())
+
+
+SIZES = {"vocab_size": 300, "hidden_size": 32, "num_attention_heads": 4}
+GEMMA = SIZES | {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+GEMMA |= {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
+GEMMA |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300}
+OTHERS = {
+    "alibi by window": lambda: hf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": lambda: hf.FalconConfig(**SIZES, num_hidden_layers=2, alibi=True),
+    "embeddings by layer": lambda: hf.Gemma4TextConfig(**GEMMA, num_kv_shared_layers=0),
+    "keys of other layers": lambda: hf.Gemma4TextConfig(**GEMMA, num_kv_shared_layers=2),
+    "eager": lambda: hf.LlamaConfig(
+        **SIZES, intermediate_size=64, num_hidden_layers=2, attn_implementation="eager"
+    ),
+}
+
+
+def other(name):
+    torch.manual_seed(0)
+    return hf.AutoModelForCausalLM.from_config(OTHERS[name]()).eval()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@torch.no_grad()
+def test_the_stream_is_what_the_layers_of_the_model_read(name):
+    model = other(name)
+    _, layers = find_decoder_layers(model)
+    read = {}
+    handle = layers[-1].register_forward_hook(
+        lambda _, __, output: read.update(last=output[0] if isinstance(output, tuple) else output)
+    )
+    model(windows(), use_cache=False)
+    handle.remove()
+    stream = capture_layer_inputs(model, windows())
+    for index, layer in enumerate(layers):
+        stream.advance(layer, index)
+    torch.testing.assert_close(stream.hidden, read["last"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_cache_is_counted_by_layer(name):
+    model = other(name)
+    ranks = dict.fromkeys(find_projections(model, "ffn"), 4)
+    _, figures = factorize(model, ranks, "svd-llm", windows())
+    widths = {
+        "embeddings by layer": 4 * 2 * 512,
+        "keys of other layers": 2 * 2 * 512,
+        "falcon": 2 * 8,  # one head of keys for all
+    }
+    assert figures.kv_bytes_per_token_dense == 4 * 2 * widths.get(name, 2 * 32)
+
+
+def test_a_model_without_attention_has_no_cache_of_keys():
+    config = hf.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model = hf.MambaForCausalLM(config).eval()
+    ranks = dict.fromkeys(find_projections(model, projections="in_proj"), 4)
+    _, figures = factorize(model, ranks, "svd-llm", windows())
+    assert figures.kv_bytes_per_token_dense == 0
+
+
+def test_arguments_that_are_the_same_for_all_windows_are_kept_once():
+    stream = capture_layer_inputs(tiny("llama"), windows())
+    assert stream.calls[0] is stream.calls[1]
+    assert stream.calls[0] is not stream.calls[2]  # of fewer windows
+
+
+def test_states_that_layers_pass_on_are_not_mixed_with_those_of_the_factorized_model():
+    model = other("keys of other layers")
+    name = "model.layers.0.self_attn.o_proj"
+    with pytest.raises(UserError, match=r"--method svd-llm-update: layers of the model pass on"):
+        factorize_layers(model, {name: 4}, "svd-llm-update", windows())
+
+
+def test_a_model_of_several_streams_is_refused():
+    config = hf.Gemma3nTextConfig(
+        **GEMMA, num_kv_shared_layers=0, laurel_rank=4, activation_sparsity_pattern=None
+    )
+    model = hf.Gemma3nForCausalLM(config).eval()
+    with pytest.raises(UserError, match=r"Gemma3nForCausalLM does more between its layers than"):
+        capture_layer_inputs(model, windows())
 
 
 def test_an_expert_that_no_token_is_sent_to_is_named():

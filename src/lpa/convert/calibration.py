@@ -69,29 +69,43 @@ class _StopError(Exception):
     """Ends a forward pass in front of the layers."""
 
 
+# The arguments of a layer beside the hidden states.
+_Call = tuple[tuple, dict[str, Any]]
+
+
 @dataclass
 class LayerInputs:
     """What the layers read: hidden states of every window, and what else each layer is called with.
 
     Attributes:
         hidden: (windows, context, hidden_size), of the layer that comes next.
-        calls: by layer, the arguments beside the hidden states. They are the same for all windows, which
-            are all of one length and without padding.
+        calls: by batch of windows and by layer, the arguments beside the hidden states.
     """
 
     hidden: Tensor
-    calls: list[tuple[tuple, dict[str, Any]]] = field(repr=False)
+    calls: list[list[_Call]] = field(repr=False)
 
     def copy(self) -> "LayerInputs":
+        """The same stream, to be led through other layers.
+
+        Raises:
+            UserError: layers leave states for later ones, which both streams would share.
+        """
+        for _, options in self.calls[0]:
+            for name, value in options.items():
+                if isinstance(value, Mapping):
+                    raise UserError(
+                        f"--method svd-llm-update: layers of the model pass on states ({name}); "
+                        "use --method svd-llm"
+                    )
         return LayerInputs(self.hidden.clone(), self.calls)
 
     def run(self, layer: nn.Module, index: int) -> Iterator[tuple[slice, Tensor]]:
         """What a layer makes of the windows, batch by batch."""
-        args, kwargs = self.calls[index]
-        for start in range(0, len(self.hidden), _BATCH_SIZE):
-            batch = slice(start, start + _BATCH_SIZE)
-            output = layer(self.hidden[batch], *args, **kwargs)
-            yield batch, output[0] if isinstance(output, tuple) else output
+        for number, calls in enumerate(self.calls):
+            batch = slice(number * _BATCH_SIZE, (number + 1) * _BATCH_SIZE)
+            args, kwargs = calls[index]
+            yield batch, _hidden_of(layer(self.hidden[batch], *args, **kwargs))
 
     def advance(self, layer: nn.Module, index: int) -> None:
         """Go past a layer."""
@@ -99,13 +113,41 @@ class LayerInputs:
             self.hidden[batch] = output
 
 
+def _hidden_of(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
 @torch.no_grad()
 def capture_layer_inputs(model: Any, windows: Tensor) -> LayerInputs:
-    """The stream in front of the first layer."""
+    """The stream in front of the first layer.
+
+    Where layers are called with the same for different windows, as with masks and positions, that is kept
+    once, and text goes no further than to the first layer.
+
+    Raises:
+        UserError: the model does more between its layers than to pass on what they return.
+    """
     _, layers = find_decoder_layers(model)
-    calls: list[Any] = [None] * len(layers)
     hidden: list[Tensor] = []
-    last = False
+    calls: list[list[_Call]] = []
+    is_shared = False
+    for batch in windows.to(model.device).split(_BATCH_SIZE):
+        is_full = len(batch) == _BATCH_SIZE  # the last may need masks of fewer windows
+        reuses = is_shared and is_full
+        states, of_layers = _record_calls(model, layers, batch, first_alone=reuses)
+        if is_full and len(calls) == 1:
+            is_shared = reuses = _same(of_layers, calls[0])
+        hidden.append(states)
+        calls.append(calls[0] if reuses else of_layers)
+    return LayerInputs(torch.cat(hidden), calls)
+
+
+def _record_calls(
+    model: Any, layers: nn.ModuleList, windows: Tensor, *, first_alone: bool
+) -> tuple[Tensor, list[_Call]]:
+    """The hidden states in front of the first layer, and what all layers, or it alone, are called with."""
+    calls: list[_Call] = []
+    hidden: list[Tensor] = []
 
     def record(index: int) -> Callable:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -113,31 +155,46 @@ def capture_layer_inputs(model: Any, windows: Tensor) -> LayerInputs:
             states = kwargs.pop("hidden_states", None)
             if states is None:
                 states, args = args[0], args[1:]
-            calls[index] = (args, kwargs)
-            if index == 0:
+            is_stream = states.ndim == 3 and index == len(calls)
+            if not is_stream or (index and not torch.equal(states, hidden[-1])):
+                raise UserError(
+                    f"--calibration-data: {type(model).__name__} does more between its layers than to pass "
+                    "on what they return; factorize it with --method svd, without text"
+                )
+            calls.append((args, kwargs))
+            if not index:
                 hidden.append(states)
-                if last:
-                    raise _StopError
+            if first_alone:
+                raise _StopError
 
         return hook
+
+    def keep_output(_: nn.Module, __: tuple, output: Any) -> None:
+        hidden[1:] = [_hidden_of(output)]
 
     handles = [
         layer.register_forward_pre_hook(record(i), with_kwargs=True)
         for i, layer in enumerate(layers)
     ]
-    windows = windows.to(model.device)
+    handles += [layer.register_forward_hook(keep_output) for layer in layers]
     try:
-        # Once through all layers, to see what each is called with: masks and positions broadcast.
-        model(windows[:1], use_cache=False)
-        all_calls, last = list(calls), True
-        hidden.clear()
-        for start in range(0, len(windows), _BATCH_SIZE):
-            with suppress(_StopError):
-                model(windows[start : start + _BATCH_SIZE], use_cache=False)
+        with suppress(_StopError):
+            model(windows, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return LayerInputs(torch.cat(hidden), all_calls)
+    return hidden[0], calls
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether arguments are the same, tensors by their values."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    return one is other or (isinstance(one, int | float | str) and one == other)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -88,11 +89,17 @@ def factorize(
     return factorized_model, summary
 
 
-def _full_cache_bytes(model: PreTrainedModel) -> int:
-    config: Any = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * int(config.num_hidden_layers) * int(heads) * int(width) * model.dtype.itemsize
+@torch.no_grad()
+def _full_cache_bytes(model: Any) -> int:
+    """Of the keys and values of one token, which may differ between layers; 0 where none are kept."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    cache = model(token, use_cache=True).get("past_key_values")
+    kept = [
+        getattr(layer, name, None)
+        for layer in getattr(cache, "layers", ())
+        for name in ("keys", "values")
+    ]
+    return sum(tensor.numel() for tensor in kept if tensor is not None) * model.dtype.itemsize
 
 
 @dataclass

@@ -136,6 +136,7 @@ def _print(out: Path, summary: Any) -> None:
             summary.kv_bytes_per_token,
         ),
     ):
-        print(f"{label:<16}{unit(before):>9} -> {unit(after):>9}   {after / before:.3f}")
+        if before:  # a model without attention has no such cache
+            print(f"{label:<16}{unit(before):>9} -> {unit(after):>9}   {after / before:.3f}")
     for kind, error in summary.relative_error.items():
         print(f"{'error of ' + kind:<28}{error:.4f}")
