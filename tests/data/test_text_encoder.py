@@ -8,9 +8,10 @@ from helpers.tokenizer_kinds import tokenizer_kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from lpa.data.preparation.word_cache import WordCacheEncoder
-from lpa.data.text_encoder import TextEncoder
+from lpa.data.text_encoder import TextEncoder, decode_continuation
 from lpa.errors import UserError
 
 END = "<|endoftext|>"
@@ -201,3 +202,14 @@ def test_the_unknown_token_may_stand_for_its_own_name(kind):
     ids = TextEncoder(backend, 1).encode("<unk>")
     assert set(ids) <= set(range(backend.get_vocab_size())) - {1}
     assert TextEncoder(backend, 1).count_special("<unk> </s>") == 2
+
+
+def test_a_continuation_keeps_the_space_before_it():
+    """SentencePiece writes it into the token after it, and drops it in front of a text."""
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "▁My": 1, "▁fellow": 2, "s": 3}, "<s>"))
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens(["<s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert decode_continuation(tokenizer, [0, 1], [2, 3]) == " fellows"
+    assert decode_continuation(tokenizer, [1, 2], [3]) == "s"
+    assert decode_continuation(tokenizer, [0], [1, 2, 0]) == "My fellow"

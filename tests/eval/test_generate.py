@@ -1,5 +1,9 @@
+import json
+import shutil
+
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM
 
 from lpa.errors import UserError
 from lpa.eval.generate import generate_text
@@ -38,6 +42,30 @@ def test_as_much_is_added_as_there_is_room_for(run):
 def test_an_empty_prompt_begins_a_document(run):
     [text] = generate_text(run, "", max_new_tokens=5, device="cpu")
     assert text
+
+
+def test_a_text_ends_where_the_model_says_too(run, tmp_path):
+    """As at the end of a turn of chat."""
+    [text] = generate_text(run, PROMPT, temperature=0, max_new_tokens=8, device="cpu")
+    _, tokenizer = load_with_tokenizer(run, "cpu")
+    prompt = tokenizer(PROMPT)["input_ids"]
+    added = tokenizer(text)["input_ids"][len(prompt) :]
+    shutil.copytree(run / "final", tmp_path / "model")
+    file = tmp_path / "model" / "generation_config.json"
+    fields = json.loads(file.read_text()) | {"eos_token_id": [tokenizer.eos_token_id, added[1]]}
+    file.write_text(json.dumps(fields))
+    options = {"temperature": 0, "max_new_tokens": 8, "device": "cpu"}
+    [shorter] = generate_text(tmp_path / "model", PROMPT, **options)
+    assert shorter == tokenizer.decode([*prompt, *added[: 1 + added.index(added[1])]])
+    assert len(shorter) < len(text)
+
+
+def test_a_model_whose_positions_have_no_end(run, tmp_path):
+    shutil.copytree(run / "final", tmp_path, dirs_exist_ok=True)
+    config = BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)
+    BloomForCausalLM(config).save_pretrained(tmp_path)
+    [text] = generate_text(tmp_path, PROMPT, max_new_tokens=4, device="cpu")
+    assert text.startswith(PROMPT)
 
 
 @pytest.mark.parametrize(

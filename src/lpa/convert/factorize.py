@@ -230,12 +230,11 @@ def choose_ranks(
 
 def windows_for(model: Any, tokenizer: Any, config: FactorizeConfig) -> Tensor:
     """The calibration text in windows; (windows, context)."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", 512)
-    seq_len = min(512, positions) if config.seq_len is None else config.seq_len
-    if not 1 <= seq_len <= positions:
-        raise UserError(
-            f"--seq-len: got {seq_len}; expected from 1 to {positions}, the model's positions"
-        )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    seq_len = min(512, positions or 512) if config.seq_len is None else config.seq_len
+    if seq_len < 1 or (positions is not None and seq_len > positions):
+        accepted = f"from 1 to {positions}, the model's positions" if positions else "at least 1"
+        raise UserError(f"--seq-len: got {seq_len}; expected {accepted}")
     if config.calibration_tokens < seq_len:
         raise UserError(
             f"--calibration-tokens: got {config.calibration_tokens}; expected at least a context of {seq_len}"

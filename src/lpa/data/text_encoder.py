@@ -84,6 +84,18 @@ def disable_truncation_and_dropout(backend: Any) -> None:
         backend.model.dropout = None
 
 
+def decode_continuation(tokenizer: Any, prompt: list[int], added: list[int]) -> str:
+    """The text that tokens add to that of a prompt, without special tokens.
+
+    Both are decoded together, since many tokenizers drop a space in front of a text.
+    """
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    whole = tokenizer.decode([*prompt, *added], skip_special_tokens=True)
+    if whole.startswith(before):
+        return whole[len(before) :]
+    return tokenizer.decode(added, skip_special_tokens=True)
+
+
 def _special_tokens(backend: Any, eos_token_id: int | None) -> dict[str, int]:
     """The text of each special token, the end of text among them, and its id."""
     added = backend.get_added_tokens_decoder().items()

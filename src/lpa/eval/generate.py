@@ -1,8 +1,9 @@
 """Continuations of a prompt."""
 
 from pathlib import Path
+from typing import Any
 
-from lpa.data.text_encoder import TextEncoder
+from lpa.data.text_encoder import TextEncoder, decode_continuation
 from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.tokenized_text import default_bos_token
@@ -62,10 +63,11 @@ def generate_text(
         ids = [lead, *ids]
     # A document begins after the end of the one before.
     ids = ids or [tokenizer.eos_token_id]
-    positions = model.config.max_position_embeddings
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if max_new_tokens is None:
-        max_new_tokens = max(1, min(_MAX_NEW_TOKENS, positions - len(ids)))
-    if len(ids) + max_new_tokens > positions:
+        room = _MAX_NEW_TOKENS if positions is None else positions - len(ids)
+        max_new_tokens = max(1, min(_MAX_NEW_TOKENS, room))
+    if positions is not None and len(ids) + max_new_tokens > positions:
         raise UserError(
             f"max_new_tokens: got {max_new_tokens} after a prompt of {len(ids)} tokens; "
             f"expected at most {positions} together, the model's max_position_embeddings"
@@ -87,8 +89,15 @@ def generate_text(
         attention_mask=torch.ones_like(inputs),
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=_ends(model, tokenizer),
         **sampling,
     )
-    continuations = outputs[:, len(ids) :]
-    return [prompt + tokenizer.decode(row, skip_special_tokens=True) for row in continuations]
+    continuations = outputs[:, len(ids) :].tolist()
+    return [prompt + decode_continuation(tokenizer, ids, row) for row in continuations]
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a text: the tokenizer's and those of the model, such as that of a turn of chat."""
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return sorted({tokenizer.eos_token_id, *ends})

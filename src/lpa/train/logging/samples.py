@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lpa.data.manifest import TOKENIZER_DIRECTORY
-from lpa.data.text_encoder import TextEncoder
+from lpa.data.text_encoder import TextEncoder, decode_continuation
 from lpa.data.tokenizer import load_tokenizer
 from lpa.errors import LPAWarning, UserError
 from lpa.model.compile import eager_layers
@@ -70,7 +70,7 @@ def _continue(model: LPAForCausalLM, tokenizer: Any, ids: list[int], new_tokens:
             eos_token_id=tokenizer.eos_token_id,
         )
     model.train(was_training)
-    return tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+    return decode_continuation(tokenizer, ids, output[0, len(ids) :].tolist())
 
 
 def drop_samples_after(run: Path, step: int) -> None:
