@@ -1,10 +1,11 @@
 import json
+from functools import partial
 
 import pytest
 import torch
 from helpers.architectures import tiny
 from helpers.small_models import small_model
-from transformers import GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 
 import lpa
 from lpa.convert.merge import merge_directory, merge_to_llama
@@ -72,6 +73,20 @@ def test_a_model_that_kept_its_class_merges_to_it(tmp_path):
     assert result.parameters_merged == tiny("gpt2").num_parameters() > result.parameters_low_rank
     again = GPT2LMHeadModel.from_pretrained(tmp_path / "dense")
     torch.testing.assert_close(again(tokens).logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("convert", [merge_directory, partial(lpa.factorize, rank=4)])
+def test_all_of_a_tokenizer_comes_along(convert, run, tmp_path):
+    source = tmp_path / "source"
+    model = small_model(vocab_size=300, placement="ffn")
+    model.save_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(run / "final")
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "T {{ messages }}"}
+    tokenizer.save_pretrained(source)
+    convert(source, out=tmp_path / "out")
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again.chat_template == tokenizer.chat_template
+    assert again.get_vocab() == tokenizer.get_vocab()
 
 
 def test_a_dense_model_has_nothing_to_merge(tmp_path):

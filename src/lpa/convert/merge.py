@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from lpa.convert.llama_fields import llama_values
 from lpa.errors import UserError
@@ -23,8 +24,13 @@ from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
 # What a Hugging Face directory holds beside the weights and their configuration.
 TOKENIZER_FILES = (
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
     "chat_template.jinja",
 )
 
@@ -147,4 +153,6 @@ def merge_directory(directory: Path, out: Path, *, overwrite: bool = False) -> M
         for name in TOKENIZER_FILES:
             if (directory / name).is_file():
                 shutil.copy(directory / name, temporary)
+        if (directory / CHAT_TEMPLATE_DIR).is_dir():
+            shutil.copytree(directory / CHAT_TEMPLATE_DIR, temporary / CHAT_TEMPLATE_DIR)
     return MergeResult(type(merged).__name__, model.num_parameters(), merged.num_parameters())

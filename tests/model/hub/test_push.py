@@ -136,6 +136,16 @@ def test_the_model_is_sent_and_nothing_else(hub, directory):
     assert result.url == f"{hub.repo_url}/commit/{'0' * 40}"
 
 
+def test_all_chat_templates_are_sent(hub, directory):
+    (directory / "additional_chat_templates").mkdir()
+    for name in ("tool_use.jinja", "notes.txt"):
+        (directory / "additional_chat_templates" / name).write_text("{{ messages }}")
+    hub.present = ["additional_chat_templates/old.jinja", "figures/old.jinja"]
+    result = lpa.push(directory, "me/model")
+    assert hub.files.keys() == {*MINE, "additional_chat_templates/tool_use.jinja"}
+    assert result.deleted == ["additional_chat_templates/old.jinja"]
+
+
 def test_nothing_of_an_earlier_model_stays_in_force(hub, directory):
     stale = ["adapter_config.json", "adapter_model.safetensors", "modeling_low_rank.py"]
     stale += [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]

@@ -16,6 +16,7 @@ from lpa.model.weights import open_weights
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+    "additional_chat_templates/*.jinja",
 )
 _MODEL = (
     *("config.json", "generation_config.json", "model.safetensors.index.json"),
@@ -89,11 +90,14 @@ def planned_push(model: str | Path, repo: str) -> PushResult:
     directory = model_directory(model)
     _check_name(repo)
     weights = {path.name for path in open_weights(directory).files}
-    files, left = {}, []
+    files: dict[str, int] = {}
+    left: list[str] = []
     for path in sorted(directory.iterdir()):
-        if path.is_file() and (path.name in weights or _is_one_of(path.name, _SHARED)):
-            files[path.name] = path.stat().st_size
-        elif not path.name.startswith("."):
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        names = {file.relative_to(directory).as_posix(): file for file in inside if file.is_file()}
+        sent = [name for name in names if name in weights or _is_one_of(name, _SHARED)]
+        files |= {name: names[name].stat().st_size for name in sent}
+        if not sent and not path.name.startswith("."):
             left.append(f"{path.name}/" if path.is_dir() else path.name)
     return PushResult(repo, files, left)
 
@@ -138,15 +142,14 @@ def _send(directory: Path, planned: PushResult, private: bool) -> PushResult:
 def _stale_files(present: Collection[str], sent: Collection[str]) -> list[str]:
     """The files of an earlier model in a repository that nothing takes the place of."""
     patterns = (*_STALE, *_TOKENIZER) if any(_is_one_of(n, _TOKENIZER) for n in sent) else _STALE
-    return sorted(
-        name
-        for name in present
-        if name not in sent and "/" not in name and _is_one_of(name, patterns)
+    return sorted(name for name in present if name not in sent and _is_one_of(name, patterns))
+
+
+def _is_one_of(path: str, patterns: Collection[str]) -> bool:
+    """Whether a path matches a pattern of as many parts."""
+    return any(
+        fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns
     )
-
-
-def _is_one_of(name: str, patterns: Collection[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @contextmanager
