@@ -4,6 +4,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+import lpa
 from lpa.convert.gguf.gguf_export import export_gguf
 from lpa.errors import UserError
 
@@ -103,3 +104,14 @@ def test_the_command_line(lpa, merged, tmp_path):
     finished = lpa("convert", "gguf", merged, "--out", tmp_path / "model.gguf", "--json")
     assert finished.code == 0, finished.stderr
     assert finished.json["bytes"] == (tmp_path / "model.gguf").stat().st_size
+
+
+def test_low_rank_pairs_in_a_llama_are_merged_first(merged, tmp_path):
+    shutil.copytree(merged, tmp_path / "llama")
+    model = LlamaForCausalLM.from_pretrained(merged)
+    lpa.factorize(model, rank=4)
+    model.save_pretrained(tmp_path / "llama")
+    with pytest.raises(UserError, match=r"has a quantization_config; .* lpa convert merge .*llama"):
+        export_gguf(tmp_path / "llama", tmp_path / "model.gguf")
+    lpa.merge(tmp_path / "llama", tmp_path / "merged")
+    assert export_gguf(tmp_path / "merged", tmp_path / "model.gguf") > 0

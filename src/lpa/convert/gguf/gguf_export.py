@@ -73,11 +73,17 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _check_is_llama(directory: Path) -> None:
-    kind = config_fields(model_directory(directory)).get("model_type")
+    fields = config_fields(model_directory(directory))
+    kind = fields.get("model_type")
     if kind != "llama":
         raise UserError(
             f"model {directory}: model_type {kind}; expected llama. An LPA model becomes one by "
             "`lpa convert merge`"
+        )
+    if fields.get("quantization_config") is not None:
+        raise UserError(
+            f"model {directory}: has a quantization_config; expected plain weights; low-rank pairs are "
+            f"merged first: lpa convert merge {directory} --out merged"
         )
 
 
