@@ -86,9 +86,18 @@ class Distiller:
         """That of a run, if it has a teacher; `manifest` is that of its data."""
         if config.distill.teacher is None:
             return None
-        return cls(
+        distiller = cls(
             config.distill, config.data.path, manifest, layout=layout, device=device, dtype=dtype
         )
+        positions = getattr(
+            distiller.teacher.config.get_text_config(), "max_position_embeddings", None
+        )
+        if positions is not None and config.data.seq_len > positions:
+            raise UserError(
+                f"data.seq_len: got {config.data.seq_len}; expected at most the {positions} positions of "
+                f"distill.teacher {config.distill.teacher}"
+            )
+        return distiller
 
     def pop_divergence(self) -> Tensor | None:
         """What the divergence, times T², has added to the loss since the last call, before its weight.
