@@ -20,6 +20,7 @@ from lpa.convert.merge import MergeResult, merge_directory, merge_model
 from lpa.convert.rank_budget import RankBudget
 from lpa.device import resolve_device
 from lpa.errors import UserError
+from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.surgery.factorize import check_recordable, record_low_rank_modules
 from lpa.model.surgery.factorize import factorize as factorize_live
 from lpa.model.surgery.low_rank_modules import restored_on_error
@@ -146,6 +147,12 @@ def _factorize_live(
         )
     check_ranks_given(config)
     check_not_quantized(model)
+    is_kv = config.budget is not None and config.budget.quantity == "kv"
+    if is_kv and not isinstance(model, LPAForCausalLM):
+        raise UserError(
+            f"budget: got kv with a live {type(model).__name__}, which keeps its class and holds no latents "
+            "in its cache; save it, and factorize its directory"
+        )
     found = find_projections(model, config.placement, config.projections)
     windows = windows_for(model, tokenizer, config) if has_text else None
     with restored_on_error(model, found):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lpa.callbacks import ProgressCallback
 from lpa.convert.calibration import capture_layer_inputs, find_decoder_layers, input_moments
 from lpa.convert.rank_allocation import allocate_ranks
+from lpa.convert.to_lpa import to_lpa_config
 from lpa.errors import UserError, expected_one_of
 from lpa.lowrank import break_even_rank, svd_factors, tail_energies, whitened_factors
 from lpa.model.surgery.low_rank_modules import dense_weight, low_rank_like, set_factors
@@ -84,10 +85,11 @@ def ranks_for_budget(
     """
     if budget.quantity == "kv":
         found = {name: module for name, module in found.items() if name.endswith(".v_proj")}
-        if not found or type(model).__name__ not in ("LlamaForCausalLM", "MistralForCausalLM"):
+        if not found or to_lpa_config(model, dict.fromkeys(found, 1)) is None:
             raise UserError(
-                f"--budget kv: got a {type(model).__name__}; expected a LlamaForCausalLM or "
-                "MistralForCausalLM, with v_proj among the chosen projections"
+                f"--budget kv: got a {type(model).__name__}, whose cache would hold no latents; expected one "
+                "that becomes an LPAForCausalLM (a Llama, or a Mistral without sliding window, without "
+                "biases), with v_proj among the chosen projections"
             )
     if budget.criterion == "loss" and windows is None:
         raise UserError("--budget-criterion loss: needs --calibration-data TEXT")
