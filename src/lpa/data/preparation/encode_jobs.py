@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -192,10 +193,11 @@ def init_worker(*arguments: Any) -> None:
     """Make the encoder of a worker process, which ends when its parent does."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says what an interrupt means
-    parent = os.getppid()
+    parent = parent_process()  # it may be gone already
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent.pid:
             time.sleep(1)
         os._exit(1)
 

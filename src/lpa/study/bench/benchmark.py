@@ -139,12 +139,13 @@ def measure_models(
         )
     on_progress("first steps", len(models), len(configs))
     if device.type == "cpu":
-        for number, (name, one) in enumerate(configs.items()):
-            on_progress("peak memory", number, len(configs))
-            measurements[name].peak_memory_bytes = cpu_peak_memory(
-                one, batch_size=batch_size, seq_len=seq_len, dtype=dtype, compiled=compiled
-            )
-        on_progress("peak memory", len(configs), len(configs))
+        on_progress("peak memory", 0, 1)
+        peaks = cpu_peak_memory(
+            configs, batch_size=batch_size, seq_len=seq_len, dtype=dtype, compiled=compiled
+        )
+        for name, peak_bytes in peaks.items():
+            measurements[name].peak_memory_bytes = peak_bytes
+        on_progress("peak memory", 1, 1)
 
     seconds = _measure_interleaved("training", steps, rounds, device, on_progress)
     for name, one in configs.items():
