@@ -86,8 +86,8 @@ def command(request, run, prepared, tiny):
         elif name == "eval glue":
             rest[name] = [run, "--tasks", "sst2", "--data", of("glue")]
         elif name == "bench":
-            shape = ["--seq-len", 8, "--batch-size", 1, "--rounds", 1, "--threads", 1]
-            rest[name] = ["nano", *shape, "--device", "cpu"]
+            shape = ["--placement", "none", "--seq-len", 8, "--batch-size", 1, "--rounds", 1]
+            rest[name] = ["nano", *shape, "--threads", 1, "--device", "cpu"]
         else:
             more = ("--rank", 4, *more) if name == "convert factorize" else more
             rest[name] = [of("merged") if "convert" in name and "merge" not in name else run]
