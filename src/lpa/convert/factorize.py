@@ -20,7 +20,7 @@ from lpa.errors import UserError
 from lpa.gguf_import import is_gguf, load_gguf
 from lpa.model.hub.model_card import CardContent, facts_of_card, short_name
 from lpa.model.hub.model_directory import save_model
-from lpa.model.loading import load_model, model_directory, open_config
+from lpa.model.loading import load_model, model_directory, open_config, positions_of
 from lpa.model.surgery.factorize import record_low_rank_modules
 from lpa.model.surgery.projections import (
     check_finite,
@@ -230,7 +230,7 @@ def choose_ranks(
 
 def windows_for(model: Any, tokenizer: Any, config: FactorizeConfig) -> Tensor:
     """The calibration text in windows; (windows, context)."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model)
     seq_len = min(512, positions or 512) if config.seq_len is None else config.seq_len
     if seq_len < 1 or (positions is not None and seq_len > positions):
         accepted = f"from 1 to {positions}, the model's positions" if positions else "at least 1"

@@ -7,6 +7,7 @@ from lpa.data.text_encoder import TextEncoder, decode_continuation
 from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.tokenized_text import default_bos_token
+from lpa.model.loading import positions_of
 
 # Where nothing is asked for.
 _MAX_NEW_TOKENS = 100
@@ -63,7 +64,7 @@ def generate_text(
         ids = [lead, *ids]
     # A document begins after the end of the one before.
     ids = ids or [tokenizer.eos_token_id]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model)
     if max_new_tokens is None:
         room = _MAX_NEW_TOKENS if positions is None else positions - len(ids)
         max_new_tokens = max(1, min(_MAX_NEW_TOKENS, room))

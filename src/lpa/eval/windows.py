@@ -5,6 +5,7 @@ from typing import Any
 
 from lpa.errors import UserError, expected_one_of
 from lpa.eval.text_scores import MODES
+from lpa.model.loading import positions_of
 
 
 @dataclass
@@ -59,10 +60,8 @@ def max_positions(model: Any) -> int:
     Raises:
         UserError: its configuration does not say, as that of models without positions.
     """
-    config = model.config.get_text_config()
-    # GPT-2's other name for it is mapped to this one.
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
+    positions = positions_of(model)
+    if positions is None:
         raise UserError(
             f"model: {type(model).__name__} does not say how many tokens it reads at once "
             "(max_position_embeddings in its config.json)"

@@ -235,6 +235,13 @@ def load_model(
     return model
 
 
+def positions_of(model: Any) -> int | None:
+    """How many tokens a model was made to read at once; None where its configuration does not say."""
+    # GPT-2's other name for it is mapped to this one.
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) else None
+
+
 def new_model(directory: Path, config: "PreTrainedConfig", *, classify: bool = False) -> Any:
     """A model of a configuration that `open_config` gave for a directory, its weights newly drawn.
 

@@ -16,7 +16,7 @@ from lpa.data.manifest import Manifest
 from lpa.errors import UserError
 from lpa.gguf_import import gguf_elements, is_gguf, load_gguf
 from lpa.model.layers.mask import causal_mask
-from lpa.model.loading import load_model, model_directory, open_causal_config
+from lpa.model.loading import load_model, model_directory, open_causal_config, positions_of
 from lpa.model.weights import open_weights
 from lpa.storage.files import file_sha256
 from lpa.train.config import DistillConfig, RunConfig
@@ -89,9 +89,7 @@ class Distiller:
         distiller = cls(
             config.distill, config.data.path, manifest, layout=layout, device=device, dtype=dtype
         )
-        positions = getattr(
-            distiller.teacher.config.get_text_config(), "max_position_embeddings", None
-        )
+        positions = positions_of(distiller.teacher)
         if positions is not None and config.data.seq_len > positions:
             raise UserError(
                 f"data.seq_len: got {config.data.seq_len}; expected at most the {positions} positions of "

@@ -36,7 +36,7 @@ class ModelMeasurements:
             range of the middle half, which is nan of one round.
         flops_ratio: of training, over the dense model's.
         peak_memory_bytes: of two steps, weights and optimizer included, above what the process held before;
-            on a CPU in its own process, so that it does not depend on the models before.
+            on a CPU in another process, where it does not depend on the models before.
         compile_seconds: what the compiler took of the first step.
         prefill_seconds: a prompt of the context in inference.
         decode_tokens_per_second: one token of each sequence after such a prompt, by cache.

@@ -83,10 +83,8 @@ def main() -> None:
     dtype = resolve_dtype(task.dtype, device.type)
     configs = {name: LPAConfig(**fields) for name, fields in task.configs.items()}
     peaks: dict[str, int | None] = {}
-    for name in (
-        next(iter(configs)),
-        *configs,
-    ):  # the first one twice, as it also wakes up the libraries
+    # The first one twice, as it also wakes up the libraries.
+    for name in (next(iter(configs)), *configs):
         config = configs[name]
         tokens = random_tokens(config, task.batch_size, task.seq_len, device)
         with PeakMemory(device) as peak:
