@@ -46,5 +46,6 @@ def test_units(function, value, text):
 
 def test_a_rate_and_a_mean():
     assert format_flops(2.8e14, "FLOP/s") == "280 TFLOP/s"
-    assert format_mean([1.0, 2.0], 1) == "1.5 ± 0.7"
-    assert format_mean([1234.5], 2) == "1,234.50"  # one value has no deviation
+    assert format_mean(1.5, 0.707, 1) == "1.5 ± 0.7"
+    assert format_mean(1234.5, None, 2) == "1,234.50"
+    assert format_mean(float("nan"), float("nan"), 1) == "–"

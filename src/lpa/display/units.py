@@ -4,7 +4,6 @@ Tables and sentences use these; `--json` and files keep the numbers exact.
 """
 
 import math
-import statistics
 from collections.abc import Sequence
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -54,10 +53,12 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02} h"
 
 
-def format_mean(values: Sequence[float], digits: int) -> str:
-    """The mean ± the standard deviation (n - 1); of one value the value alone."""
-    mean = f"{statistics.fmean(values):,.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+def format_mean(mean: float, std: float | None, digits: int) -> str:
+    """A mean ± its standard deviation, or alone without one; a dash where it is no number."""
+    if not math.isfinite(mean):
+        return "–"
+    shown = f"{mean:,.{digits}f}"
+    return shown if std is None else f"{shown} ± {std:.{digits}f}"
 
 
 def _in_units(value: float, step: int, units: Sequence[str]) -> str:

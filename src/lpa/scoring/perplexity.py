@@ -69,4 +69,4 @@ class ValidationPerplexity(Perplexity):
 
 def _exp(value: float) -> float:
     """exp without an overflow error: the word perplexity of a bad model can exceed a float."""
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value >= 700 else math.exp(value)

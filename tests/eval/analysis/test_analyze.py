@@ -1,8 +1,10 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lpa.errors import UserError
 from lpa.eval.analysis.analyze import analyze
@@ -68,6 +70,20 @@ def test_without_text_the_spectra_alone(run, tmp_path):
     result = analyze(run, tmp_path / "out", device="cpu")
     assert (result.heads, result.truncations, result.loss) == (None, None, None)
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 1
+
+
+@pytest.mark.parametrize("name", ["self_attn.q_proj.down.weight", "mlp.up_proj.weight"])
+def test_a_model_that_diverged_is_refused_with_the_projection(run, tmp_path, name):
+    broken = tmp_path / "model"
+    shutil.copytree(run / "final", broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors[f"model.layers.1.{name}"][0, 0] = math.nan
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    projection = name.split(".")[1]
+    message = rf"layers.1.{projection}.weight has 1 entries that are NaN or infinite"
+    with pytest.raises(UserError, match=message):
+        analyze(broken, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

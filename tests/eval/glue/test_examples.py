@@ -1,6 +1,6 @@
 import pytest
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.eval.glue.examples import load_examples, read_tsv
 from lpa.eval.glue.tasks import TASKS
 
@@ -101,6 +101,17 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, lines, message):
     path = write(tmp_path / "dev.tsv", *lines, end="")
     with pytest.raises(UserError, match=message):
         read_tsv(path, TASKS["sst2"])
+
+
+def test_a_few_broken_rows_are_left_out_and_said(tmp_path):
+    rows = [f"{n}\t{n % 2}" for n in range(3000)]
+    rows[10], rows[20] = "cut", "a\tb\t1"
+    path = write(tmp_path / "dev.tsv", "sentence\tlabel", *rows)
+    said = "left out 2 of 3,000 rows: line 12: got 1 columns; expected 2, and 1 more like it"
+    with pytest.warns(LPAWarning, match=said):
+        examples = read_tsv(path, TASKS["sst2"])
+    assert [text for (text,) in examples.texts[9:12]] == ["9", "11", "12"]
+    assert len(examples) == 2998
 
 
 def test_a_score_that_is_no_number_is_named(tmp_path):

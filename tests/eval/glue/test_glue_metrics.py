@@ -6,7 +6,7 @@ import scipy.stats
 import sklearn.metrics
 
 from lpa.eval.glue.examples import Examples
-from lpa.eval.glue.metrics import majority_predictions, score_predictions
+from lpa.eval.glue.metrics import majority_predictions, score_logits, score_predictions
 from lpa.eval.glue.tasks import TASKS
 
 LABELS = [1, 1, 1, 0, 0, 1, 0, 1]
@@ -48,6 +48,23 @@ def test_correlations_are_those_of_scipy():
     scores = score_predictions(TASKS["stsb"], predictions, list(labels))
     assert scores["pearson"] == scipy.stats.pearsonr(labels, predictions).statistic
     assert scores["spearman"] == scipy.stats.spearmanr(labels, predictions).statistic
+
+
+@pytest.mark.parametrize("name", ["sst2", "mnli", "stsb"])
+def test_logits_of_a_model_that_diverged_have_no_score(name):
+    task = TASKS[name]
+    logits = np.zeros((4, len(task.labels) or 1))
+    logits[2, -1] = math.nan
+    labels = np.array([0, 1, 0, 1])
+    assert score_logits(task, logits, labels).keys() == set(task.metrics)
+    assert all(map(math.isnan, score_logits(task, logits, labels).values()))
+    logits[2, -1] = 1.0
+    if task.labels:
+        assert score_logits(task, logits, labels) == score_predictions(
+            task, np.array([0, 0, logits.shape[1] - 1, 0]), labels
+        )
+    else:
+        assert score_logits(task, logits, labels) == score_predictions(task, logits[:, 0], labels)
 
 
 def test_the_majority_is_of_the_training_labels():

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 
@@ -102,6 +103,28 @@ def test_the_same_seed_gives_the_same_scores(result, run, data, tmp_path):
     )
     first = found["stsb"].models[run.name]["pearson"].values[0]
     assert again["stsb"].models[run.name]["pearson"].values == [first]
+
+
+def test_a_score_that_is_not_defined_is_shown_as_such(result, run, data, lpa):
+    _, out = result
+    path = next(out.rglob("pre-trained/stsb-seed1.json"))
+    before = path.read_text()
+    kept = json.loads(before)
+    # What constant predictions leave.
+    kept["scores"] = dict.fromkeys(kept["scores"], math.nan)
+    path.write_text(json.dumps(kept))
+    options = ["--tasks", "stsb", "--data", data, "--out", out, "--seeds", 2, "--device", "cpu"]
+    for name in ("epochs", "batch_size", "learning_rate", "max_length", "dtype"):
+        options += [f"--{name.replace('_', '-')}", getattr(QUICK, name)]
+    try:
+        table = lpa("eval", "glue", run, *options)
+        as_json = lpa("eval", "glue", run, *options, "--json")
+    finally:
+        path.write_text(before)
+    assert (table.code, as_json.code) == (0, 0), table.stderr + as_json.stderr
+    found = json.loads(as_json.stdout)["stsb"]["models"][run.name]["pearson"]
+    assert table.stdout.count("–") == 4  # the majority's correlations are not defined either
+    assert (found["mean"], found["std"], found["values"][1]) == (None, None, None)
 
 
 def test_results_of_other_settings_are_not_mixed_in(result, run, data):

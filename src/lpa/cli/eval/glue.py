@@ -134,11 +134,10 @@ def _print_table(results: dict[str, Any]) -> None:
             table.add_row(
                 TASKS[task].title,
                 metric.replace("_", " "),
-                _as_percent(majority),
-                *(format_mean([100 * value for value in score.values], 1) for score in scores),
+                format_mean(100 * majority, None, 1),
+                *(
+                    format_mean(100 * score.mean, 100 * score.std if seeds > 1 else None, 1)
+                    for score in scores
+                ),
             )
     stdout().print(table)
-
-
-def _as_percent(value: float) -> str:
-    return "–" if value != value else f"{100 * value:.1f}"

@@ -17,6 +17,7 @@ from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.tokenized_text import TokenizedText, load_text
 from lpa.eval.windows import WindowConfig, max_positions
 from lpa.lowrank import LowRankLinear, entropy_rank, singular_values, stable_rank
+from lpa.model.surgery.projections import check_finite
 from lpa.storage.files import write_text_atomic
 from lpa.storage.outputs import atomic_directory
 
@@ -44,6 +45,8 @@ class Spectrum:
 
     @classmethod
     def from_projection(cls, projection: Projection) -> "Spectrum":
+        for parameter in projection.module.parameters():
+            check_finite(f"layers.{projection.layer}.{projection.name}", parameter)
         linear = as_linear(projection.module)
         values = singular_values(linear)
         return cls(

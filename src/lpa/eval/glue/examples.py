@@ -1,13 +1,15 @@
 """Examples of a GLUE task: from the files as distributed, or from the hub."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lpa.errors import UserError, expected_one_of, first_line
+from lpa.errors import LPAWarning, UserError, expected_one_of, first_line
 from lpa.eval.glue.tasks import Task
 
 _HUB = "nyu-mll/glue"
+_MOST_BROKEN = 0.001  # of the rows of a file; more of them are a file of another kind
 
 
 @dataclass
@@ -46,6 +48,8 @@ def load_examples(name: str, task: Task, data: Path | None) -> dict[str, Example
 def read_tsv(path: Path, task: Task) -> Examples:
     """A file as GLUE distributes it: split at tabs, without quoting; rows end with a line feed.
 
+    Rows with another number of columns are left out, with a warning, where at most one in a thousand is so.
+
     Raises:
         UserError: as `load_examples`.
     """
@@ -72,16 +76,31 @@ def read_tsv(path: Path, task: Task) -> Examples:
                 f"{path}: has no column {column!r}; its columns are {', '.join(header)}"
             )
         column_indices.append(header.index(column))
+    _check_widths(path, rows, len(header), first)
     examples = Examples([], [])
     for number, row in enumerate(rows, first):
         if len(row) != len(header):
-            raise UserError(
-                f"{path}: line {number}: got {len(row)} columns; expected {len(header)}"
-            )
+            continue
         *texts, label = (row[where] for where in column_indices)
         examples.texts.append(tuple(texts))
         examples.labels.append(_label(label, task, f"{path}: line {number}"))  # type: ignore[arg-type]
     return examples
+
+
+def _check_widths(path: Path, rows: list[list[str]], columns: int, first: int) -> None:
+    """Warn of the few broken rows that GLUE itself has, in QQP, and refuse a file with more of them."""
+    broken = [number for number, row in enumerate(rows, first) if len(row) != columns]
+    if not broken:
+        return
+    got = f"line {broken[0]}: got {len(rows[broken[0] - first])} columns; expected {columns}"
+    if len(broken) > _MOST_BROKEN * len(rows):
+        raise UserError(f"{path}: {got}")
+    others = f", and {len(broken) - 1:,} more like it" if len(broken) > 1 else ""
+    warnings.warn(
+        f"{path}: left out {len(broken):,} of {len(rows):,} rows: {got}{others}",
+        LPAWarning,
+        stacklevel=2,
+    )
 
 
 def _label(value: str, task: Task, where: str) -> int | float:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lpa.callbacks import StepCallback
 from lpa.device import resolve_device, resolve_dtype
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.glue.examples import Examples
-from lpa.eval.glue.metrics import score_predictions
+from lpa.eval.glue.metrics import score_logits
 from lpa.eval.glue.tasks import Task, metric_prefix
 from lpa.eval.glue.tokenization import TextPairEncoder, ensure_pad_token
 from lpa.eval.windows import max_positions
@@ -75,7 +74,8 @@ def fine_tune(
         on_progress: called with steps done and steps in all.
 
     Returns:
-        The task's metrics; those of MNLI's second dev split with the prefix `mismatched_`.
+        The task's metrics, nan where training diverged; those of MNLI's second dev split with the prefix
+        `mismatched_`.
 
     Raises:
         UserError: the model cannot be loaded or cannot classify, or a value is bad.
@@ -144,8 +144,9 @@ def fine_tune(
         trainer.train()
         scores = {}
         for split, _ in task.dev:
-            predictions, labels = _predict(trainer, encoded[split], task)
-            for name, value in score_predictions(task, predictions, labels).items():
+            output = trainer.predict(encoded[split], ignore_keys=["past_key_values"])
+            # Labels in the Trainer's order, which is by length.
+            for name, value in score_logits(task, output.predictions, output.label_ids).items():
                 scores[metric_prefix(split) + name] = value
     return scores
 
@@ -157,15 +158,6 @@ def _config(directory: Path, task: Task) -> Any:
         problem_type="single_label_classification" if task.labels else "regression",
         use_cache=False,  # it would come back with the logits of every batch
     )
-
-
-def _predict(
-    trainer: Any, encoded: list[dict[str, Any]], task: Task
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and the labels they belong to, in the Trainer's order, which is by length."""
-    output = trainer.predict(encoded, ignore_keys=["past_key_values"])
-    logits = output.predictions
-    return logits.argmax(axis=-1) if task.labels else logits.reshape(-1), output.label_ids
 
 
 def _progress(on_progress: StepCallback) -> Any:

@@ -1,5 +1,6 @@
 """The official metrics of GLUE, by scikit-learn and SciPy."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -33,6 +34,19 @@ def score_predictions(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both warn of a constant
         return {name: float(known[name]()) for name in task.metrics}
+
+
+def score_logits(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Each metric of a task; nan where a logit is no finite number, as of a model that diverged.
+
+    Args:
+        logits: (examples, labels), or (examples, 1) of a task with scores.
+        labels: (examples,).
+    """
+    if not np.isfinite(logits).all():
+        return dict.fromkeys(task.metrics, math.nan)
+    predictions = logits.argmax(axis=-1) if task.labels else logits.reshape(-1)
+    return score_predictions(task, predictions, labels)
 
 
 def majority_predictions(task: Task, train: Examples, count: int) -> np.ndarray:

@@ -1,11 +1,12 @@
 """GLUE for one model or several: every task with every seed, beside what needs no model."""
 
 import importlib.util
-import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from lpa.callbacks import ProgressCallback
 from lpa.device import dtype_name, resolve_device, resolve_dtype
@@ -18,8 +19,6 @@ from lpa.eval.glue.tasks import TASKS, metric_prefix
 from lpa.model.loading import model_directory
 from lpa.storage.locks import lock_directory
 
-# (what is being done, steps done, steps in all)
-
 FROM_SCRATCH = " (from scratch)"
 
 
@@ -28,7 +27,7 @@ class Score:
     """A metric over seeds.
 
     Attributes:
-        mean: over seeds.
+        mean: over seeds; nan where one is, as a correlation with constant predictions.
         std: the standard deviation over seeds (n - 1); 0 for one seed.
         values: by seed, in order.
     """
@@ -39,8 +38,8 @@ class Score:
 
     @classmethod
     def from_values(cls, values: list[float]) -> "Score":
-        std = statistics.stdev(values) if len(values) > 1 else 0.0
-        return cls(statistics.fmean(values), std, values)
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return cls(float(np.mean(values)), std, values)
 
 
 @dataclass
