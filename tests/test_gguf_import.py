@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lpa.convert.gguf.gguf_export import export_gguf
 from lpa.errors import UserError
-from lpa.gguf_import import load_gguf
+from lpa.gguf_import import GGUFHeader, load_gguf, read_gguf_header
 
 TEXT = "My fellow Americans: it's 1998,   and 12 of us  \n\n are strong!"
 
@@ -27,6 +27,14 @@ def test_what_was_written_is_read_back(merged, exported):
     assert model.config.num_key_value_heads == expected.config.num_key_value_heads
     with torch.no_grad():
         assert torch.equal(model(ids).logits, expected(ids).logits)
+
+
+def test_the_header_tells_the_size(merged, exported):
+    model = LlamaForCausalLM.from_pretrained(merged)
+    assert not model.config.tie_word_embeddings
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    positions = model.config.max_position_embeddings
+    assert read_gguf_header(exported) == GGUFHeader(elements, positions)
 
 
 def test_a_tokenizer_that_splits_digits(merged, tmp_path):

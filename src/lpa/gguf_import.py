@@ -3,6 +3,7 @@
 import copy
 import re
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,21 @@ def load_gguf(path: Path, field: str = "model") -> tuple[PreTrainedModel, PreTra
     return model.eval(), tokenizer
 
 
-def gguf_elements(path: Path, field: str = "model") -> int:
-    """Numbers of all tensors of a GGUF file together, by its header.
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a plan needs of a GGUF file.
+
+    Attributes:
+        elements: numbers of all tensors together.
+        positions: how many tokens the model was made to read at once; None where the file does not say.
+    """
+
+    elements: int
+    positions: int | None
+
+
+def read_gguf_header(path: Path, field: str = "model") -> GGUFHeader:
+    """The size of a model by its GGUF file, of which no tensor is read.
 
     Raises:
         UserError: as `load_gguf`, as far as the header tells.
@@ -127,7 +141,8 @@ def gguf_elements(path: Path, field: str = "model") -> int:
     with _refusals(where):
         reader = gguf.GGUFReader(path)
         _check_sizes(reader)
-        return sum(int(tensor.n_elements) for tensor in reader.tensors)
+        positions = _content(reader, f"{_content(reader, 'general.architecture')}.context_length")
+        return GGUFHeader(sum(int(tensor.n_elements) for tensor in reader.tensors), positions)
 
 
 def _reading_package(path: Path, where: str) -> Any:

@@ -220,11 +220,12 @@ def test_teachers_that_cannot_be(prepared, tmp_path):
         DistillConfig(weight=1.5)
 
 
-def test_a_teacher_of_fewer_positions_is_refused_before_the_first_step(prepared, tmp_path):
+@pytest.mark.parametrize("start", [small_trainer, lambda *a, **f: plan_run(small_config(*a, **f))])
+def test_a_teacher_of_fewer_positions_is_refused_before_the_first_step(prepared, tmp_path, start):
     config = GPT2Config(vocab_size=320, n_positions=16, n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "teacher")
     message = (
         r"data\.seq_len: got 32; expected at most the 16 positions of distill\.teacher .*teacher"
     )
     with pytest.raises(UserError, match=message):
-        small_trainer(prepared, distill={"teacher": tmp_path / "teacher"})
+        start(prepared, distill={"teacher": tmp_path / "teacher"})

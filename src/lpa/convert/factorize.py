@@ -230,7 +230,7 @@ def choose_ranks(
 
 def windows_for(model: Any, tokenizer: Any, config: FactorizeConfig) -> Tensor:
     """The calibration text in windows; (windows, context)."""
-    positions = positions_of(model)
+    positions = positions_of(model.config)
     seq_len = min(512, positions or 512) if config.seq_len is None else config.seq_len
     if seq_len < 1 or (positions is not None and seq_len > positions):
         accepted = f"from 1 to {positions}, the model's positions" if positions else "at least 1"

@@ -64,7 +64,7 @@ def generate_text(
         ids = [lead, *ids]
     # A document begins after the end of the one before.
     ids = ids or [tokenizer.eos_token_id]
-    positions = positions_of(model)
+    positions = positions_of(model.config)
     if max_new_tokens is None:
         room = _MAX_NEW_TOKENS if positions is None else positions - len(ids)
         max_new_tokens = max(1, min(_MAX_NEW_TOKENS, room))

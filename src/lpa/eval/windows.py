@@ -60,7 +60,7 @@ def max_positions(model: Any) -> int:
     Raises:
         UserError: its configuration does not say, as that of models without positions.
     """
-    positions = positions_of(model)
+    positions = positions_of(model.config)
     if positions is None:
         raise UserError(
             f"model: {type(model).__name__} does not say how many tokens it reads at once "

@@ -235,10 +235,10 @@ def load_model(
     return model
 
 
-def positions_of(model: Any) -> int | None:
+def positions_of(config: Any) -> int | None:
     """How many tokens a model was made to read at once; None where its configuration does not say."""
     # GPT-2's other name for it is mapped to this one.
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions if isinstance(positions, int) else None
 
 

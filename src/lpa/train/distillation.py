@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from lpa.data.dataset import IGNORE_INDEX
 from lpa.data.manifest import Manifest
 from lpa.errors import UserError
-from lpa.gguf_import import gguf_elements, is_gguf, load_gguf
+from lpa.gguf_import import is_gguf, load_gguf, read_gguf_header
 from lpa.model.layers.mask import causal_mask
 from lpa.model.loading import load_model, model_directory, open_causal_config, positions_of
 from lpa.model.weights import open_weights
@@ -89,12 +89,7 @@ class Distiller:
         distiller = cls(
             config.distill, config.data.path, manifest, layout=layout, device=device, dtype=dtype
         )
-        positions = positions_of(distiller.teacher)
-        if positions is not None and config.data.seq_len > positions:
-            raise UserError(
-                f"data.seq_len: got {config.data.seq_len}; expected at most the {positions} positions of "
-                f"distill.teacher {config.distill.teacher}"
-            )
+        _check_positions(positions_of(distiller.teacher.config), config)
         return distiller
 
     def pop_divergence(self) -> Tensor | None:
@@ -240,14 +235,28 @@ def _open_teacher(path: Path, data: Path, dtype: torch.dtype) -> tuple[Any, str]
     return model, open_weights(directory, _FIELD).sha256()
 
 
-def teacher_bytes(path: Path, dtype: torch.dtype) -> int:
-    """The memory that a teacher's weights take.
+def plan_teacher(config: RunConfig, dtype: torch.dtype) -> int:
+    """The bytes that the weights of a run's teacher take, without reading them.
 
     Raises:
-        UserError: there is no causal language model.
+        UserError: there is no causal language model, or the samples have more tokens than it has positions.
     """
+    path = config.distill.teacher
+    assert path is not None
     if is_gguf(path):
-        return gguf_elements(path, _FIELD) * dtype.itemsize
-    directory = model_directory(path, _FIELD)
-    open_causal_config(directory, _FIELD)
-    return open_weights(directory, _FIELD).elements * dtype.itemsize
+        header = read_gguf_header(path, _FIELD)
+        elements, positions = header.elements, header.positions
+    else:
+        directory = model_directory(path, _FIELD)
+        positions = positions_of(open_causal_config(directory, _FIELD))
+        elements = open_weights(directory, _FIELD).elements
+    _check_positions(positions, config)
+    return elements * dtype.itemsize
+
+
+def _check_positions(positions: int | None, config: RunConfig) -> None:
+    if positions is not None and config.data.seq_len > positions:
+        raise UserError(
+            f"data.seq_len: got {config.data.seq_len}; expected at most the {positions} positions of "
+            f"distill.teacher {config.distill.teacher}"
+        )

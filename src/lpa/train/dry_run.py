@@ -3,14 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lpa.display.units import format_bytes, format_count, format_duration, format_flops
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.train.config import RunConfig
-from lpa.train.distillation import teacher_bytes
+from lpa.train.distillation import plan_teacher
 from lpa.train.distributed.parallelize import parallelize
 from lpa.train.init_weights import with_source_seq_len
 from lpa.train.optim.muon import muon_temporary_bytes
@@ -179,7 +178,9 @@ def _plan_step(
             intra_document_mask=config.data.intra_document_mask,
         ),
         "orthogonalizing": muon_temporary_bytes(muon_weights),
-    } | _teacher_memory(config, dtype)
+    }
+    if config.distill.teacher is not None:
+        memory["teacher"] = plan_teacher(config, dtype)
     always = {name: memory[name] for name in ("weights", "optimizer", "teacher") if name in memory}
     phases = {
         "forward_backward": always
@@ -193,11 +194,6 @@ def _plan_step(
         | {"gradients": memory["gradients"], "temporary": memory["orthogonalizing"]},
     }
     return memory, phases, expected_collectives(model, shape, muon_weights)
-
-
-def _teacher_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int]:
-    directory = config.distill.teacher
-    return {} if directory is None else {"teacher": teacher_bytes(directory, dtype)}
 
 
 def _local_numel(parameters: Iterable[nn.Parameter]) -> int:

@@ -231,6 +231,8 @@ def test_the_seeds_that_survive_decide_nothing_where_a_run_diverged(placement, v
     claim = next(claim for claim in claim_rows(result) if claim[0] == "attention")
     expected = "not settled: undecided (a run diverged)" if len(seeds) == 1 else "–"
     assert claim[3] == expected
+    for caption, draw in study_figures(result).items():
+        assert ("1 of 3 diverged" in draw_svg(draw)) == (len(seeds) == 1), caption
 
 
 DIVERGED = (math.inf, math.nan, 0.0, 1.0, 1e60)

@@ -105,19 +105,22 @@ def _style(number: int) -> dict[str, Any]:
     }
 
 
-def _label(name: str) -> str:
+def _label(row: VariantRow) -> str:
     """A name for the legend, which leaves out what begins with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+    name = f" {row.variant}" if row.variant.startswith("_") else row.variant
+    if not row.diverged:
+        return name
+    return f"{name} ({row.diverged_runs} of {len(row.perplexities) + len(row.missing)} diverged)"
 
 
 def _curves(result: StudyResult, axis: str) -> DrawFunction:
-    """Mean over seeds, with the range of them shaded."""
-    flops = {row.variant: row.train_flops_per_token for row in result.rows}
+    """Mean over seeds, with the range of them shaded; the legend tells of seeds that diverged."""
+    rows = {row.variant: row for row in result.rows}
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for number, (name, runs) in enumerate(result.curves.items()):
-            series = [_validation(run, axis, flops[name]) for run in runs]
+            series = [_validation(run, axis, rows[name].train_flops_per_token) for run in runs]
             series = [points for points in series if points]
             if not series:
                 continue
@@ -125,7 +128,7 @@ def _curves(result: StudyResult, axis: str) -> DrawFunction:
             length = max(map(len, series))
             x, y = np.moveaxis(np.array([s for s in series if len(s) == length]), 2, 0)
             style = _style(number)
-            axes.plot(x.mean(0), y.mean(0), label=_label(name), linewidth=1.6, **style)
+            axes.plot(x.mean(0), y.mean(0), label=_label(rows[name]), linewidth=1.6, **style)
             axes.fill_between(x.mean(0), y.min(0), y.max(0), alpha=0.15, color=style["color"])
         axes.set_xlabel(CURVE_AXES[axis])
         axes.set_ylabel("validation loss (nats per token)")
@@ -163,9 +166,7 @@ def _pareto(rows: Sequence[VariantRow], cost: str) -> DrawFunction:
             error = row.perplexity.std if row.perplexity.count > 1 else 0.0
             marker = _MARKERS[number // len(COLORS) % len(_MARKERS)]
             color = COLORS[number % len(COLORS)]
-            axes.errorbar(
-                x, y, error, fmt=marker, capsize=3, color=color, label=_label(row.variant)
-            )
+            axes.errorbar(x, y, error, fmt=marker, capsize=3, color=color, label=_label(row))
         axes.set_xlabel(COST_AXES[cost])
         axes.set_ylabel("perplexity, ± deviation over seeds")
         _legend(figure, axes)

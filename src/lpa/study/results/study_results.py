@@ -82,7 +82,11 @@ class VariantRow:
     @property
     def diverged(self) -> bool:
         """Whether a run of it did, so that the seeds that survive decide nothing (docs/protocol.md)."""
-        return any(map(is_divergence, self.failed.values()))
+        return self.diverged_runs > 0
+
+    @property
+    def diverged_runs(self) -> int:
+        return sum(map(is_divergence, self.failed.values()))
 
     @property
     def is_finite(self) -> bool:
