@@ -58,11 +58,11 @@ STARTS = {
     for tied in (False, True)
 }
 
-# Of those, every initialization of every projection is tried where matrices are split both ways.
+# Of those, every initialization of every projection is tried where matrices are split both ways, with the
+# decoders in turns.
 SHARDED_STARTS = [
-    f"{decoder_type}-all-{initialization}-{tied}"
-    for decoder_type, tied in (("llama", "tied"), ("paper", "untied"))
-    for initialization in INITIALIZATIONS
+    f"{('llama', 'paper')[number % 2]}-all-{initialization}-{('tied', 'untied')[number % 2]}"
+    for number, initialization in enumerate(INITIALIZATIONS)
 ] + ["llama-none-scaled-untied", "paper-attention-scaled-tied"]
 
 

@@ -61,7 +61,7 @@ def glue(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def command(request, run, prepared, tiny):
+def command(request, run, prepared, tiny, forked_children):
     """Makes the arguments of a command that writes to `out`: `command("analyze", out)`."""
 
     def arguments(name: str, out: Path | str, *more: object) -> list[str]:

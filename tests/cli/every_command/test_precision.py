@@ -85,7 +85,7 @@ def test_the_choices_are_what_the_library_accepts():
     ],
 )
 def test_the_precision_that_was_asked_for_is_multiplied_in(
-    command, dtype, material, tmp_path, capsys
+    command, dtype, material, tmp_path, capsys, forked_children
 ):
     arguments = [
         word.format(**material, out=tmp_path / "out") for word in ARGUMENTS[command].split()

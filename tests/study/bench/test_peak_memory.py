@@ -22,11 +22,10 @@ def peaks(*placements):
 
 
 def test_a_model_needs_the_same_memory_whatever_was_measured_before():
-    first, ffn, second, third = peaks("attention", "ffn", "attention", "attention")
+    first, ffn, second = peaks("attention", "ffn", "attention")
     assert first > 16 * 2e6  # weights, gradients and two moments of 4 bytes
     # Stacks of threads and pages of libraries differ by a few hundred kB of 300 MB.
     assert second == pytest.approx(first, rel=0.01)
-    assert third == pytest.approx(first, rel=0.01)
     assert ffn != pytest.approx(first, rel=0.01)
     [alone] = peaks("attention")
     assert alone == pytest.approx(first, rel=0.01)
