@@ -38,7 +38,7 @@ def test_a_recipe_and_its_dense_baseline(recipe, placement):
 def test_the_healing_recipe(tmp_path, monkeypatch):
     """Beside the directories that its comment makes."""
     small_model(max_position_embeddings=512).save_pretrained(tmp_path / "converted")
-    parent = small_model(placement="none")
+    parent = small_model(placement="none", max_position_embeddings=512)
     parent.save_pretrained(tmp_path / "parent")
     monkeypatch.chdir(tmp_path)
     parser = build_parser()
