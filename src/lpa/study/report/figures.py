@@ -97,7 +97,7 @@ def _loss_points(result: StudyResult, kind: str, cost: str) -> list[tuple[float,
     ]
 
 
-def _style(number: int) -> dict[str, Any]:
+def line_style(number: int) -> dict[str, Any]:
     """Colors first, then the same with other lines."""
     return {
         "color": COLORS[number % len(COLORS)],
@@ -105,7 +105,15 @@ def _style(number: int) -> dict[str, Any]:
     }
 
 
-def _label(row: VariantRow) -> str:
+def marker_style(number: int) -> dict[str, Any]:
+    """The same colors, then the same with other markers."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": _MARKERS[number // len(COLORS) % len(_MARKERS)],
+    }
+
+
+def label_of(row: VariantRow) -> str:
     """A name for the legend, which leaves out what begins with an underscore."""
     name = f" {row.variant}" if row.variant.startswith("_") else row.variant
     if not row.diverged:
@@ -127,12 +135,12 @@ def _curves(result: StudyResult, axis: str) -> DrawFunction:
             # A run that is still at work must not cut the others short.
             length = max(map(len, series))
             x, y = np.moveaxis(np.array([s for s in series if len(s) == length]), 2, 0)
-            style = _style(number)
-            axes.plot(x.mean(0), y.mean(0), label=_label(rows[name]), linewidth=1.6, **style)
+            style = line_style(number)
+            axes.plot(x.mean(0), y.mean(0), label=label_of(rows[name]), linewidth=1.6, **style)
             axes.fill_between(x.mean(0), y.min(0), y.max(0), alpha=0.15, color=style["color"])
         axes.set_xlabel(CURVE_AXES[axis])
         axes.set_ylabel("validation loss (nats per token)")
-        _legend(figure, axes)
+        draw_legend(figure, axes)
 
     return draw
 
@@ -164,12 +172,11 @@ def _pareto(rows: Sequence[VariantRow], cost: str) -> DrawFunction:
         for number, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
             assert row.perplexity is not None
             error = row.perplexity.std if row.perplexity.count > 1 else 0.0
-            marker = _MARKERS[number // len(COLORS) % len(_MARKERS)]
-            color = COLORS[number % len(COLORS)]
-            axes.errorbar(x, y, error, fmt=marker, capsize=3, color=color, label=_label(row))
+            style = marker_style(number)
+            axes.errorbar(x, y, error, linestyle="", capsize=3, label=label_of(row), **style)
         axes.set_xlabel(COST_AXES[cost])
         axes.set_ylabel("perplexity, ± deviation over seeds")
-        _legend(figure, axes)
+        draw_legend(figure, axes)
 
     return draw
 
@@ -192,7 +199,7 @@ def _scaling(result: StudyResult, cost: str) -> DrawFunction:
     return draw
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def draw_legend(figure: Any, axes: Any) -> None:
     """Inside where a few names fit, below the axes where there are many."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) <= 7:

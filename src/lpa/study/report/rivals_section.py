@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lpa.display.html import COLORS, DrawFunction
+from lpa.display.html import DrawFunction
 from lpa.display.units import format_count
+from lpa.study.report.figures import draw_legend, label_of, line_style, marker_style
 from lpa.study.results.comparison import Comparison
 from lpa.study.results.families import are_comparable, is_family
 from lpa.study.results.judgement import Judgement, judge
@@ -184,7 +185,7 @@ def _with_deviation(summary: Summary, form: str) -> str:
 
 
 def draw_loss_against_flops(comparison: RivalsComparison) -> DrawFunction:
-    """Test loss at the end of each length against its training FLOPs; the range of the seeds as a band."""
+    """Test loss at the end of each length against its training FLOPs, with the range of the seeds."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -192,18 +193,27 @@ def draw_loss_against_flops(comparison: RivalsComparison) -> DrawFunction:
         for row in comparison.rows:
             if row.is_finite:
                 by_variant[row.variant].append(row)
-        for number, (variant, rows) in enumerate(by_variant.items()):
+        for number, rows in enumerate(by_variant.values()):
             losses = [np.log(list(row.perplexities.values())) for row in rows]
             flops = [row.flops for row in rows]
-            color = COLORS[number % len(COLORS)]
-            style = "-" if number < len(COLORS) else "--"
-            mean = [of_seeds.mean() for of_seeds in losses]
-            axes.plot(flops, mean, style, marker="o", markersize=4, color=color, label=variant)
-            low, high = ([bound(of_seeds) for of_seeds in losses] for bound in (np.min, np.max))
-            axes.fill_between(flops, low, high, color=color, alpha=0.15)
+            mean, low, high = (
+                np.array([of(seeds) for seeds in losses]) for of in (np.mean, np.min, np.max)
+            )
+            style = line_style(number) | marker_style(number)
+            label = label_of(max(rows, key=lambda row: row.diverged_runs))
+            axes.errorbar(
+                flops,
+                mean,
+                [mean - low, high - mean],
+                label=label,
+                capsize=2,
+                markersize=4,
+                **style,
+            )
+            axes.fill_between(flops, low, high, color=style["color"], alpha=0.15)
         axes.set_xscale("log")
         axes.set_xlabel("training FLOPs")
         axes.set_ylabel("test loss (nats per token)")
-        axes.legend(fontsize="small")
+        draw_legend(figure, axes)
 
     return draw
