@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lpa.display.html import draw_svg
+from lpa.display.units import format_bytes, format_count, format_flops
+from lpa.study.design.rival_costs import rival_costs
+from lpa.study.report.rivals_section import compare_rivals, draw_loss_against_flops
 from lpa.study.results.study_results import find_studies
 
 # In one worker: they share what takes long to make.
@@ -16,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "docs" / "records"
 PAGE = ROOT / "docs" / "results" / "short-studies.md"
 COMPARISON = ROOT / "docs" / "results.md"
+FIGURE = ROOT / "docs" / "figures" / "rivals-pico.svg"
 ARMS = ("dense", "LPA", "smaller dense", "all layers", "FFN", "GQA", "CoLA", "SLTrain")
 CHANGE = re.compile(r"([+−-]\d+\.\d)% \[([+−-]\d+\.\d)%,\s+([+−-]\d+\.\d)%\]")
 # Studies are compared with these too, by `--baseline`.
@@ -64,16 +69,40 @@ def test_every_change_with_an_interval_in_the_text_is_one_of_the_records(printed
     assert [change for change in found if change not in known] == []
 
 
-def test_every_row_of_the_comparison_is_what_the_records_give(tmp_path):
-    unpack("contest", tmp_path)
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory):
+    unpacked = tmp_path_factory.mktemp("contest")
+    unpack("contest", unpacked)
+    return unpacked
+
+
+def test_every_row_of_the_comparison_is_what_the_records_give(contest):
     script = runpy.run_path(str(ROOT / "scripts" / "contest_tables"))
     given = {
-        line for table in script["tables"]([*tmp_path.iterdir()]) for line in table.splitlines()
+        line for table in script["tables"]([*contest.iterdir()]) for line in table.splitlines()
     }
     rows = [
         line
         for line in COMPARISON.read_text().splitlines()
-        if line.split(" | ")[0].removeprefix("| ") in ARMS and re.search(r"\d\.\d", line)
+        if line.split(" | ")[0].removeprefix("| ") in ARMS
+        and re.search(r"\d\.\d", line)
+        and "iB |" not in line  # costs, which are not of the records
     ]
-    assert len(rows) >= 5
+    assert len(rows) >= 16
     assert [row for row in rows if row not in given] == []
+
+
+def test_the_figure_of_the_comparison_is_what_the_records_give(contest):
+    [comparison] = compare_rivals(find_studies([*contest.iterdir()]))
+    assert draw_svg(draw_loss_against_flops(comparison)) == FIGURE.read_text()
+
+
+def test_the_costs_of_the_comparison_are_what_the_plan_counts():
+    counted = [
+        f"| {rival.variant} | {format_count(rival.parameters)} "
+        f"| {format_flops(rival.training_flops_per_token, '')} | {format_bytes(rival.optimizer_bytes)} "
+        f"| {format_bytes(rival.kv_cache_bytes_per_token)} |"
+        for rival in rival_costs("pico")[: len(ARMS)]
+    ]
+    page = COMPARISON.read_text()
+    assert [row for row in counted if f"\n{row}" not in page] == []
