@@ -231,7 +231,7 @@ def _resume_run(
         drop_samples_after(out, trainer.state.step)
         remove({path for pattern in _LEFTOVERS for path in out.glob(pattern)})
         _MARKER.save(out)
-        store.write_latest(out, store.step_of(path))
+        store.go_back_to(out, store.step_of(path))
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         _record_launch(out, agents)
     return trainer.run()

@@ -169,13 +169,11 @@ def _int_or_none(value: float | None) -> int | None:
 
 
 def _read_config(run: Path, row: RunRow) -> None:
-    """Model and state: the latest checkpoint is known by its name."""
-    steps = [
-        store.step_of(path)
-        for path in store.checkpoints_directory(run).glob("step-*")
-        if store.is_checkpoint_name(path)
-    ]
-    row.state = f"stopped at step {max(steps):,}" if steps else "no checkpoint yet"
+    """Model and state."""
+    checkpoint = next(iter(store.resumable_checkpoints(run)), None)
+    row.state = (
+        f"stopped at step {store.step_of(checkpoint):,}" if checkpoint else "no checkpoint yet"
+    )
     config = read_yaml(run / CONFIG_FILE, dict[str, dict[str, Any]])
     given = {
         section: {name: value for name, value in config[section].items() if name in shown}
@@ -187,7 +185,7 @@ def _read_config(run: Path, row: RunRow) -> None:
     if row.placement != "none":
         ranks = [str(r) for r in (shown.model.rank, shown.model.ffn_rank) if r is not None]
         row.rank = " / ".join(ranks) or "preset"
-    if steps and shown.train.steps:
+    if checkpoint and shown.train.steps:
         row.state += f" of {shown.train.steps:,}"
 
 

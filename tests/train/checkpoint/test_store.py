@@ -71,7 +71,7 @@ def test_higher_steps_of_an_abandoned_future_do_not_count(tmp_path):
     """Going back to step 10 and saving 20 keeps 20, though 60 lies there."""
     for step in (10, 60):
         write_checkpoint(tmp_path, step)
-    store.write_latest(tmp_path, 10)
+    store.go_back_to(tmp_path, 10)
     write_checkpoint(tmp_path, 20)
     store.delete_old_checkpoints(tmp_path, 2)
     assert names(store.resumable_checkpoints(tmp_path)) == ["step-00000020", "step-00000010"]
@@ -80,6 +80,31 @@ def test_higher_steps_of_an_abandoned_future_do_not_count(tmp_path):
     store.delete_old_checkpoints(tmp_path, 2)
     assert names(store.list_checkpoints(tmp_path)) == ["step-00000020", "step-00000060"]
     assert (store.checkpoint_path(tmp_path, 60) / "shard.safetensors").read_text() != "weights"
+
+
+def test_an_abandoned_future_does_not_count_where_its_steps_are_passed_either(tmp_path):
+    for step in (10, 40, 60):
+        write_checkpoint(tmp_path, step)
+    store.go_back_to(tmp_path, 10)
+    for step in (30, 50):
+        write_checkpoint(tmp_path, step)
+        store.delete_old_checkpoints(tmp_path, 2)
+    assert names(store.resumable_checkpoints(tmp_path)) == ["step-00000050", "step-00000030"]
+    assert store.checkpoint_path(tmp_path, 40).exists()  # not the run's to delete
+    write_checkpoint(tmp_path, 60, "the new future")
+    assert names(store.resumable_checkpoints(tmp_path))[:2] == ["step-00000060", "step-00000050"]
+    store.go_back_to(tmp_path, 60)  # an ordinary resume changes nothing
+    assert len(store.resumable_checkpoints(tmp_path)) == 3
+    store.go_back_to(tmp_path, 40)
+    write_checkpoint(tmp_path, 45)
+    assert names(store.resumable_checkpoints(tmp_path)) == ["step-00000045", "step-00000040"]
+
+
+def test_a_note_of_the_latest_from_an_earlier_version_is_read(tmp_path):
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step)
+    (store.checkpoints_directory(tmp_path) / "latest.json").write_text('{"step": 10}')
+    assert names(store.resumable_checkpoints(tmp_path)) == ["step-00000010"]
 
 
 def test_without_a_note_of_the_latest_the_highest_step_is(tmp_path):

@@ -3,8 +3,8 @@
 A checkpoint `step-00001000/` holds safetensors files and `manifest.json`, which lists each file with its
 size and SHA-256 and carries a checksum of itself. It is written as `.step-00001000.partial` and renamed
 after the manifest, so a process that dies leaves a directory that nothing takes for a complete one.
-`latest.json` names the one written last: after going back to an earlier checkpoint, higher steps of the
-abandoned future may still be there.
+`latest.json` names the one written last. After going back to an earlier checkpoint, those of the abandoned
+future may still be there; it lists them too, as the run may pass their steps.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,19 @@ class _ManifestFile:
     content: dict[str, Any]
 
 
+@dataclass
+class _Latest:
+    """What `latest.json` says.
+
+    Attributes:
+        step: of the checkpoint that was written last, or that the run went back to.
+        abandoned: steps of checkpoints that do not lead to it.
+    """
+
+    step: Count
+    abandoned: list[int] = field(default_factory=list)
+
+
 def checkpoints_directory(run: Path) -> Path:
     """Where the checkpoints of a run are."""
     return run / CHECKPOINTS_DIRECTORY
@@ -111,15 +124,24 @@ def _is_complete(path: Path) -> bool:
 
 
 def resumable_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints to go on from, best first: the one written last, then lower steps."""
+    """The complete checkpoints to go on from, best first: the one written last, then those before it."""
     found = list_checkpoints(run)
+    latest = _read_latest(run)
+    if latest is None:
+        return found[::-1]
+    return [
+        path
+        for path in reversed(found)
+        if step_of(path) <= latest.step and step_of(path) not in latest.abandoned
+    ]
+
+
+def _read_latest(run: Path) -> _Latest | None:
+    """None where no checkpoint was written, or the file was lost."""
     try:
-        latest = read_json(checkpoints_directory(run) / LATEST_CHECKPOINT_FILE, dict[str, int])[
-            "step"
-        ]
-    except (UserError, KeyError):  # none was written, or it was lost
-        latest = step_of(found[-1]) if found else 0
-    return [path for path in reversed(found) if step_of(path) <= latest]
+        return read_json(checkpoints_directory(run) / LATEST_CHECKPOINT_FILE, _Latest)
+    except UserError:
+        return None
 
 
 def last_complete(run: Path) -> str:
@@ -190,14 +212,24 @@ def write_manifest(
         _delete(path)
     os.replace(partial, path)
     sync(path.parent)
-    write_latest(run, step_of(path))
+    step, before = step_of(path), _read_latest(run)
+    _write_latest(run, step, set(before.abandoned if before else ()) - {step})
     return path
 
 
-def write_latest(run: Path, step: int) -> None:
-    """Makes a step the one that the run resumes from."""
+def go_back_to(run: Path, step: int) -> None:
+    """Make a checkpoint the one that the run goes on from; those that do not lead to it count no more."""
+    steps = set(map(step_of, list_checkpoints(run)))
+    leading = set(map(step_of, resumable_checkpoints(run)))
+    # Of what leads to a checkpoint of an abandoned future, nothing is known.
+    kept = {other for other in leading if other <= step} if step in leading else {step}
+    _write_latest(run, step, steps - kept)
+
+
+def _write_latest(run: Path, step: int, abandoned: Iterable[int]) -> None:
+    latest = asdict(_Latest(step, sorted(abandoned)))
     write_text_atomic(
-        checkpoints_directory(run) / LATEST_CHECKPOINT_FILE, json.dumps({"step": step}) + "\n"
+        checkpoints_directory(run) / LATEST_CHECKPOINT_FILE, json.dumps(latest) + "\n"
     )
 
 
