@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError, expected_one_of
-from lpa.storage.records import parse_value, read_yaml
-from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE
+from lpa.storage.records import parse_value, read_json, read_yaml
+from lpa.storage.run_directory import CONFIG_FILE, INITIAL_WEIGHTS_FILE, RESULT_FILE
 from lpa.train.checkpoint import store
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult
@@ -21,7 +21,7 @@ class RunRow:
     Attributes:
         name: its directory.
         placement, rank: of the model, the rank as `rank` or `rank / FFN rank`, or `preset` where the
-            recipe leaves it to that.
+            recipe leaves it to that. Where each projection has its own rank, `by projection` and the range.
         parameters: known once the run is finished.
         state: `finished`, `stopped at step N of M` (N of the latest checkpoint; it may still be
             running), `no checkpoint yet`.
@@ -133,6 +133,20 @@ class _ShownModel:
     placement: str = "attention"
     rank: int | None = None
     ffn_rank: int | None = None
+    ranks: dict[str, Any] | None = None
+
+    def describe(self) -> tuple[str, str | None]:
+        """Placement and rank as a row has them."""
+        if self.ranks:
+            of_layers = (r if isinstance(r, list) else [r] for r in self.ranks.values())
+            known = sorted({rank for ranks in of_layers for rank in ranks if isinstance(rank, int)})
+            return "by projection", "–".join(
+                map(str, dict.fromkeys(known[:1] + known[-1:]))
+            ) or None
+        if self.placement == "none":
+            return self.placement, None
+        ranks = [str(rank) for rank in (self.rank, self.ffn_rank) if rank is not None]
+        return self.placement, " / ".join(ranks) or "preset"
 
 
 @dataclass
@@ -148,7 +162,7 @@ class _Shown:
     train: _ShownTraining
 
 
-_SHOWN = {"model": ("placement", "rank", "ffn_rank"), "train": ("steps",)}
+_SHOWN = {"model": ("placement", "rank", "ffn_rank", "ranks"), "train": ("steps",)}
 
 
 def _read_metrics(run: Path, row: RunRow) -> None:
@@ -181,12 +195,21 @@ def _read_config(run: Path, row: RunRow) -> None:
         if section in config
     }
     shown = parse_value(given, _Shown, where=run / CONFIG_FILE)
-    row.placement = shown.model.placement
-    if row.placement != "none":
-        ranks = [str(r) for r in (shown.model.rank, shown.model.ffn_rank) if r is not None]
-        row.rank = " / ".join(ranks) or "preset"
+    model = shown.model
+    if (run / INITIAL_WEIGHTS_FILE).exists():  # the recipe says nothing of a model that was there
+        model = _source_model(run / INITIAL_WEIGHTS_FILE)
+    row.placement, row.rank = model.describe()
     if checkpoint and shown.train.steps:
         row.state += f" of {shown.train.steps:,}"
+
+
+def _source_model(file: Path) -> _ShownModel:
+    """Of the model that a run started from."""
+    config = parse_value(
+        read_json(file, dict[str, Any]).get("config"), dict[str, Any], where=file, field="config"
+    )
+    given = {name: config[name] for name in _SHOWN["model"] if name in config}
+    return parse_value(given, _ShownModel, where=file, field="config")
 
 
 def _read_result(run: Path, row: RunRow) -> None:
