@@ -5,13 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.small_models import small_llama
+from helpers.small_runs import small_config
 from transformers import AutoTokenizer
 
-from lpa.data import Manifest, load_split_tokens, read_documents
+from lpa.convert.merge import merge_directory
+from lpa.data import Manifest, load_split_tokens, prepare, read_documents
 from lpa.data.sources.source import bundled_corpus
 from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.perplexity import evaluate_perplexity
+from lpa.train.run import train
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,31 @@ def test_a_text_file_is_tokenized_with_the_models_tokenizer(run, held_out):
     assert result.tokens == len(tokens) - 1
     assert result.loss == pytest.approx(total / result.tokens, rel=1e-6)
     assert result.bits_per_byte == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-6)
+
+
+def test_documents_are_kept_apart_as_in_training(tmp_path):
+    """For the model of the run, and for the stock Llama that it merges to."""
+    lines = "".join(f"{n} times {n * n} is {n**3} and no more\n" for n in range(300))
+    (tmp_path / "lines.txt").write_text(lines)
+    source = f"{tmp_path / 'lines.txt'}#boundary=line"
+    data = tmp_path / "data"
+    prepare([source], data, vocab_size=300, validation_fraction=0.2)
+    for keeps_apart in (True, False):
+        run = tmp_path / f"run-{keeps_apart}"
+        fields = {"intra_document_mask": keeps_apart, "optim": {"lr": 0.02}, "loggers": []}
+        trained = train(small_config(data, steps=20, **fields), run).validation
+        merge_directory(run, run / "merged")
+        for model in (run, run / "merged"):
+            scored = evaluate_perplexity(model, data, split="validation", seq_len=32, device="cpu")
+            assert scored.tokens == trained.tokens
+            assert scored.loss == pytest.approx(trained.loss, rel=1e-5)
+    model, tokenizer = load_with_tokenizer(tmp_path / "run-True", "cpu")
+    model.config.intra_document_mask = False
+    without = evaluate_perplexity(
+        model, data, split="validation", seq_len=32, tokenizer=tokenizer, device="cpu"
+    )
+    apart = evaluate_perplexity(tmp_path / "run-True", data, split="validation", device="cpu")
+    assert without.loss != pytest.approx(apart.loss, rel=1e-3)
 
 
 def test_batch_size_changes_nothing(run, prepared):

@@ -86,7 +86,8 @@ def score(
     done = 0
     windows = iter_windows(text, mode=mode, seq_len=seq_len, stride=stride)
     for batch in batch_windows(windows, batch_size, sort=mode == "documents"):
-        for window, losses in zip(batch, token_losses(model, batch), strict=True):
+        found = token_losses(model, batch, eos_token_id=text.eos_token_id)
+        for window, losses in zip(batch, found, strict=True):
             positions = np.arange(window.stop - window.num_scored, window.stop)
             parts = np.searchsorted(ends, positions, side="right")
             np.add.at(loss, parts, losses)

@@ -72,6 +72,8 @@ class LPAConfig(PreTrainedConfig):
             low-rank, starts smaller by √(2 · num_hidden_layers) (Radford et al. 2019, section 2.3).
         lm_head_bias: whether the LM head has a bias, as in the published code.
         resid_pdrop: dropout on the output of each branch before it is added.
+        intra_document_mask: whether documents in one sample were kept from attending to each other in
+            training, as they are then where the model is scored; `position_ids` say where they begin.
 
     Raises:
         UserError: a value that the model cannot have, named.
@@ -119,6 +121,7 @@ class LPAConfig(PreTrainedConfig):
     low_rank_method: str | None = None
     sparse_density: int | float | None = None
     lm_head_bias: bool = False
+    intra_document_mask: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_sizes()

@@ -15,13 +15,19 @@ from lpa.scoring.windows import Window, collate_windows
 
 
 @torch.no_grad()
-def token_losses(model: Any, batch: Sequence[Window]) -> list[np.ndarray]:
+def token_losses(
+    model: Any, batch: Sequence[Window], *, eos_token_id: int | None
+) -> list[np.ndarray]:
     """The negative log-likelihoods in nats of the scored targets of each window, in float64.
 
     Args:
         model: a causal language model of transformers, in evaluation mode.
+        eos_token_id: what ends a document; a model that was trained with documents kept apart
+            (`intra_document_mask` of its configuration) reads them so.
     """
-    tensors = {name: tensor.to(model.device) for name, tensor in collate_windows(batch).items()}
+    keeps_apart = getattr(model.config, "intra_document_mask", False)
+    collated = collate_windows(batch, eos_token_id=eos_token_id if keeps_apart else None)
+    tensors = {name: tensor.to(model.device) for name, tensor in collated.items()}
     labels = tensors.pop("shift_labels")
     losses = _cross_entropy(model(**tensors, use_cache=False).logits, labels, reduction="none")
     rows = losses.view(len(batch), -1).double().cpu().numpy()

@@ -151,6 +151,7 @@ def resolve_model_config(
     if initial_weights is None:
         built = config.model.build(vocab_size=manifest.vocab_size, seq_len=seq_len)
         built.eos_token_id = manifest.eos_token_id
+        built.intra_document_mask = config.data.intra_document_mask
         return built
     source, directory = LPAConfig.from_dict(initial_weights.config), config.model.from_
     if source.vocab_size < manifest.vocab_size:
@@ -163,6 +164,7 @@ def resolve_model_config(
             f"data.seq_len: got {seq_len}; expected at most the {source.max_position_embeddings} positions "
             f"of model.from {directory}"
         )
+    source.intra_document_mask = config.data.intra_document_mask
     return source
 
 

@@ -123,7 +123,10 @@ def _score(
         if max(map(len, both)) <= positions:
             windows += [Window(ids, len(ids) - 1, len(ids)) for ids in both]
             kept.append(pair)
-    good, bad = _negative_log_likelihoods(model, windows, batch_size, on_progress).reshape(-1, 2).T
+    nlls = _negative_log_likelihoods(
+        model, windows, tokenizer.eos_token_id, batch_size, on_progress
+    )
+    good, bad = nlls.reshape(-1, 2).T
     right = defaultdict(list)
     for pair, is_right in zip(kept, good < bad, strict=True):
         right[pair.phenomenon].append(bool(is_right))
@@ -141,7 +144,11 @@ def _score(
 
 
 def _negative_log_likelihoods(
-    model: Any, windows: list[Window], batch_size: int, on_progress: StepCallback
+    model: Any,
+    windows: list[Window],
+    eos_token_id: int | None,
+    batch_size: int,
+    on_progress: StepCallback,
 ) -> np.ndarray:
     """(windows,), in nats."""
     totals = np.zeros(len(windows))
@@ -149,7 +156,7 @@ def _negative_log_likelihoods(
     order = np.argsort([len(window.ids) for window in windows], kind="stable")
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        losses = token_losses(model, [windows[index] for index in batch])
+        losses = token_losses(model, [windows[index] for index in batch], eos_token_id=eos_token_id)
         totals[batch] = [loss.sum() for loss in losses]
         on_progress(start + len(batch), len(windows))
     return totals
