@@ -13,10 +13,12 @@ from helpers.runs import wait_until
 from helpers.small_runs import small_config
 from safetensors.torch import load_file
 
+from lpa.data import bundled_corpus, prepare
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import files_of
 from lpa.storage.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
+from lpa.train.checkpoint import store
 from lpa.train.checkpoint.store import list_checkpoints
 from lpa.train.config import RunConfig
 from lpa.train.logging.metrics_file import read_metrics
@@ -158,6 +160,63 @@ def test_an_extended_run_that_is_stopped_finishes(tmp_path, config, straight):
     assert isinstance(second, RunResult)
     assert second.steps == RunResult.load(run).steps == 2 * STEPS
     assert not torch.equal(weights(run)["lm_head.weight"], weights(straight)["lm_head.weight"])
+
+
+def test_an_extended_run_keeps_the_evaluation_of_its_first_end(tmp_path, config):
+    """That of the whole split, where a run of so many steps has none or owes none there."""
+    run = tmp_path / "run"
+    train(config(steps=3), run)
+    before = read_metrics(run)
+    train(config(steps=5), run, resume=True, allow_change=["train.steps"])
+    assert read_metrics(run)[: len(before)] == before
+    assert validations(run) == [2, 3, 4, 5]
+
+
+def test_the_best_loss_is_one_of_the_part_that_is_evaluated(tmp_path, config):
+    run = tmp_path / "run"
+    best = {"checkpoint": {"keep_best": True}, "optim": {"lr": 0.02}, "steps": 8}
+    train(config(**best, eval_tokens=1, stop_at=4), run)
+    [kept] = store.resumable_checkpoints(run)
+    state = store.read_manifest(kept).state
+    assert state.best_eval_tokens == 1
+    result = train(config(**best, eval_tokens=0), run, resume=True)
+    losses = {
+        record["step"]: record["validation_loss"]
+        for record in read_metrics(run)
+        if "validation_loss" in record and record["step"] > 4
+    }
+    assert result.best_step == min(losses, key=losses.__getitem__)
+    assert f" in {result.best_step} steps" in (run / "best" / "README.md").read_text()
+
+
+def test_the_best_model_of_an_abandoned_future_goes(tmp_path, config):
+    run = tmp_path / "run"
+    every = {"every": 2, "keep_latest_k": 9, "keep_best": True}
+    train(config(steps=8, checkpoint=every, stop_at=6), run)
+    first = list_checkpoints(run)[0]
+    settings = config(steps=8, checkpoint=every, optim={"lr": 1e-5})
+    result = train(settings, run, resume=first, allow_change=["optim.lr"])
+    assert result.best_step > 2
+    assert f" in {result.best_step} steps" in (run / "best" / "README.md").read_text()
+
+
+def test_best_models_that_are_asked_for_later_are_kept_from_then_on(tmp_path, config):
+    run = tmp_path / "run"
+    rising = {"optim": {"lr": 0.3}, "steps": 8}
+    train(config(**rising, stop_at=4), run)
+    result = train(config(**rising, checkpoint={"keep_best": True}), run, resume=True)
+    assert result.best_step > 4
+    assert (run / "best" / "config.json").exists()
+
+
+def test_best_models_without_a_validation_split_are_refused(tmp_path, config):
+    data = tmp_path / "data"
+    prepare([bundled_corpus("test")], data, vocab_size=300, validation_fraction=0)
+    settings = config(checkpoint={"keep_best": True})
+    settings.data.path = data
+    with pytest.raises(UserError, match=r"checkpoint.keep_best: got true; expected data with a v"):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_leftovers_of_killed_processes_go(tmp_path, config):

@@ -15,6 +15,7 @@ from lpa.data.manifest import Manifest, Shard
 from lpa.data.verification import remember_verified, unverified_shards
 from lpa.device import send_to_device
 from lpa.display import console
+from lpa.errors import UserError
 from lpa.train.config import DataConfig
 from lpa.train.distributed.process_group import World, all_gather_objects, run_on_all_ranks
 
@@ -30,7 +31,7 @@ class TrainingData:
     """
 
     def __init__(self, config: DataConfig, seed: int, world: World) -> None:
-        path: Path = config.path
+        self._path = path = config.path
         self.manifest = run_on_all_ranks(lambda: Manifest.load(path))
         self._intra_document_mask = config.intra_document_mask
         self.dataset = run_on_all_ranks(
@@ -54,6 +55,15 @@ class TrainingData:
     def document_end(self) -> int | None:
         """The token after which no other document is seen; None where documents see each other."""
         return self.manifest.eos_token_id if self._intra_document_mask else None
+
+    def require_validation(self, field: str) -> None:
+        """Raises:
+        UserError: there is no validation split, naming the field that needs one.
+        """
+        if self.validation is None:
+            raise UserError(
+                f"{field}: got true; expected data with a validation split, which {self._path} lacks"
+            )
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -57,6 +57,7 @@ from lpa.train.distributed.process_group import (
 from lpa.train.init_weights import with_source_seq_len
 from lpa.train.logging.samples import drop_samples_after
 from lpa.train.result import RunResult, RunStopped
+from lpa.train.state import TrainState
 from lpa.train.trainer import Trainer
 
 # A run directory as its marker tells it: `--overwrite` removes these files, and refuses to with any other.
@@ -223,8 +224,15 @@ def _resume_run(
     trainer = Trainer(config, out, world, resumed=True, show_bar=show_bar)
     path = _load_checkpoint(trainer, out, checkpoint, allow_change)
     run_on_all_ranks(lambda: _check_steps(trainer.state.step, config.train.steps, path))
+    forget_best = config.checkpoint.keep_best and _any_rank_finds(
+        lambda: not _holds_best(out, trainer.state)
+    )
+    if forget_best:
+        trainer.state.forget_best()
     barrier()
     if world.is_main:
+        if forget_best:
+            _remove_model(out / BEST_DIRECTORY)
         # What was found of the model before it is trained further.
         for found in (RESULT_FILE, TEST_FILE, f"{SCORES_DIRECTORY}/*.json"):
             remove(set(out.glob(found)))
@@ -235,6 +243,25 @@ def _resume_run(
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         _record_launch(out, agents)
     return trainer.run()
+
+
+def _holds_best(out: Path, state: TrainState) -> bool:
+    """Whether `best/` is the model that a checkpoint's best loss is of.
+
+    It is not where no such model was kept, or where the run goes back from a future that had a better one.
+    """
+    newest = [store.read_manifest(path).state for path in store.resumable_checkpoints(out)[:1]]
+    if any(
+        (after.best_step, after.best_loss) != (state.best_step, state.best_loss) for after in newest
+    ):
+        return False
+    return state.best_step is None or (out / BEST_DIRECTORY).is_dir()
+
+
+def _remove_model(directory: Path) -> None:
+    """If it is one of ours; `_check_models` has looked into it."""
+    if directory.is_dir() and read_marker(directory) is not None:
+        remove([directory])
 
 
 def _check_steps(done: int, steps: int, checkpoint: Path) -> None:

@@ -18,6 +18,8 @@ class TrainState:
         wall_seconds: time since the run began, all its processes one after another together.
         peak_memory_bytes: the most memory that one of its processes held.
         best_loss, best_step: the lowest validation loss so far and where it was.
+        best_eval_tokens: the `train.eval_tokens` of that evaluation, 0 for the whole split; None where an
+            earlier version did not say.
         evaluation_pending: whether a signal ended the run within the evaluation of this step.
         pending_loss, pending_distill_loss, pending_steps, pending_tokens, pending_seconds: sums since
             the last record in the metrics, so that a resumed run leaves the same records as one
@@ -33,9 +35,14 @@ class TrainState:
     peak_memory_bytes: Count = 0
     best_loss: float | None = None
     best_step: Count | None = None
+    best_eval_tokens: Count | None = None
     evaluation_pending: bool = False
     pending_loss: float = 0.0
     pending_distill_loss: float = 0.0
     pending_steps: Count = 0
     pending_tokens: Count = 0
     pending_seconds: Finite = 0.0
+
+    def forget_best(self) -> None:
+        """Begin anew with the next evaluation."""
+        self.best_loss = self.best_step = self.best_eval_tokens = None

@@ -81,6 +81,8 @@ class Trainer:
         torch.set_float32_matmul_precision(config.train.matmul_precision or "highest")
 
         self.data = TrainingData(config.data, config.train.seed, self.world)
+        if config.checkpoint.keep_best:
+            run_on_all_ranks(lambda: self.data.require_validation("checkpoint.keep_best"))
         self.initial_weights = run_on_all_ranks(
             lambda: find_initial_weights(config, out if resumed else None)
         )
@@ -145,6 +147,8 @@ class Trainer:
         """
         settings = self.config.train
         last = min(settings.steps, settings.stop_at or settings.steps)
+        if self.state.step < settings.steps and not self._is_due(settings.eval_every):
+            self.state.evaluation_pending = False  # of an end that is one no more
         with (
             self._stop_requests,  # left last: a late signal may end the process
             self._run_log,
@@ -371,13 +375,21 @@ class Trainer:
         if result is None:
             return None
         self._run_log.validation(state.step, result)
-        # The whole split at the end is no match for the part of it that was scored before.
-        is_comparable = limit == self.config.train.eval_tokens or state.best_loss is None
-        if is_comparable and (state.best_loss is None or result.loss < state.best_loss):
+        if self._is_best(result.loss, limit):
             state.best_loss, state.best_step = result.loss, state.step
+            state.best_eval_tokens = limit
             if self.config.checkpoint.keep_best:
                 self.export(BEST_DIRECTORY, result, required=False)
         return result
+
+    def _is_best(self, loss: float, limit: int) -> bool:
+        """Whether an evaluation is the best so far; one on another part of the split is no match for it."""
+        state = self.state
+        if state.best_loss is None:
+            return True
+        if limit != self.config.train.eval_tokens:  # the whole split, at the end
+            return False
+        return state.best_eval_tokens not in (None, limit) or loss < state.best_loss
 
     def sample(self) -> None:
         """Continue the prompt and keep the text, on all processes together."""
