@@ -63,7 +63,7 @@ def die_at(stage: str) -> None:
 
         store.os.replace = replace
     elif stage == "renamed":
-        store.write_latest = dying(store.write_latest, before=True)
+        store._write_latest = dying(store._write_latest, before=True)
     elif stage == "remembered":
         store.delete_old_checkpoints = dying(store.delete_old_checkpoints, before=True)
     elif stage == "old one half deleted":
