@@ -79,8 +79,8 @@ def test_a_model_that_diverged_is_refused_with_the_projection(run, tmp_path, nam
     tensors = load_file(broken / "model.safetensors")
     tensors[f"model.layers.1.{name}"][0, 0] = math.nan
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
-    projection = name.split(".")[1]
-    message = rf"layers.1.{projection}.weight has 1 entries that are NaN or infinite"
+    projection = ".".join(name.split(".")[:2])
+    message = rf"model.layers.1.{projection}.weight has 1 entries that are NaN or infinite"
     with pytest.raises(UserError, match=message):
         analyze(broken, tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()

@@ -2,9 +2,16 @@ import pytest
 import torch
 from helpers.small_models import small_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.eval.analysis.projections import input_directions, list_projections, truncate_projections
 
 
@@ -38,6 +45,53 @@ def test_fused_and_transposed_projections_of_gpt2():
         ("c_proj", "ffn"),
     ]
     assert input_directions(found[0].module).shape == (32, 32)
+
+
+def test_a_name_that_repeats_in_a_block_is_the_path_within_the_layer():
+    config = BertConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        is_decoder=True,
+    )
+    found = list_projections(BertLMHeadModel(config))
+    blocks = [
+        ("query", "attention"),
+        ("key", "attention"),
+        ("value", "attention"),
+        ("dense", "attention"),
+        ("intermediate.dense", "ffn"),
+        ("output.dense", "ffn"),
+    ]
+    assert [(projection.name, projection.sublayer) for projection in found] == blocks * 2
+    assert found[-1].path == "bert.encoder.layer.1.output.dense"
+
+
+def test_matrices_that_are_no_projections_are_named_once():
+    config = MixtralConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    with pytest.warns(LPAWarning) as caught:
+        found = list_projections(MixtralForCausalLM(config))
+    assert {projection.sublayer for projection in found} == {"attention"}
+    assert [str(warning.message) for warning in caught] == [
+        "MixtralForCausalLM: leaves mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj of "
+        "the layers out; only nn.Linear, Conv1D and LowRankLinear are analyzed"
+    ]
+
+
+def test_a_model_of_projections_alone_brings_no_warning(recwarn):
+    for model in (small_model(placement="attention"), gpt2()):
+        list_projections(model)
+    assert not recwarn.list
 
 
 def test_a_model_without_layers_is_refused():

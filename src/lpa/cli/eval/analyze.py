@@ -10,9 +10,10 @@ def build_parser() -> Parser:
     parser = Parser(
         "analyze",
         description="Show why a model tolerates low rank, and where. The command computes the singular "
-        "values and the effective rank of every projection. With --data it also measures the "
-        "entropy and the distance of every attention head, and the loss after each "
-        "projection is truncated to a rank. It writes report.html and analysis.json.",
+        "values and the effective rank of every projection (nn.Linear, Conv1D or low-rank pair), and "
+        "names the matrices of the layers that it leaves out, such as experts in one 3-D parameter. "
+        "With --data it also measures the entropy and the distance of every attention head, and the "
+        "loss after each projection is truncated to a rank. It writes report.html and analysis.json.",
         examples="""\
   lpa analyze runs/dense --data data --out analysis
   lpa analyze path/to/hf-model --out spectra

@@ -1,6 +1,7 @@
 """The page of an analysis."""
 
 from collections import defaultdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,13 @@ def write_analysis_page(path: Path, analysis: dict[str, Any]) -> None:
     )
 
 
-def _group_by_name(spectra: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _group_by_projection(
+    spectra: list[dict[str, Any]],
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The spectra of all layers by sublayer and name."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for spectrum in spectra:
-        groups[spectrum["name"]].append(spectrum)
+        groups[spectrum["sublayer"], spectrum["name"]].append(spectrum)
     return groups
 
 
@@ -50,6 +54,7 @@ def _rank_table(spectra: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per projection: means over layers."""
     return [
         {
+            "sublayer": sublayer,
             "name": name,
             "shape": " × ".join(map(str, group[0]["shape"])),
             "rank": group[0]["rank"] or "dense",
@@ -58,18 +63,16 @@ def _rank_table(spectra: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for key in ("entropy_rank", "stable_rank")
             },
         }
-        for name, group in _group_by_name(spectra).items()
+        for (sublayer, name), group in _group_by_projection(spectra).items()
     ]
 
 
 def _spectra(figure: Any, spectra: list[dict[str, Any]]) -> None:
     """One panel per block, a line per projection: the mean over layers, their range shaded."""
     panels = figure.subplots(1, 2, sharey=True)
-    colors = iter(COLORS * 3)
+    groups, colors = _group_by_projection(spectra), cycle(COLORS)
     for sublayer, axes in zip(("attention", "ffn"), panels, strict=True):
-        for name, group in _group_by_name(
-            [s for s in spectra if s["sublayer"] == sublayer]
-        ).items():
+        for name, group in [(n, g) for (s, n), g in groups.items() if s == sublayer]:
             length = min(len(spectrum["singular_values"]) for spectrum in group)
             values = np.array([s["singular_values"][:length] for s in group])
             values = np.maximum(values / np.maximum(values[:, :1], 1e-30), 1e-6)
@@ -128,10 +131,13 @@ def _sublayers(figure: Any, analysis: dict[str, Any]) -> None:
     axes.legend()
 
 
-def _layers(truncations: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    return list(
-        dict.fromkeys((c["layer"], c["name"]) for c in truncations if c["layer"] is not None)
-    )
+def _layers(truncations: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
+    """Layer, sublayer and name of each projection that was truncated alone."""
+    return list(dict.fromkeys(_projection_of(c) for c in truncations if c["layer"] is not None))
+
+
+def _projection_of(truncation: dict[str, Any]) -> tuple[int, str, str]:
+    return truncation["layer"], truncation["sublayer"], truncation["name"]
 
 
 def _truncations(figure: Any, truncations: list[dict[str, Any]]) -> None:
@@ -140,11 +146,11 @@ def _truncations(figure: Any, truncations: list[dict[str, Any]]) -> None:
     grid = np.full((len(rows), len(ranks)), np.nan)
     for truncation in truncations:
         if truncation["layer"] is not None:
-            row = rows.index((truncation["layer"], truncation["name"]))
+            row = rows.index(_projection_of(truncation))
             grid[row, ranks.index(truncation["rank"])] = truncation["loss_increase"]
     axes = figure.subplots()
     image = axes.imshow(grid, aspect="auto", cmap="magma_r")
-    axes.set_yticks(range(len(rows)), [f"{layer} {name}" for layer, name in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [" ".join(map(str, row)) for row in rows], fontsize=8)
     axes.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
     axes.set_xlabel("rank that is left")
     axes.grid(visible=False)

@@ -46,7 +46,7 @@ class Spectrum:
     @classmethod
     def from_projection(cls, projection: Projection) -> "Spectrum":
         for parameter in projection.module.parameters():
-            check_finite(f"layers.{projection.layer}.{projection.name}", parameter)
+            check_finite(projection.path, parameter)
         linear = as_linear(projection.module)
         values = singular_values(linear)
         return cls(

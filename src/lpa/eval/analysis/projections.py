@@ -1,6 +1,8 @@
 """The projections in the layers of any decoder of transformers, and cutting one to a rank."""
 
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.lowrank import LowRankLinear
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -21,14 +23,17 @@ class Projection:
 
     Attributes:
         layer: number of the layer.
-        name: within the layer, as `q_proj` or `c_attn`.
+        name: within the sublayer, as `q_proj` or `c_attn`; where that repeats there, the path within the
+            layer, as `output.dense`.
         sublayer: `attention` or `ffn`.
+        path: within the model.
         module: `nn.Linear`, `LowRankLinear`, or the `Conv1D` of GPT-2.
     """
 
     layer: int
     name: str
     sublayer: str
+    path: str
     module: Any
 
     @property
@@ -40,35 +45,86 @@ class Projection:
 
 
 def list_projections(model: nn.Module) -> list[Projection]:
-    """All maps between features inside the layers of a model, in its order.
+    """The `nn.Linear`, `Conv1D` and pairs inside the layers of a model, in its order.
+
+    It warns of the other matrices there.
 
     Raises:
         UserError: there is none.
     """
     from transformers.pytorch_utils import Conv1D
 
-    found: list[Projection] = []
-    inside: set[str] = set()
+    found: dict[str, Any] = {}
     for path, module in model.named_modules():
-        layer = _LAYER.search(path)
-        if layer is None or path.rpartition(".")[0] in inside:
-            continue
-        if isinstance(module, LowRankLinear):
-            inside.add(path)  # its factors are no separate projections
-        elif not isinstance(module, nn.Linear | Conv1D):
+        if _LAYER.search(path) is None or path.rpartition(".")[0] in found:
+            continue  # the factors of a pair are no separate projections
+        if not isinstance(module, nn.Linear | Conv1D | LowRankLinear):
             continue
         if isinstance(module, LowRankLinear) and type(module) is not LowRankLinear:
             raise UserError(
                 f"{type(model).__name__}: {path} is a {type(module).__name__}; expected dense projections or "
                 "plain pairs, which have singular values to truncate"
             )
-        sublayer = "attention" if "attn" in path or "attention" in path else "ffn"
-        found.append(Projection(int(layer[1]), path.rpartition(".")[2], sublayer, module))
+        found[path] = module
     if not found:
         raise UserError(
             f"{type(model).__name__}: has no nn.Linear, Conv1D or LowRankLinear in numbered layers"
         )
-    return found
+    _warn_of_other_matrices(model, found)
+    return _name_projections(found)
+
+
+def _name_projections(modules: dict[str, Any]) -> list[Projection]:
+    """The projections by their paths, each with a name that is unique in its sublayer of its layer."""
+    places = [(*_split_path(path), _sublayer(path), path) for path in modules]
+    counts = Counter((layer, sublayer, _last(path)) for layer, _, sublayer, path in places)
+    repeated = {(sublayer, name) for (_, sublayer, name), count in counts.items() if count > 1}
+    return [
+        Projection(
+            layer=layer,
+            name=within if (sublayer, _last(path)) in repeated else _last(path),
+            sublayer=sublayer,
+            path=path,
+            module=modules[path],
+        )
+        for layer, within, sublayer, path in places
+    ]
+
+
+def _split_path(path: str) -> tuple[int, str]:
+    """The number of the layer, and the path within it."""
+    layer = _LAYER.search(path)
+    assert layer is not None
+    return int(layer[1]), path[layer.end() :]
+
+
+def _sublayer(path: str) -> str:
+    return "attention" if "attn" in path or "attention" in path else "ffn"
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _warn_of_other_matrices(model: nn.Module, modules: dict[str, Any]) -> None:
+    """Name what the layers hold beside the projections, such as experts in one 3-D parameter."""
+    listed = {
+        f"{path}.{name}"
+        for path, module in modules.items()
+        for name, _ in module.named_parameters()
+    }
+    others = [
+        _split_path(path)[1]
+        for path, parameter in model.named_parameters()
+        if path not in listed and _LAYER.search(path) and parameter.squeeze().ndim > 1
+    ]
+    if others:
+        warnings.warn(
+            f"{type(model).__name__}: leaves {', '.join(dict.fromkeys(others))} of the layers out; only "
+            "nn.Linear, Conv1D and LowRankLinear are analyzed",
+            LPAWarning,
+            stacklevel=3,
+        )
 
 
 def as_linear(module: Any) -> nn.Linear | LowRankLinear:
