@@ -8,12 +8,20 @@ import pytest
 import torch
 from helpers.damaged_models import MARK, edit_json, foreign_code
 from safetensors.torch import load_file, save_file
-from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 import lpa
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.loading import load_with_tokenizer
-from lpa.model.loading import model_directory
+from lpa.model.loading import load_model, model_directory, open_causal_config
 from lpa.model.weight_checks import limit_model_size
 
 sys.path.append(str(Path(__file__).parents[1] / "convert"))
@@ -81,6 +89,52 @@ def test_every_architecture_opens_whole_and_in_shards(name, tmp_path):
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     for directory in ("one", "shards"):
         assert same_logits(lpa.load(tmp_path / directory), model)
+
+
+@pytest.fixture
+def roberta(tmp_path) -> Path:
+    torch.manual_seed(0)
+    RobertaForMaskedLM(RobertaConfig(**SIZES)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_an_encoder_is_no_causal_language_model(roberta):
+    message = (
+        r"config\.json: is_decoder: got false; expected true, as roberta otherwise attends to later"
+    )
+    with pytest.raises(UserError, match=message):
+        lpa.load(roberta)
+    assert type(load_model(roberta, classify=True)).__name__ == "RobertaForSequenceClassification"
+
+
+def test_an_encoder_that_is_made_a_decoder_opens(roberta):
+    edit_json(roberta / "config.json", {"is_decoder": True})
+    model, other = lpa.load(roberta), IDS.clone()
+    other[0, -1] = 50
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits[:, :-1], model(other).logits[:, :-1])
+
+
+ENCODERS = {
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie"),
+    *("megatron-bert", "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert"),
+    *("roformer", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+
+
+def test_of_all_causal_classes_only_those_of_encoders_are_refused(tmp_path):
+    refused = set()
+    for config_class in AutoModelForCausalLM._model_mapping:
+        kind = config_class.model_type
+        if kind == "gemma4_assistant":  # has no default configuration
+            continue
+        config_class().save_pretrained(tmp_path)
+        try:
+            open_causal_config(tmp_path)
+        except UserError as error:
+            assert "expected true" in str(error)  # noqa: PT017
+            refused.add(kind)
+    assert refused == ENCODERS
 
 
 def test_a_model_saved_without_its_tied_head(tmp_path):

@@ -40,6 +40,8 @@ _PARTS = re.compile(r"(layers?|blocks?|heads?|experts?)$")
 _REDIRECTIONS = ("configuration_files", "transformers_weights")
 # What a repository of the hub may be called, and a run below `runs` mostly is not.
 _HUB_NAME = re.compile(r"(?!runs/)[\w.-]+(/[\w.-]+)?")
+# Encoders of which transformers has no masked language model.
+_ENCODERS = ("bert-generation",)
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 
 
@@ -268,7 +270,26 @@ def _auto_class(config: Any, classify: bool, directory: Path, field: str) -> Any
         raise UserError(
             f"{_where(directory, field)}: model_type {config.model_type}: transformers has no {what} of it"
         )
+    if not classify:
+        _check_causal(config, _where(directory, field))
     return auto
+
+
+def _check_causal(config: Any, where: str) -> None:
+    """Refuse an encoder: its causal class attends to later tokens unless a field makes it a decoder."""
+    from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    # Of an encoder-decoder, the causal class takes the decoder, whatever the configuration says.
+    masked = type(config) in AutoModelForMaskedLM._model_mapping
+    seq2seq = type(config) in AutoModelForSeq2SeqLM._model_mapping
+    if seq2seq or not (masked or config.model_type in _ENCODERS):
+        return
+    name = "causal" if config.model_type == "xlm" else "is_decoder"
+    if not getattr(config, name, True):
+        raise UserError(
+            f"{where}: {name}: got false; expected true, as {config.model_type} otherwise attends to later "
+            "tokens and is no causal language model"
+        )
 
 
 def _where(path: Path, field: str) -> str:
