@@ -35,6 +35,7 @@ from lpa.storage.run_directory import (
 )
 from lpa.train.checkpoint import store
 from lpa.train.checkpoint.resume_checks import (
+    check_restarts,
     check_same_config,
     check_unchanged,
     read_saved_config,
@@ -206,8 +207,9 @@ def _resume_run(
     allow_change: Collection[str],
     show_bar: bool,
 ) -> RunResult | RunStopped:
+    saved = run_on_all_ranks(lambda: read_saved_config(out / CONFIG_FILE))
+
     def check() -> tuple[RunConfig, RunResult | None]:
-        saved = read_saved_config(out / CONFIG_FILE)
         resumed = with_source_seq_len(with_saved_choices(config, saved))
         # From a checkpoint that is named, a finished run trains again.
         asked = isinstance(checkpoint, Path)
@@ -224,6 +226,7 @@ def _resume_run(
     trainer = Trainer(config, out, world, resumed=True, show_bar=show_bar)
     path = _load_checkpoint(trainer, out, checkpoint, allow_change)
     run_on_all_ranks(lambda: _check_steps(trainer.state.step, config.train.steps, path))
+    run_on_all_ranks(lambda: check_restarts(saved, config, trainer.state.step))
     forget_best = config.checkpoint.keep_best and _any_rank_finds(
         lambda: not _holds_best(out, trainer.state)
     )
@@ -291,30 +294,39 @@ def _finished_result(out: Path, steps: int) -> RunResult | None:
 def _load_checkpoint(
     trainer: Trainer, out: Path, checkpoint: bool | Path, allow_change: Collection[str]
 ) -> Path:
-    """Load the checkpoint asked for, or the latest that is intact; say loudly what was passed over."""
+    """Load the checkpoint asked for, or the latest that is intact, if it is one of this run."""
+    path, fingerprints = _find_intact(trainer, out, checkpoint)
+    current = trainer.fingerprints
+    run_on_all_ranks(
+        lambda: check_unchanged(
+            {
+                name: (fingerprints.get(name), current.get(name))
+                for name in {**fingerprints, **current}
+            },
+            allowed=allow_change,
+        )
+    )
+    trainer.load(path)
+    return path
+
+
+def _find_intact(
+    trainer: Trainer, out: Path, checkpoint: bool | Path
+) -> tuple[Path, dict[str, str]]:
+    """The checkpoint to load and its identity; say loudly what was passed over."""
     is_main = trainer.world.is_main
     for left in store.unfinished_checkpoints(out) if is_main else []:
         _warn(f"{left}: is no complete checkpoint and is ignored")
     candidates = _checkpoints_to_try(out, checkpoint)
     for path in candidates:
         try:
-            fingerprints = trainer.load(path)
+            return path, trainer.checkpointer.verify(path)
         except (store.DamagedCheckpointError, OtherRankFailedError) as error:
             if path == candidates[-1]:
                 raise
             if isinstance(error, store.DamagedCheckpointError):
                 _warn(f"{error}; resuming from the checkpoint before it")
-            continue
-        current_fingerprints = trainer.fingerprints
-        check_unchanged(
-            {
-                name: (fingerprints.get(name), current_fingerprints.get(name))
-                for name in {**fingerprints, **current_fingerprints}
-            },
-            allowed=allow_change,
-        )
-        return path
-    raise AssertionError("the last candidate is loaded or raises")
+    raise AssertionError("the last candidate is intact or raises")
 
 
 def _checkpoints_to_try(out: Path, checkpoint: bool | Path) -> list[Path]:

@@ -122,12 +122,11 @@ class Trainer:
         self._next_targets: int | None = None  # likewise
         self._grad_norm = 0.0  # of the last step
 
-    def load(self, path: Path) -> dict[str, str]:
-        """Take up a checkpoint; returns the identity of what it was trained on."""
-        self.state, fingerprints = self.checkpointer.load(path)
+    def load(self, path: Path) -> None:
+        """Take up a checkpoint that `checkpointer.verify` has found intact."""
+        self.state = self.checkpointer.load(path)
         self._clock.resume(self.state)
         self._reader = None
-        return fingerprints
 
     def save(self) -> None:
         """Leave a checkpoint of this step."""

@@ -4,7 +4,8 @@ Tensors go through `torch.distributed.checkpoint` in its safetensors form: every
 and another number of processes, or another layout, reads back what it needs. Nothing is pickled to files.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.tensor import DTensor
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.train.checkpoint import store
+from lpa.train.checkpoint.state_matching import check_weights, drop_unsaved_states
 from lpa.train.distributed.process_group import (
     OtherRankFailedError,
     World,
@@ -147,11 +149,11 @@ class Checkpointer:
 
         run_on_all_ranks(wrapped)
 
-    def load(self, path: Path) -> tuple[TrainState, dict[str, str]]:
-        """Take up a checkpoint: fill model and optimizers, set the random numbers.
+    def verify(self, path: Path) -> dict[str, str]:
+        """Compare the files of a checkpoint with their checksums, every process some of them.
 
         Returns:
-            The progress, and the identity it was saved with.
+            The identity that the checkpoint was saved with.
 
         Raises:
             DamagedCheckpointError: a file of it is not what was written, by name.
@@ -161,10 +163,30 @@ class Checkpointer:
         run_on_all_ranks(lambda: store.check_names(path, files))
         own_files = sorted(files)[self._world.rank :: self._world.size]
         run_on_all_ranks(lambda: store.check_files(path, {name: files[name] for name in own_files}))
-        _init_optimizer_states(self._optimizers)
+        return manifest.fingerprints
+
+    def load(self, path: Path) -> TrainState:
+        """Take up a checkpoint that is intact: fill model and optimizers, set the random numbers.
+
+        Optimizer states that it does not have, or has in another shape, start fresh, and a warning says so.
+
+        Returns:
+            The progress.
+
+        Raises:
+            UserError: its weights have other names or shapes; or its optimizer states do not fit an
+                optimizer that cannot start within a run.
+        """
         reader = HuggingFaceStorageReader(str(path))
-        saved = reader.read_metadata().state_dict_metadata
-        self._drop_optimizer_states(set(saved))
+        metadata = reader.read_metadata().state_dict_metadata
+        saved = {name: tensor.size for name, tensor in metadata.items()}
+        run_on_all_ranks(lambda: check_weights(path, self._model, saved))
+        _init_optimizer_states(self._optimizers)
+        fresh = run_on_all_ranks(
+            lambda: drop_unsaved_states(path, self._model, self._optimizers, saved)
+        )
+        if fresh and self._world.is_main:
+            _warn_of_fresh_states(path, fresh)
         tensors = self._tensors()
         random = [name for name in tensors if name.startswith("random/")]
         missing = [name for name in random if name not in saved]
@@ -179,19 +201,7 @@ class Checkpointer:
         )
         if not missing:
             _restore_rng_states({name.rsplit("/", 1)[1]: tensors[name] for name in random})
-        return manifest.state, manifest.fingerprints
-
-    def _drop_optimizer_states(self, saved: set[str]) -> None:
-        """Drop what an optimizer has at its start alone and had dropped when it was saved."""
-        for name, parameter in self._model.named_parameters():
-            for member in self._optimizers.members:
-                states = member.state.get(parameter, {})
-                if states and not any(f"optimizer/{key}/{name}" in saved for key in states):
-                    del member.state[parameter]  # saved before its first update
-                    continue
-                for key in getattr(member, "droppable_states", ()):
-                    if f"optimizer/{key}/{name}" not in saved:
-                        member.state.get(parameter, {}).pop(key, None)
+        return store.read_manifest(path).state
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that is saved, by name; a tied weight under its first."""
@@ -215,6 +225,16 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _warn_of_fresh_states(path: Path, names: Sequence[str]) -> None:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    warnings.warn(
+        f"--resume: {path}: the optimizer states of {names[0]}{others} are missing, or those of another "
+        "optimizer or rank; they start fresh",
+        LPAWarning,
+        stacklevel=3,
+    )
 
 
 def _init_optimizer_states(optimizers: Optimizers) -> None:

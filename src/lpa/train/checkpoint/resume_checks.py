@@ -108,6 +108,28 @@ def check_unchanged(fields: dict[str, tuple[Any, Any]], *, allowed: Collection[s
         )
 
 
+def check_restarts(saved: dict[str, Any], current: RunConfig, step: int) -> None:
+    """Refuse another period of ReLoRA once one is over, before or now: its states count from there.
+
+    Args:
+        saved: the run's `config.yaml`.
+        current: the run as it is asked for now.
+        step: that it resumes from.
+
+    Raises:
+        UserError: the period differs.
+    """
+    before, after = saved.get("optim", {}), current.optim
+    if after.name != "relora" or before.get("name") != "relora":
+        return
+    period, changed = before.get("restart_every"), after.restart_every
+    if isinstance(period, int) and period != changed and step > min(period, changed or 1):
+        raise UserError(
+            f"--resume: optim.restart_every was {period}, now {changed}; expected {period} at step {step}, "
+            "as relora has merged already or would have; start a new run with another --out"
+        )
+
+
 def _may_change(name: str) -> bool:
     return name in _MAY_CHANGE or name.startswith(_SECTIONS_THAT_MAY_CHANGE)
 
