@@ -99,9 +99,10 @@ def train(
     """Trains a model as `config` says and writes a run directory.
 
     SIGINT and SIGTERM end the run after the current step, with a checkpoint; one that comes after the
-    last step and evaluation has its usual effect once the result is complete. Under torchrun every
-    process calls this. A process that torchrun restarts in place of one that died resumes the run
-    that the same torchrun started.
+    last step and evaluation has its usual effect once the result is complete. In a thread beside the
+    main one, as of a web application or an executor, signals have their usual effect throughout.
+    Under torchrun every process calls this. A process that torchrun restarts in place of one that
+    died resumes the run that the same torchrun started.
 
     Progress goes to the logger `lpa`, at level INFO.
 

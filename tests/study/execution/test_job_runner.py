@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -150,6 +151,13 @@ def test_a_failure_is_recorded_and_reported_and_the_other_runs_continue(prepared
     bad.recipe.write_text(bad.recipe.read_text().replace("steps: 0", "steps: 4"))
     assert run_jobs([bad], 1) == []
     assert not bad.failure.exists()
+
+
+def test_jobs_run_from_a_thread_beside_the_main_one(prepared, tmp_path):
+    (job,) = jobs_of(tmp_path, prepared)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(run_jobs, [job], 1).result() == []
+    assert job.finished
 
 
 def test_a_run_that_diverged_is_not_started_again(prepared, tmp_path):

@@ -1,12 +1,16 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from helpers.small_runs import small_config
 
 from lpa.train.distributed.process_group import World
 from lpa.train.distributed.stop_signals import StopRequests
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult
+from lpa.train.run import train
 
 LATE = Path(__file__).parents[1] / "workers" / "late_signal.py"
 
@@ -70,3 +74,13 @@ def test_a_late_signal_to_one_process_ends_all_after_the_result(run_ranks, prepa
     for rank in (0, 1):
         noted = json.loads((tmp_path / f"out.{rank}").read_text())
         assert noted == {"received": [signal.SIGTERM], "finished": True}
+
+
+def test_a_thread_beside_the_main_one_trains_and_leaves_signals_alone(prepared, tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    config = small_config(prepared, steps=2, eval_tokens=64, loggers=[])
+    train(config, tmp_path / "run")
+    with ThreadPoolExecutor(1) as threads:
+        result = threads.submit(train, config, tmp_path / "run", overwrite=True).result()
+    assert isinstance(result, RunResult)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -312,7 +312,10 @@ def wait_until_free(job: Job, stopping: threading.Event) -> None:
 
 @contextmanager
 def stop_signals(handler: Callable[..., None]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to a handler while in this context."""
+    """SIGINT and SIGTERM go to a handler while in this context; in the main thread, the only one that may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ class StopRequests:
 
     A signal may reach one process alone, so nothing is done about it before all know. A second SIGINT
     ends a process at once. A signal that came too late for anybody to ask takes effect, in all
-    processes, when the context is left: then whoever handled it before gets it.
+    processes, when the context is left: then whoever handled it before gets it. In a thread beside the main
+    one nothing is collected: Python lets the main thread alone handle signals.
 
     Attributes:
         signal: the one that all processes stop for, 0 where there is none.
@@ -32,9 +34,10 @@ class StopRequests:
         self.should_stop = False
 
     def __enter__(self) -> "StopRequests":
-        self._previous_handlers = {
-            number: signal.signal(number, self._on_signal) for number in _SIGNALS
-        }
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handlers = {
+                number: signal.signal(number, self._on_signal) for number in _SIGNALS
+            }
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
