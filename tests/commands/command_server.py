@@ -56,7 +56,7 @@ PRELOADED = [
     "rich._emoji_codes",
     "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
     "torch.distributed.run",
-    "torch.utils.tensorboard",
+    "tensorboard.summary.writer.record_writer",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",

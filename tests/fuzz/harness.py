@@ -45,7 +45,7 @@ PRELOAD = [
     "matplotlib.pyplot",
     "sklearn.metrics",
     "scipy.stats",
-    "torch.utils.tensorboard",
+    "tensorboard.summary.writer.record_writer",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",

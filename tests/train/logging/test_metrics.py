@@ -180,3 +180,53 @@ def test_trackio_resumes_the_same_run(tmp_path):
         rows = connection.execute("select run_name, step, metrics from metrics").fetchall()
     assert len({name for name, _, _ in rows}) == 1
     assert sorted(step for _, step, text in rows if '"loss"' in str(text)) == list(range(1, 9))
+
+
+# Logs so many steps while no file may become larger than so many bytes.
+FULL = """
+import resource, sys
+from pathlib import Path
+from lpa.train.logging.metrics import MetricsLog
+run, limit, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+log = MetricsLog(run)
+for step in range(1, steps + 1):
+    log.write(step, loss=1.5)
+log.close()
+print("done")
+"""
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(30, 1), (4096, 150)], ids=["opening", "writing"])
+def test_an_event_file_that_cannot_be_written_ends_no_run(tmp_path, limit, steps):
+    run = tmp_path / "run"
+    run.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(run), str(limit), str(steps)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "done\n", done.stderr
+    message = "LPAWarning: tensorboard: [Errno 27] File too large; the run continues without it"
+    assert done.stderr.count(message) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert [record["step"] for record in read_metrics(run)] == list(range(1, steps + 1))
+
+
+def test_events_of_one_second_are_in_separate_files_and_in_order(tmp_path):
+    for step in range(4):
+        log = MetricsLog(tmp_path, step=step)
+        log.write(step + 1, loss=float(step), lr=0.5)
+        log.close()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 4
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (1, 0.0),
+        (2, 1.0),
+        (3, 2.0),
+        (4, 3.0),
+    ]
+    assert len(events.Scalars("lr")) == 4

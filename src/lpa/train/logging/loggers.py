@@ -6,8 +6,10 @@ Each is imported only when it is asked for.
 import json
 import os
 import secrets
+import socket
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,8 +73,9 @@ def open_logger(
         config: what they show as its configuration.
     """
     if name == "tensorboard":
-        return _TensorBoard(run, step)
-    service = _TrackingService(name, run, project, config)
+        return _GuardedLogger(name, lambda: _TensorBoard(run, step))
+    kind = _WandB if name == "wandb" else _Trackio
+    service = _GuardedLogger(name, lambda: kind(run, _tracking_id(run, name), project, config))
     for record in records:
         service.log(record["step"], {key: x for key, x in record.items() if key != "step"})
     return service
@@ -88,36 +91,25 @@ def _tracking_id(run: Path, name: str) -> str:
     return ids[name]
 
 
-class _TensorBoard:
-    """An event file, in which the steps after `step` no longer count."""
+class _GuardedLogger:
+    """A logger kept from ending or repeating anything.
 
-    def __init__(self, run: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    Neither W&B nor Trackio takes steps back, and both send in the background, so that a killed process
+    leaves them with fewer or more steps than its last checkpoint. What they hold is not sent again, what
+    they lack is. Whatever goes wrong in a logger is said once; training continues without it.
 
-        self._writer = SummaryWriter(str(run), purge_step=step + 1 if step else None)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _TrackingService:
-    """W&B or Trackio, kept from ending or repeating anything.
-
-    Neither takes steps back, and both send in the background, so that a killed process leaves them
-    with fewer or more steps than its last checkpoint. What they hold is not sent again, what they lack
-    is. Whatever goes wrong there is said once; training continues without it.
+    Args:
+        name: one of `LOGGERS`.
+        connect: makes the logger.
     """
 
-    def __init__(self, name: str, run: Path, project: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, connect: Callable[[], "_TensorBoard | _WandB | _Trackio"]
+    ) -> None:
         self._name = name
-        self._logger: _WandB | _Trackio | None = None
-        kind = _WandB if name == "wandb" else _Trackio
+        self._logger: _TensorBoard | _WandB | _Trackio | None = None
         try:
-            self._logger = kind(run, _tracking_id(run, name), project, config)
+            self._logger = connect()
         except Exception as error:  # of another package: no list of them is complete
             self._give_up(error)
 
@@ -142,6 +134,51 @@ class _TrackingService:
         _warn(
             f"{self._name}: {error}; the run continues without it, metrics.jsonl holds its numbers"
         )
+
+
+class _TensorBoard:
+    """An event file, in which the steps after `step` no longer count.
+
+    It is written at once. The writers of torch and TensorBoard have a thread, which prints its errors.
+
+    Attributes:
+        last_step: before all steps, as they may be logged again.
+    """
+
+    last_step = -1
+
+    def __init__(self, run: Path, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        name = f"{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{nanoseconds:09d}"
+        # Closed by close().
+        self._file = open(run / f"events.out.tfevents.{name}", "xb")  # noqa: SIM115
+        self._records = RecordWriter(self._file)
+        first = step + 1 if step else None
+        self._write(Event(step=first, file_version="brain.Event:2"))
+        if first is not None:
+            self._write(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        try:
+            self._records.write(event.SerializeToString())
+            self._file.flush()
+        except OSError:
+            self._file.raw.close()  # or Python writes the rest once more, and prints that it cannot
+            raise
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+        self._write(Event(step=step, summary=Summary(value=scalars)))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _WandB:
