@@ -1,12 +1,16 @@
+import json
 import shutil
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 
 from lpa.data import bundled_corpus, prepare, read_documents
+from lpa.data.tokenizer import load_tokenizer, tokenizer_hash
 from lpa.errors import UserError
 from lpa.eval.compare import compare, verdict
+from lpa.eval.perplexity import evaluate_perplexity
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,48 @@ def test_models_of_different_tokenizers_are_compared_in_bits_per_byte(
     assert result.measure == "bits_per_byte"
     assert result.a.resampling_unit == "documents"
     assert result.change == pytest.approx(result.a.bits_per_byte / result.b.bits_per_byte - 1)
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+    """Sixty short documents."""
+    words = next(read_documents([bundled_corpus("validation")])).split()
+    path = tmp_path_factory.mktemp("lines") / "lines.txt"
+    path.write_text("".join(" ".join(words[i : i + 8]) + "\n" for i in range(0, 480, 8)))
+    return f"{path}#boundary=line"
+
+
+@pytest.fixture(scope="module")
+def base_and_instruct(run, tmp_path_factory):
+    """A model twice, with one tokenizer.json; the second ends a text with another of its special tokens."""
+    base, instruct = (tmp_path_factory.mktemp("pair") / name for name in ("base", "instruct"))
+    shutil.copytree(run / "final", base)
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(AddedToken("~", special=True))
+    tokenizer.save_pretrained(base)
+    shutil.copytree(base, instruct)
+    path = instruct / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "~"}))
+    return base, instruct
+
+
+def test_each_model_is_scored_with_its_own_end_of_text_token(base_and_instruct, lines):
+    tokenizers = [load_tokenizer(model) for model in base_and_instruct]
+    assert len({tokenizer_hash(tokenizer) for tokenizer in tokenizers}) == 1
+    assert len({tokenizer.eos_token_id for tokenizer in tokenizers}) == 2
+    alone = [evaluate_perplexity(model, lines, device="cpu") for model in base_and_instruct]
+    result = compare(*base_and_instruct, lines, device="cpu")
+    assert [result.a.perplexity, result.b.perplexity] == [each.perplexity for each in alone]
+    assert alone[0].perplexity != alone[1].perplexity
+    assert result.measure == "bits_per_byte"
+    assert result.change == pytest.approx(result.a.bits_per_byte / result.b.bits_per_byte - 1)
+
+
+def test_prepared_data_has_one_end_of_text_token_for_both_models(base_and_instruct, tmp_path):
+    base, instruct = base_and_instruct
+    prepare([bundled_corpus("test")], tmp_path / "data", tokenizer=base)
+    result = compare(base, instruct, tmp_path / "data", device="cpu")
+    assert (result.measure, result.change) == ("perplexity", 0)
 
 
 def test_too_little_text_is_refused(run, tmp_path):

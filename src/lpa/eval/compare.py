@@ -1,6 +1,7 @@
 """Two models on the same text: the paired difference, its interval, and what it allows to say."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
 from lpa.eval.perplexity import Evaluation, check_scorable, open_for_scoring, summarize
 from lpa.eval.text_scores import score
-from lpa.eval.tokenized_text import load_text
+from lpa.eval.tokenized_text import TokenizedText, default_bos_token, load_text
 from lpa.eval.windows import WindowConfig, max_positions
 
 _MIN_PARTS = 10
@@ -27,7 +28,8 @@ class Comparison:
 
     Attributes:
         a, b: each alone.
-        measure: `perplexity`, or `bits_per_byte` where the tokenizers differ.
+        measure: `perplexity`, or `bits_per_byte` where the tokenizers differ, if only in the tokens before
+            and after a document.
         change: A / B - 1 of that measure; negative where A is better.
         interval: 95% bootstrap interval of `change`; each draw takes the same parts of the text for both.
         parts: how many parts were drawn from.
@@ -119,10 +121,7 @@ def _compare(
     if window_config.seq_len is None:
         window_config = replace(window_config, seq_len=min(map(max_positions, models)))
     window_args = [window_config.resolve(max_positions(model)) for model in models]
-    same = tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
-    first = load_text(data, split, tokenizers[0])
-    # The same tokenizer gives the same tokens, so the text is encoded once.
-    texts = [first, first if same else load_text(data, split, tokenizers[1])]
+    texts, same = _load_texts(data, split, tokenizers)
     evaluations, scores = [], []
     for model_index, (model, text, args) in enumerate(zip(models, texts, window_args, strict=True)):
         check_scorable(data, text)
@@ -136,7 +135,7 @@ def _compare(
     if not same and scores[0].bytes is None:
         raise UserError(
             f"--data {data}: the models have different tokenizers, so whole documents are compared, and "
-            "here are too few; split the text into more, as in FILE#boundary=line"
+            "here are too few; give the text itself in more documents, as in FILE#boundary=line"
         )
     parts = len(scores[0].loss)
     if parts < _MIN_PARTS:
@@ -158,6 +157,25 @@ def _compare(
         parts=parts,
         verdict=verdict(interval_of_change),
     )
+
+
+def _load_texts(
+    data: str | Path, split: str | None, tokenizers: Sequence[Any]
+) -> tuple[list[TokenizedText], bool]:
+    """The text in the tokens of each model, and whether these tokens are the same."""
+    first = load_text(data, split, tokenizers[0])
+    same_vocabulary = tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
+    if same_vocabulary and _document_limits(tokenizers[0]) == _document_limits(tokenizers[1]):
+        return [first, first], True  # encoded once
+    second = load_text(data, split, tokenizers[1])
+    # Prepared data has the end-of-text token that it was made with, whatever the tokenizers say.
+    limits = [(text.bos_token_id, text.eos_token_id) for text in (first, second)]
+    return [first, second], same_vocabulary and limits[0] == limits[1]
+
+
+def _document_limits(tokenizer: Any) -> tuple[int | None, int]:
+    """The tokens before and after a document, which tokenizer_config.json says, not tokenizer.json."""
+    return default_bos_token(tokenizer), tokenizer.eos_token_id
 
 
 def verdict(interval_of_change: tuple[float, float]) -> str:
