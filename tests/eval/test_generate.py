@@ -12,6 +12,14 @@ from lpa.eval.loading import load_with_tokenizer
 PROMPT = "My fellow"
 
 
+def with_generation_config(run, out, fields):
+    """The model of the run with more in its generation_config.json."""
+    shutil.copytree(run / "final", out / "model")
+    path = out / "model" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return out / "model"
+
+
 def test_greedy_text_is_the_likeliest_token_each_time(run):
     [text] = generate_text(run, PROMPT, temperature=0, max_new_tokens=10, device="cpu")
     model, tokenizer = load_with_tokenizer(run, "cpu")
@@ -44,18 +52,46 @@ def test_an_empty_prompt_begins_a_document(run):
     assert text
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"repetition_penalty": 1.5},
+        {"num_beams": 4},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"min_new_tokens": 12, "suppress_tokens": list(range(40, 120))},
+    ],
+)
+def test_only_the_arguments_say_how_a_text_is_generated(run, tmp_path, fields):
+    options = {"temperature": 0, "max_new_tokens": 12, "device": "cpu"}
+    model = with_generation_config(run, tmp_path, fields)
+    assert generate_text(model, PROMPT, **options) == generate_text(run, PROMPT, **options)
+
+
+def test_samples_are_drawn_as_the_arguments_say(run, tmp_path):
+    options = {"max_new_tokens": 12, "num_samples": 2, "device": "cpu"}
+    model = with_generation_config(run, tmp_path, {"min_p": 0.9, "typical_p": 0.1})
+    assert generate_text(model, PROMPT, **options) == generate_text(run, PROMPT, **options)
+
+
+def test_a_temperature_next_to_zero_is_zero(run):
+    texts = [
+        generate_text(run, PROMPT, temperature=value, max_new_tokens=10, device="cpu")
+        for value in (0, 1e-40, 1e-9)
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
 def test_a_text_ends_where_the_model_says_too(run, tmp_path):
     """As at the end of a turn of chat."""
     [text] = generate_text(run, PROMPT, temperature=0, max_new_tokens=8, device="cpu")
     _, tokenizer = load_with_tokenizer(run, "cpu")
     prompt = tokenizer(PROMPT)["input_ids"]
     added = tokenizer(text)["input_ids"][len(prompt) :]
-    shutil.copytree(run / "final", tmp_path / "model")
-    file = tmp_path / "model" / "generation_config.json"
-    fields = json.loads(file.read_text()) | {"eos_token_id": [tokenizer.eos_token_id, added[1]]}
-    file.write_text(json.dumps(fields))
+    ends = {"eos_token_id": [tokenizer.eos_token_id, added[1]]}
+    model = with_generation_config(run, tmp_path, ends)
     options = {"temperature": 0, "max_new_tokens": 8, "device": "cpu"}
-    [shorter] = generate_text(tmp_path / "model", PROMPT, **options)
+    [shorter] = generate_text(model, PROMPT, **options)
     assert shorter == tokenizer.decode([*prompt, *added[: 1 + added.index(added[1])]])
     assert len(shorter) < len(text)
 

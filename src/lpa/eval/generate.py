@@ -12,6 +12,9 @@ from lpa.model.loading import positions_of
 # Where nothing is asked for.
 _MAX_NEW_TOKENS = 100
 
+# Logits that are divided by far less than this overflow, and by a little less, give the likeliest token.
+_LOWEST_TEMPERATURE = 1e-5
+
 
 def generate_text(
     model_path: Path,
@@ -27,13 +30,15 @@ def generate_text(
 ) -> list[str]:
     """Continue a prompt with a trained model; returns the prompt with each continuation.
 
+    Of the model's generation_config.json, only the tokens that end a text count.
+
     Args:
         model_path: a run directory or a Hugging Face directory.
         prompt: what to continue; empty: begin a document. Special tokens that it spells are those tokens,
             as in a chat template, and where the tokenizer puts a token before a text, so it does here.
         max_new_tokens: the most tokens to add; fewer where the model ends its text. None: 100, or as many as
             its positions have room for.
-        temperature: 0 takes the likeliest token each time.
+        temperature: 0, or next to it, takes the likeliest token each time.
         top_p: sample from the likeliest tokens that hold this much probability together.
         num_samples: how many continuations.
         seed: of the sampling.
@@ -43,6 +48,7 @@ def generate_text(
         UserError: a bad value, no model, or a prompt beyond the model's positions.
     """
     import torch
+    from transformers import GenerationConfig
 
     for name, value, accepted, good in (
         (
@@ -74,27 +80,27 @@ def generate_text(
             f"expected at most {positions} together, the model's max_position_embeddings"
         )
     torch.manual_seed(seed)
-    sampling = (
-        {"do_sample": False}
-        if temperature == 0
-        else {
-            "do_sample": True,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": 0,
-        }
+    # In place of the model's own, from which transformers would fill in what this one leaves unset.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=_ends(model, tokenizer),
+        **_sampling(temperature, top_p),
     )
     inputs = torch.tensor([ids] * num_samples, device=model.device)
     outputs = model.generate(
         inputs,
         attention_mask=torch.ones_like(inputs),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.eos_token_id,
-        eos_token_id=_ends(model, tokenizer),
-        **sampling,
+        generation_config=model.generation_config,
     )
     continuations = outputs[:, len(ids) :].tolist()
     return [prompt + decode_continuation(tokenizer, ids, row) for row in continuations]
+
+
+def _sampling(temperature: float, top_p: float) -> dict[str, Any]:
+    if temperature < _LOWEST_TEMPERATURE:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
 def _ends(model: Any, tokenizer: Any) -> list[int]:
