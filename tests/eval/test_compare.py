@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.small_models import save_small_bloom
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
@@ -107,6 +108,15 @@ def test_prepared_data_has_one_end_of_text_token_for_both_models(base_and_instru
     prepare([bundled_corpus("test")], tmp_path / "data", tokenizer=base)
     result = compare(base, instruct, tmp_path / "data", device="cpu")
     assert (result.measure, result.change) == ("perplexity", 0)
+
+
+def test_the_context_is_that_of_the_model_that_states_one(run, prepared, tmp_path):
+    bloom = save_small_bloom(run, tmp_path / "bloom")
+    result = compare(run, bloom, prepared, device="cpu")
+    assert (result.a.seq_len, result.b.seq_len) == (32, 32)
+    with pytest.raises(UserError, match="--seq-len: got none"):
+        compare(bloom, bloom, prepared, device="cpu")
+    assert compare(bloom, bloom, prepared, seq_len=40, device="cpu").b.seq_len == 40
 
 
 def test_too_little_text_is_refused(run, tmp_path):

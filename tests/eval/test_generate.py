@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM
+from helpers.small_models import save_small_bloom
 
 from lpa.errors import UserError
 from lpa.eval.generate import generate_text
@@ -97,10 +97,8 @@ def test_a_text_ends_where_the_model_says_too(run, tmp_path):
 
 
 def test_a_model_whose_positions_have_no_end(run, tmp_path):
-    shutil.copytree(run / "final", tmp_path, dirs_exist_ok=True)
-    config = BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)
-    BloomForCausalLM(config).save_pretrained(tmp_path)
-    [text] = generate_text(tmp_path, PROMPT, max_new_tokens=4, device="cpu")
+    bloom = save_small_bloom(run, tmp_path / "bloom")
+    [text] = generate_text(bloom, PROMPT, max_new_tokens=4, device="cpu")
     assert text.startswith(PROMPT)
 
 

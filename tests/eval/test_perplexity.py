@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.small_models import small_llama
+from helpers.small_models import save_small_bloom, small_llama
 from helpers.small_runs import small_config
 from transformers import AutoTokenizer
 
@@ -104,6 +104,18 @@ def test_a_model_of_another_kind(tmp_path, run, held_out):
     result = evaluate_perplexity(tmp_path, held_out, device="cpu")
     tokens = [*tokenizer(held_out.read_text())["input_ids"], tokenizer.eos_token_id]
     assert result.loss == pytest.approx(by_hand(model, tokens) / result.tokens, rel=1e-5)
+
+
+def test_a_model_that_states_no_positions_takes_the_context_that_is_asked_for(
+    tmp_path, run, held_out
+):
+    bloom = save_small_bloom(run, tmp_path / "bloom")
+    with pytest.raises(UserError, match="--seq-len: got none"):
+        evaluate_perplexity(bloom, held_out, device="cpu")
+    result = evaluate_perplexity(bloom, held_out, seq_len=50, device="cpu")
+    model, tokenizer = load_with_tokenizer(bloom, "cpu")
+    tokens = [*tokenizer(held_out.read_text())["input_ids"], tokenizer.eos_token_id]
+    assert result.loss == pytest.approx(by_hand(model, tokens, 50) / result.tokens, rel=1e-5)
 
 
 def test_data_of_another_tokenizer_is_refused(tmp_path, run, held_out):

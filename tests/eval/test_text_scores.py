@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_models import small_llama
-from transformers import (
-    AutoTokenizer,
-    BloomConfig,
-    BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-)
+from transformers import AutoTokenizer, GPT2Config
 
 from lpa.data import bundled_corpus, load_split_tokens, read_documents
 from lpa.errors import UserError
@@ -18,7 +12,8 @@ from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.perplexity import evaluate_perplexity, summarize
 from lpa.eval.text_scores import iter_windows, score
 from lpa.eval.tokenized_text import TokenizedText
-from lpa.eval.windows import WindowConfig, max_positions
+from lpa.eval.windows import WindowConfig
+from lpa.model.loading import positions_of
 
 
 def text_of(lengths, bos=None, seed=0):
@@ -201,14 +196,6 @@ def test_a_tokenizer_with_a_beginning_token_sets_it_once(tmp_path, run):
         assert result.loss * result.tokens == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_other_architectures_say_how_much_they_read_by_other_names():
-    gpt2 = GPT2LMHeadModel(GPT2Config(n_positions=48, n_embd=8, n_head=2, n_layer=1, vocab_size=9))
-    assert max_positions(gpt2) == 48
-    bloom = BloomForCausalLM(BloomConfig(hidden_size=8, n_head=2, n_layer=1, vocab_size=9))
-    with pytest.raises(UserError, match="BloomForCausalLM does not say how many tokens it reads"):
-        max_positions(bloom)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -221,3 +208,16 @@ def test_other_architectures_say_how_much_they_read_by_other_names():
 def test_a_window_that_cannot_be_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         WindowConfig(**fields).resolve(64)
+
+
+def test_the_context_of_gpt2_has_another_name():
+    positions = positions_of(GPT2Config(n_positions=48))
+    assert WindowConfig().resolve(positions)["seq_len"] == 48
+
+
+def test_a_model_that_states_no_positions_takes_any_context_but_needs_one():
+    with pytest.raises(UserError, match="--seq-len: got none; expected the tokens per window"):
+        WindowConfig().resolve(None)
+    with pytest.raises(UserError, match="--seq-len: got 0; expected at least 1"):
+        WindowConfig(seq_len=0).resolve(None)
+    assert WindowConfig(seq_len=10**5).resolve(None)["seq_len"] == 10**5

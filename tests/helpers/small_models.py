@@ -1,7 +1,10 @@
 """Models small enough for a test, with weights far enough from zero that tokens differ."""
 
+import shutil
+from pathlib import Path
+
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lpa.model import LPAConfig, LPAForCausalLM
 
@@ -33,3 +36,13 @@ def small_llama(vocab_size: int = 97, **fields) -> LlamaForCausalLM:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "max_position_embeddings": 32}
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(sizes | fields))).eval()
+
+
+def save_small_bloom(run: Path, out: Path) -> Path:
+    """A model whose configuration names no positions, with the tokenizer of a run."""
+    shutil.copytree(run / "final", out)
+    torch.manual_seed(0)
+    BloomForCausalLM(
+        BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
+    ).save_pretrained(out)
+    return out

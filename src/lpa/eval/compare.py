@@ -17,7 +17,8 @@ from lpa.eval.bootstrap import bootstrap
 from lpa.eval.perplexity import Evaluation, check_scorable, open_for_scoring, summarize
 from lpa.eval.text_scores import score
 from lpa.eval.tokenized_text import TokenizedText, default_bos_token, load_text
-from lpa.eval.windows import WindowConfig, max_positions
+from lpa.eval.windows import WindowConfig
+from lpa.model.loading import positions_of
 
 _MIN_PARTS = 10
 
@@ -85,7 +86,8 @@ def compare(
         batch_size: as there.
         device: as there.
         dtype: as there.
-        seq_len: tokens per window; by default the smaller context of the two models.
+        seq_len: tokens per window; by default the smaller context of the two models, and required where
+            neither configuration states one.
         tokenizer_a: that of `a`, where it is a live model.
         tokenizer_b: that of `b`, where it is a live model.
         on_progress: called with tokens scored and tokens in all.
@@ -118,9 +120,11 @@ def _compare(
 ) -> Comparison:
     """`compare`, of models with their tokenizers."""
     models, tokenizers = zip(opened_a, opened_b, strict=True)
+    positions = [positions_of(model.config) for model in models]
     if window_config.seq_len is None:
-        window_config = replace(window_config, seq_len=min(map(max_positions, models)))
-    window_args = [window_config.resolve(max_positions(model)) for model in models]
+        stated = [count for count in positions if count is not None]
+        window_config = replace(window_config, seq_len=min(stated, default=None))
+    window_args = [window_config.resolve(count) for count in positions]
     texts, same = _load_texts(data, split, tokenizers)
     evaluations, scores = [], []
     for model_index, (model, text, args) in enumerate(zip(models, texts, window_args, strict=True)):

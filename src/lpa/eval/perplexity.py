@@ -17,7 +17,8 @@ from lpa.eval.bootstrap import bootstrap
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.text_scores import Scores, score
 from lpa.eval.tokenized_text import TokenizedText, load_text
-from lpa.eval.windows import WindowConfig, max_positions
+from lpa.eval.windows import WindowConfig
+from lpa.model.loading import positions_of
 from lpa.scoring.perplexity import Perplexity
 from lpa.storage.records import Count
 
@@ -69,7 +70,8 @@ def evaluate_perplexity(
         split: of a prepared data directory; by default test where there is one, else validation.
         mode: `blocks` (windows that do not overlap), `sliding` (windows that overlap) or `documents` (each
             document alone); by default `sliding` where there is a stride, else `blocks`.
-        seq_len: tokens per window; by default as many positions as the model was made for.
+        seq_len: tokens per window; by default as many positions as the model was made for. Required where its
+            configuration does not say, as that of Bloom or Mamba.
         stride: tokens from the start of one window to the start of the next; by default half of `seq_len`.
         batch_size: windows per forward pass.
         device: where a model that is loaded runs: `auto`, `cpu`, `cuda`, …
@@ -92,7 +94,8 @@ def evaluate_perplexity(
     if threads:
         torch.set_num_threads(threads)
     with open_for_scoring(model, tokenizer, device, dtype) as (scored, its_tokenizer):
-        window_args = WindowConfig(mode, seq_len, stride, batch_size).resolve(max_positions(scored))
+        windows = WindowConfig(mode, seq_len, stride, batch_size)
+        window_args = windows.resolve(positions_of(scored.config))
         text = load_text(data, split, its_tokenizer)
         check_scorable(data, text)
         scores = score(scored, text, on_progress=on_progress, **window_args)

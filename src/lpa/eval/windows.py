@@ -5,7 +5,6 @@ from typing import Any
 
 from lpa.errors import UserError, expected_one_of
 from lpa.eval.text_scores import MODES
-from lpa.model.loading import positions_of
 
 
 @dataclass
@@ -14,7 +13,7 @@ class WindowConfig:
 
     Attributes:
         mode: None: `sliding` where there is a stride, else `blocks`.
-        seq_len: None: as many positions as the model was made for.
+        seq_len: None: as many positions as the model was made for, where its configuration says.
         stride: None: half the context.
         batch_size: windows per forward pass.
     """
@@ -24,8 +23,8 @@ class WindowConfig:
     stride: int | None = None
     batch_size: int = 8
 
-    def resolve(self, positions: int) -> dict[str, Any]:
-        """The arguments of `score` for a model of so many positions.
+    def resolve(self, positions: int | None) -> dict[str, Any]:
+        """The arguments of `score` for a model of so many positions; None: its configuration does not say.
 
         Raises:
             UserError: a value that the model or the mode does not admit.
@@ -35,12 +34,7 @@ class WindowConfig:
         mode = self.mode or ("blocks" if self.stride is None else "sliding")
         if mode not in MODES:
             raise UserError(f"--mode: got {mode!r}; {expected_one_of(mode, MODES)}")
-        seq_len = positions if self.seq_len is None else self.seq_len
-        if not 1 <= seq_len <= positions:
-            raise UserError(
-                f"--seq-len: got {seq_len}; expected from 1 to {positions}, "
-                "the model's max_position_embeddings"
-            )
+        seq_len = self._seq_len(positions)
         if mode == "blocks":
             if self.stride not in (None, seq_len):
                 raise UserError(
@@ -53,17 +47,18 @@ class WindowConfig:
             raise UserError(f"--stride: got {stride}; expected from 1 to the context, {seq_len}")
         return {"mode": mode, "seq_len": seq_len, "stride": stride, "batch_size": self.batch_size}
 
-
-def max_positions(model: Any) -> int:
-    """How many tokens a model was made to read at once.
-
-    Raises:
-        UserError: its configuration does not say, as that of models without positions.
-    """
-    positions = positions_of(model.config)
-    if positions is None:
-        raise UserError(
-            f"model: {type(model).__name__} does not say how many tokens it reads at once "
-            "(max_position_embeddings in its config.json)"
-        )
-    return positions
+    def _seq_len(self, positions: int | None) -> int:
+        seq_len = positions if self.seq_len is None else self.seq_len
+        if seq_len is None:
+            raise UserError(
+                "--seq-len: got none; expected the tokens per window, as the model's config.json does not "
+                "say how many it reads at once (max_position_embeddings)"
+            )
+        if positions is not None and not 1 <= seq_len <= positions:
+            raise UserError(
+                f"--seq-len: got {seq_len}; expected from 1 to {positions}, "
+                "the model's max_position_embeddings"
+            )
+        if seq_len < 1:
+            raise UserError(f"--seq-len: got {seq_len}; expected at least 1")
+        return seq_len

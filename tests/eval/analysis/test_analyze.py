@@ -4,6 +4,7 @@ import re
 import shutil
 
 import pytest
+from helpers.small_models import save_small_bloom
 from safetensors.torch import load_file, save_file
 
 from lpa.errors import UserError
@@ -70,6 +71,16 @@ def test_without_text_the_spectra_alone(run, tmp_path):
     result = analyze(run, tmp_path / "out", device="cpu")
     assert (result.heads, result.truncations, result.loss) == (None, None, None)
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 1
+
+
+def test_a_model_that_states_no_positions_needs_a_context_for_a_text_alone(run, prepared, tmp_path):
+    bloom = save_small_bloom(run, tmp_path / "bloom")
+    assert analyze(bloom, tmp_path / "spectra", device="cpu").spectra
+    options = {"data": prepared, "tokens": 200, "ranks": [4], "device": "cpu"}
+    with pytest.raises(UserError, match="--seq-len: got none"):
+        analyze(bloom, tmp_path / "refused", **options)
+    assert not (tmp_path / "refused").exists()
+    assert analyze(bloom, tmp_path / "whole", seq_len=40, **options).seq_len == 40
 
 
 @pytest.mark.parametrize("name", ["self_attn.q_proj.down.weight", "mlp.up_proj.weight"])

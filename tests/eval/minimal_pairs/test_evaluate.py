@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from helpers.small_models import save_small_bloom
 
 from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
@@ -79,6 +80,22 @@ def test_sentences_beyond_the_context_are_left_out_and_counted(run, pairs_file):
     assert sum(score.pairs.values()) == len(PAIRS)
     with pytest.raises(UserError, match="longer than the"):
         evaluate_minimal_pairs(run, pairs=pairs_file([long]), device="cpu")
+
+
+def test_the_last_token_of_a_sentence_needs_no_position(run, pairs_file):
+    _, tokenizer = load_with_tokenizer(run, "cpu")
+    fits, exceeds = ("~" * length for length in (32, 33))
+    assert [len(tokenizer(text)["input_ids"]) for text in (fits, exceeds)] == [32, 33]
+    pairs = [dict(PAIRS[0], sentence_good=text) for text in (fits, exceeds)]
+    score = evaluate_minimal_pairs(run, pairs=pairs_file(pairs), device="cpu")
+    assert (score.pairs, score.left_out) == ({"agreement": 1}, 1)
+
+
+def test_a_model_that_states_no_positions_reads_every_sentence(run, pairs_file, tmp_path):
+    bloom = save_small_bloom(run, tmp_path / "bloom")
+    long = dict(PAIRS[0], sentence_good="He was here " * 20)
+    score = evaluate_minimal_pairs(bloom, pairs=pairs_file([*PAIRS, long]), device="cpu")
+    assert (sum(score.pairs.values()), score.left_out) == (len(PAIRS) + 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def build_parser() -> Parser:
         help="how many tokens to read from the beginning of the text",
     )
     parser.add_argument(
-        "--seq-len", type=Count, help="tokens per window; by default the model's, at most 512"
+        "--seq-len",
+        type=Count,
+        help="tokens per window; by default the context of the model, if it says, at most 512",
     )
     parser.add_argument(
         "--ranks",

@@ -36,7 +36,9 @@ def add_text_arguments(parser: Any) -> None:
         "default sliding with --stride, else blocks",
     )
     parser.add_argument(
-        "--seq-len", type=Count, help="tokens per window; by default the context of the model"
+        "--seq-len",
+        type=Count,
+        help="tokens per window; by default the context of the model, if its config.json says",
     )
     parser.add_argument(
         "--stride",

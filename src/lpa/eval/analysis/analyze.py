@@ -15,8 +15,9 @@ from lpa.eval.analysis.projections import Projection, as_linear, list_projection
 from lpa.eval.analysis.truncation import Truncation, measure_truncations
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.tokenized_text import TokenizedText, load_text
-from lpa.eval.windows import WindowConfig, max_positions
+from lpa.eval.windows import WindowConfig
 from lpa.lowrank import LowRankLinear, entropy_rank, singular_values, stable_rank
+from lpa.model.loading import positions_of
 from lpa.model.surgery.projections import check_finite
 from lpa.storage.files import write_text_atomic
 from lpa.storage.outputs import atomic_directory
@@ -105,7 +106,8 @@ def analyze(
         out: the directory to make.
         data: text for attention and truncations, as `evaluate_perplexity` takes it; None: spectra alone.
         tokens: of the beginning of the text, to use.
-        seq_len: tokens per window; by default the model's, and at most 512.
+        seq_len: tokens per window; by default the model's, and at most 512. Required with `data` where the
+            model's configuration does not say.
         ranks: what to truncate projections to; by default 1/16, 1/8, 1/4 and 1/2 of the width.
         device, dtype: as in `load_with_tokenizer`; singular values are float64 in any case.
         overwrite: replace what `out` holds.
@@ -115,10 +117,11 @@ def analyze(
         UserError: bad input, named, before anything is written.
     """
     model, tokenizer = load_with_tokenizer(model_path, device, dtype=dtype, attention="eager")
-    positions = max_positions(model)
-    window_args = WindowConfig(
-        seq_len=min(512, positions) if seq_len is None else seq_len, batch_size=batch_size
-    ).resolve(positions)
+    positions = positions_of(model.config)
+    if seq_len is None and positions is not None:
+        seq_len = min(512, positions)
+    windows = WindowConfig(seq_len=seq_len, batch_size=batch_size)
+    window_args = {} if data is None else windows.resolve(positions)
     width = model.config.get_text_config().hidden_size
     if ranks is None:
         ranks = [max(1, width // part) for part in (16, 8, 4, 2)]

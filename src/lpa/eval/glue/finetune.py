@@ -16,8 +16,7 @@ from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.metrics import score_logits
 from lpa.eval.glue.tasks import Task, metric_prefix
 from lpa.eval.glue.tokenization import TextPairEncoder, ensure_pad_token
-from lpa.eval.windows import max_positions
-from lpa.model.loading import load_model, new_model, open_config
+from lpa.model.loading import load_model, new_model, open_config, positions_of
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,14 @@ def fine_tune(
         if from_scratch
         else load_model(directory, config=config, classify=True, dtype="float32")
     )
-    encoder = TextPairEncoder(tokenizer, min(settings.max_length, max_positions(model)))
+    positions = positions_of(model.config)
+    max_length = settings.max_length if positions is None else min(settings.max_length, positions)
+    encoder = TextPairEncoder(tokenizer, max_length)
     encoded = {split: encoder.encode(split_examples) for split, split_examples in examples.items()}
     if encoder.num_truncated:
         warnings.warn(
             f"{task.title}: {encoder.num_truncated} examples are longer than "
-            f"{min(settings.max_length, max_positions(model))} tokens and were shortened",
+            f"{max_length} tokens and were shortened",
             LPAWarning,
             stacklevel=2,
         )

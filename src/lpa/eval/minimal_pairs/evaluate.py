@@ -16,7 +16,7 @@ from lpa.errors import UserError
 from lpa.eval.minimal_pairs.pairs import MinimalPair, pairs_from_data, read_pairs
 from lpa.eval.perplexity import open_for_scoring
 from lpa.eval.tokenized_text import default_bos_token
-from lpa.eval.windows import max_positions
+from lpa.model.loading import positions_of
 from lpa.scoring.losses import token_losses
 from lpa.scoring.windows import Window
 from lpa.storage.records import Count
@@ -116,11 +116,12 @@ def _score(
     encoder = TextEncoder.of(tokenizer)
     first = default_bos_token(tokenizer)
     first = tokenizer.eos_token_id if first is None else first
-    positions = max_positions(model)
+    positions = positions_of(model.config)
     windows, kept = [], []
     for pair in pairs:
         both = [np.array([first, *encoder.encode(text)]) for text in (pair.good, pair.bad)]
-        if max(map(len, both)) <= positions:
+        # The last token is a target alone, which takes no position.
+        if positions is None or max(map(len, both)) - 1 <= positions:
             windows += [Window(ids, len(ids) - 1, len(ids)) for ids in both]
             kept.append(pair)
     nlls = _negative_log_likelihoods(
