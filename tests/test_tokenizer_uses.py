@@ -11,6 +11,7 @@ import pytest
 import lpa
 from lpa.convert.calibration import calibration_windows
 from lpa.data import load_split_tokens, prepare
+from lpa.data.tokenizer import load_tokenizer
 from lpa.eval.generate import generate_text
 from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.tokenization import TextPairEncoder
@@ -113,7 +114,10 @@ def sampled(model, prepared, folder):
     data = shutil.copytree(prepared, folder / "data")
     shutil.copytree(model, data / "tokenizer", dirs_exist_ok=True)
     config = small_config(data, steps=1, sample_every=1, sample_prompt=TEXT, sample_tokens=3)
-    return sample_text(load_with_tokenizer(model, "cpu")[0], config, folder, 1, write=False)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    return sample_text(
+        load_with_tokenizer(model, "cpu")[0], tokenizer, config, folder, 1, write=False
+    )
 
 
 USES = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -113,10 +114,9 @@ def test_data_without_held_out_text_are_refused(lpa, prepared, tmp_path):
     """Scores on the text that a model has learned would be none."""
     manifest = json.loads((prepared / "manifest.json").read_text())
     manifest["splits"] = {"train": manifest["splits"]["train"]}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    finished = lpa(
-        "study", "rank", "--scale", "tiny", "--data", tmp_path, "--out", tmp_path / "out"
-    )
+    data = shutil.copytree(prepared, tmp_path / "data")
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    finished = lpa("study", "rank", "--scale", "tiny", "--data", data, "--out", tmp_path / "out")
     assert finished.code == 2
     assert "has only a train split" in finished.stderr
     assert not (tmp_path / "out").exists()

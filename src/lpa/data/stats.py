@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lpa.data.dataset import TokenSplit, verify_shards
-from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
-from lpa.data.tokenizer import load_tokenizer, tokenizer_hash
+from lpa.data.manifest import Manifest
+from lpa.data.tokenizer import load_data_tokenizer, verify_tokenizer
 from lpa.errors import UserError
 
 _BLOCK_TOKENS = 2**22
@@ -120,13 +120,13 @@ def sample_documents(
     """Decoded beginnings of some documents, chosen evenly among all; their end shows if it is reached.
 
     Raises:
-        UserError: no such split, or a number below 1.
+        UserError: no such split, a number below 1, or a tokenizer that is not that of the data.
     """
     for name, value in (("num-samples", num_samples), ("max-tokens", max_tokens)):
         if value < 1:
             raise UserError(f"--{name}: got {value}; expected at least 1")
     manifest = Manifest.load(data)
-    tokenizer = load_tokenizer(data / TOKENIZER_DIRECTORY)
+    tokenizer = load_data_tokenizer(data, manifest)
     count = manifest.split(split).documents
     generator = np.random.default_rng(seed)
     chosen = set(generator.choice(count, size=min(num_samples, count), replace=False).tolist())
@@ -147,11 +147,11 @@ def decode_documents(directory: Path, split: str | None = None) -> Iterator[str]
         split: by default test where there is one, else validation.
 
     Raises:
-        UserError: no such split, or a damaged one.
+        UserError: no such split, a damaged one, or a tokenizer that is not that of the data.
     """
     manifest = Manifest.load(directory)
     split = split or manifest.held_out_split
-    tokenizer = load_tokenizer(directory / TOKENIZER_DIRECTORY)
+    tokenizer = load_data_tokenizer(directory, manifest)
     for document in _iterate_documents(directory, split, manifest):
         ends = len(document) and document[-1] == manifest.eos_token_id
         yield tokenizer.decode(document[:-1] if ends else document)
@@ -166,9 +166,7 @@ def verify_data(data: Path) -> list[str]:
     manifest = Manifest.load(data)
     problems = []
     try:
-        found = tokenizer_hash(load_tokenizer(data / TOKENIZER_DIRECTORY))
-        if found != manifest.tokenizer_sha256:
-            problems.append(f"{TOKENIZER_DIRECTORY}: is not the tokenizer of the manifest")
+        verify_tokenizer(data, manifest)
     except UserError as error:
         problems.append(str(error))
     for split in manifest.splits:

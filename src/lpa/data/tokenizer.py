@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
 from lpa.data.sentencepiece import load_sentencepiece
 from lpa.data.text_encoder import disable_truncation_and_dropout
 from lpa.errors import UserError, expected_one_of
@@ -160,6 +161,42 @@ def load_tokenizer(path: str | Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {path}: has no end-of-text token (eos_token)")
     return tokenizer
+
+
+def verify_tokenizer(data: Path, manifest: Manifest) -> None:
+    """Compare the tokenizer of a prepared data directory with the manifest; the hub is never asked.
+
+    Raises:
+        UserError: it is missing, cannot be loaded, or is not the one that the data were prepared with.
+    """
+    directory = data / TOKENIZER_DIRECTORY
+    if not (directory / _BACKEND_FILE).is_file():
+        raise UserError(
+            f"{directory}: has no {_BACKEND_FILE}; expected the tokenizer that `lpa prepare` wrote there; "
+            "prepare the data again"
+        )
+    tokenizer = load_fast_tokenizer(directory) or load_tokenizer(directory)
+    found, expected = tokenizer_hash(tokenizer), manifest.tokenizer_sha256
+    if found != expected:
+        raise UserError(
+            f"{directory}: SHA-256 of the tokenizer is {found[:12]}…; expected {expected[:12]}…, that of the "
+            "manifest: the tokenizer was replaced or damaged; prepare the data again"
+        )
+    if tokenizer.eos_token_id != manifest.eos_token_id:
+        raise UserError(
+            f"{directory / _CONFIG_FILE}: the end-of-text token is {tokenizer.eos_token_id}; expected "
+            f"{manifest.eos_token_id}, that of the manifest; prepare the data again"
+        )
+
+
+def load_data_tokenizer(data: Path, manifest: Manifest) -> Any:
+    """The tokenizer of a prepared data directory, as `load_tokenizer`.
+
+    Raises:
+        UserError: as `verify_tokenizer`.
+    """
+    verify_tokenizer(data, manifest)
+    return load_tokenizer(data / TOKENIZER_DIRECTORY)
 
 
 def load_model_tokenizer(directory: Path, config: Any) -> Any:

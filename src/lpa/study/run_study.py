@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.data.manifest import Manifest
+from lpa.data.tokenizer import verify_tokenizer
 from lpa.errors import UserError
 from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import resolve_output
@@ -66,7 +67,7 @@ def plan_study(
     Raises:
         UserError: an argument that is not accepted, or that does not go with another.
     """
-    manifest = None if data is None else Manifest.load(Path(data))
+    manifest = None if data is None else _load_manifest(Path(data))
     study = _expand(name, scale, out, manifest, steps, tokens_per_parameter, variants, tune, tuned)
     return tune_learning_rates(study, first_rates(study)) if tune else study
 
@@ -125,12 +126,12 @@ def run_study(
         if number < 1:
             raise UserError(f"--{option}: got {number}; expected at least 1")
     _check_executor(executor, slurm)
-    given = None if data is None else Manifest.load(Path(data))
+    given = None if data is None else _load_manifest(Path(data))
     choices = (steps, tokens_per_parameter, variants, tune, tuned)
     study = _expand(name, scale, out, given, *choices)
     if given is None:
         data = prepare_bundled_for_scale(out, scale)
-        given = Manifest.load(data)
+        given = _load_manifest(data)
         study = _expand(name, scale, out, given, *choices)
     assert data is not None
     on_start(tune_learning_rates(study, first_rates(study)) if tune else study)
@@ -143,6 +144,13 @@ def run_study(
     if outcome.study.tunes and outcome.problem is None:
         _choose(outcome, directory, seeds, f"{name}-" if tune else "")
     return outcome
+
+
+def _load_manifest(data: Path) -> Manifest:
+    """That of the data, whose tokenizer is verified before any run."""
+    manifest = Manifest.load(data)
+    verify_tokenizer(data, manifest)
+    return manifest
 
 
 @dataclass

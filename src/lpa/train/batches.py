@@ -12,6 +12,7 @@ from torch import Tensor
 from lpa.data.dataloader import build_dataloader
 from lpa.data.dataset import IGNORE_INDEX, TokenDataset, TokenSplit, verify_shard
 from lpa.data.manifest import Manifest, Shard
+from lpa.data.tokenizer import verify_tokenizer
 from lpa.data.verification import remember_verified, unverified_shards
 from lpa.device import send_to_device
 from lpa.display import console
@@ -27,12 +28,13 @@ class TrainingData:
     """The tokens of a run: the stream to train on and the validation split.
 
     Raises:
-        UserError: the directory is no prepared one, or damaged.
+        UserError: the directory is no prepared one, or damaged, or its tokenizer is not the manifest's.
     """
 
     def __init__(self, config: DataConfig, seed: int, world: World) -> None:
         self._path = path = config.path
         self.manifest = run_on_all_ranks(lambda: Manifest.load(path))
+        run_on_all_ranks(lambda: verify_tokenizer(path, self.manifest))
         self._intra_document_mask = config.intra_document_mask
         self.dataset = run_on_all_ranks(
             lambda: TokenDataset(

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lpa.data.tokenizer import load_data_tokenizer
 from lpa.device import dtype_name, peak_flops, resolve_dtype
 from lpa.model.cost import parameter_count, training_flops_per_token
 from lpa.scoring.perplexity import ValidationPerplexity
@@ -397,9 +398,10 @@ class Trainer:
             inference_context(self.model, self.layout),
             self._autocast(),
         ):
-            sample_text(
-                self.model, self.config, self.out, self.state.step, write=self.world.is_main
-            )
+            data, manifest = self.config.data.path, self.data.manifest
+            tokenizer = run_on_all_ranks(lambda: load_data_tokenizer(data, manifest))
+            step, write = self.state.step, self.world.is_main
+            sample_text(self.model, tokenizer, self.config, self.out, step, write=write)
 
     # The end
 
@@ -436,7 +438,7 @@ class Trainer:
         card = run_card(self.config, self.model_config, self.data.manifest, self.state, validation)
         data, out = self.config.data.path, self.out / name
         export_model(
-            *(self.model, self.model_config, data, out, self.world, card),
+            *(self.model, self.model_config, data, self.data.manifest, out, self.world, card),
             generation=self.initial_weights.generation if self.initial_weights else {},
             required=required,
         )

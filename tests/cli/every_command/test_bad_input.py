@@ -249,6 +249,16 @@ def test_a_shard_that_was_replaced(refused, prepared, tmp_path, tiny):
     )
 
 
+@pytest.mark.parametrize("options", [["--out", "run"], ["--dry-run"]])
+def test_data_without_its_tokenizer(refused, prepared, tmp_path, tiny, options):
+    shutil.copytree(prepared, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "tokenizer")
+    refused(
+        *("train", "--data.path", "data", *options, *tiny),
+        naming=["data/tokenizer: has no tokenizer.json; expected", "`lpa prepare`"],
+    )
+
+
 def test_a_malformed_line(refused, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": \n')
     refused(

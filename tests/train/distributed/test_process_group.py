@@ -40,6 +40,7 @@ def test_long_work_is_waited_for_and_a_step_is_not(run_ranks, tmp_path):
         ("step", "OutOfMemoryError", "CUDA out of memory", "LostRankError"),
         ("model", "OutOfMemoryError", "CUDA out of memory", "OtherRankFailedError"),
         ("data", "UserError", "that-is-not-here", "OtherRankFailedError"),
+        ("tokenizer", "UserError", "tokenizer: has no tokenizer.json", "OtherRankFailedError"),
     ],
 )
 def test_an_error_of_one_rank_is_its_own_and_ends_all(

@@ -1,10 +1,11 @@
 """As ranks of one world: one process fails alone, in a step, as the model is made, or for want of the data.
 
-failing_rank.py DATA RUN WHERE OUT    (WHERE: step, model or data)
+failing_rank.py DATA RUN WHERE OUT    (WHERE: step, model, data or tokenizer)
 """
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,9 @@ def main() -> None:
             Trainer.forward_backward = fail
         elif where == "model":
             init_weights.materialize = fail
+        elif where == "tokenizer":
+            data = shutil.copytree(data, f"{data}-without-tokenizer")
+            shutil.rmtree(Path(data) / "tokenizer")
         else:
             data = f"{data}-that-is-not-here"
     config = small_config(Path(data), steps=4, parallel={"timeout": 30, "long_timeout": 120})

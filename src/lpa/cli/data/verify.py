@@ -6,7 +6,7 @@ from lpa.cli.parsing import Parser, add_data_argument, add_json_flag, to_json
 def build_parser() -> Parser:
     parser = Parser(
         "data verify",
-        description="Compare the checksums of a prepared data directory with its manifest.",
+        description="Compare the shards and the tokenizer of a prepared data directory with its manifest.",
         examples="""\
   lpa data verify data
   lpa data verify data --json""",

@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import GenerationConfig
 
-from lpa.data.manifest import TOKENIZER_DIRECTORY
-from lpa.data.tokenizer import copy_tokenizer
+from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
+from lpa.data.tokenizer import copy_tokenizer, verify_tokenizer
 from lpa.errors import LPAWarning, UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.hub.model_card import CardContent
@@ -26,6 +26,7 @@ def export_model(
     model: nn.Module,
     config: LPAConfig,
     data: Path,
+    manifest: Manifest,
     out: Path,
     world: World,
     card: CardContent,
@@ -38,6 +39,7 @@ def export_model(
     The shards are put together in the memory of the main process.
 
     Args:
+        data, manifest: the directory that has the tokenizer, and its manifest as it was when the run started.
         card: what the model's card says, but for its title, the name of the run.
         generation: fields of the generation configuration of the model that the run started from, empty
             where there is none.
@@ -63,6 +65,7 @@ def export_model(
             warnings.warn(said, LPAWarning, stacklevel=2)
 
     def write() -> None:
+        verify_tokenizer(data, manifest)
         plain = build_meta_model(config)
         plain.load_state_dict(state_dict, assign=True)
         plain.tie_weights()

@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from lpa.data.manifest import TOKENIZER_DIRECTORY
 from lpa.data.text_encoder import TextEncoder, decode_continuation
-from lpa.data.tokenizer import load_tokenizer
 from lpa.errors import LPAWarning, UserError
 from lpa.model.compile import eager_layers
 from lpa.model.modeling_lpa import LPAForCausalLM
@@ -27,13 +25,14 @@ class _Sample:
 
 
 def sample_text(
-    model: LPAForCausalLM, config: RunConfig, run: Path, step: int, *, write: bool
+    model: LPAForCausalLM, tokenizer: Any, config: RunConfig, run: Path, step: int, *, write: bool
 ) -> str:
     """Continue `train.sample_prompt`, the likeliest token each time, and keep the text in `samples.jsonl`.
 
     Greedy: no random number is drawn, so training is the same with and without it.
 
     Args:
+        tokenizer: that of the data.
         write: whether this process keeps the text. All must call this, as each holds a part of the model.
 
     Returns:
@@ -41,7 +40,6 @@ def sample_text(
         there is none.
     """
     prompt, positions = config.train.sample_prompt, config.data.seq_len
-    tokenizer: Any = load_tokenizer(config.data.path / TOKENIZER_DIRECTORY)
     ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
     if len(ids) >= positions:  # one token at least must fit behind
         ids = ids[len(ids) - positions + 1 :]

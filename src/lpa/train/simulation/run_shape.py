@@ -1,10 +1,12 @@
 """What a run would be, from its configuration alone: no data, no weights, no other process."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from lpa.data.manifest import MANIFEST_FILE, Manifest
+from lpa.data.tokenizer import verify_tokenizer
 from lpa.device import planned_device_type, resolve_dtype
 from lpa.errors import UserError
 from lpa.model.configuration_lpa import LPAConfig
@@ -52,10 +54,11 @@ class RunShape:
         if processes < 1:
             raise UserError(f"--processes: got {processes}; expected at least 1")
         layout = resolve_layout(asked, processes)
+        manifest = _load_manifest(config.data.path)
         settings, seq_len = config.train, config.data.seq_len
         micro_batch_size = settings.resolve_micro_batch_size(layout.data_parallel_size)
         model_config = (
-            config.model.build(vocab_size=_vocab_size(config), seq_len=seq_len)
+            config.model.build(vocab_size=_vocab_size(config, manifest), seq_len=seq_len)
             if config.model.from_ is None
             else load_source_config(config.model.from_)
         )
@@ -79,9 +82,18 @@ class RunShape:
         return model
 
 
-def _vocab_size(config: RunConfig) -> int:
+def _load_manifest(data: Path) -> Manifest | None:
+    """That of the data where it is prepared already, its tokenizer verified."""
+    if not (data / MANIFEST_FILE).is_file():
+        return None
+    manifest = Manifest.load(data)
+    verify_tokenizer(data, manifest)
+    return manifest
+
+
+def _vocab_size(config: RunConfig, manifest: Manifest | None) -> int:
     """That of the data where it is prepared already, else that of the model."""
-    if (config.data.path / MANIFEST_FILE).is_file():
-        return Manifest.load(config.data.path).vocab_size
+    if manifest is not None:
+        return manifest.vocab_size
     of_preset = PRESETS[config.model.preset].fields if config.model.preset in PRESETS else {}
     return config.model.vocab_size or of_preset.get("vocab_size", 32000)
