@@ -42,8 +42,8 @@ class RunPlan:
         flops: of the whole run, forward and backward.
         gpu_hours: at 125 TFLOP/s each.
         memory_bytes_per_device: `weights`, `gradients` and `optimizer` as this layout shards them,
-            measured on the built model; `gathered`: a decoder layer and what is outside the layers, whole;
-            `accumulated`: gradients before they are added up over processes, once for all forward
+            measured on the built model; `gathered`: the largest decoder layer and what is outside the layers,
+            whole; `accumulated`: gradients before they are added up over processes, once for all forward
             passes of a step; `activations` of one forward pass, with what loss and backward pass hold for
             a moment; `orthogonalizing`: whole matrices, in Muon's step; `teacher`, its weights, where
             there is one.
@@ -143,9 +143,8 @@ def _plan_step(
     """Bytes by kind, those that each phase of a step holds of them at once, and what is sent."""
     layout, dtype = shape.layout, shape.dtype
     model = shape.build_meta_model(config)
-    layer = sum(p.numel() for p in model.model.layers[0].parameters())
-    total = parameter_count(shape.model_config)
-    outside = total - layer * shape.model_config.num_hidden_layers
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
+    outside = parameter_count(shape.model_config) - sum(layers)
     parallelize(model, layout, "cpu", dtype)
     trainable_local = _local_numel(p for p in model.parameters() if p.requires_grad)
     kinds = optimizer_kinds(model, config.optim)
@@ -158,7 +157,7 @@ def _plan_step(
 
     # FSDP keeps its own copies even where it shards over one process.
     is_fsdp = shape.processes > 1
-    whole = outside * _MASTER_BYTES + layer * dtype.itemsize
+    whole = outside * _MASTER_BYTES + max(layers) * dtype.itemsize
     # The gradient of an embedding split by rows is a view of one of all rows.
     embedding = model.get_input_embeddings().weight
     rows = embedding.numel() * (layout.tensor - 1) // layout.tensor

@@ -63,6 +63,7 @@ CASES = {
     "all_three": config_of((2, 4, 2), passes=5),
     "dense_tensor": config_of((1, 1, 4), placement="none"),
     "checkpointed": config_of((1, 4, 1), train={"activation_checkpointing": "full"}),
+    "first_layer_dense": config_of((1, 4, 1), dense_layers=[0], placement="all", rank=16),
 }
 
 
@@ -91,6 +92,18 @@ def test_the_plan_agrees_with_the_step_on_memory(case):
         for kind in ("weights", "optimizer"):
             assert planned[kind] == pytest.approx(kinds[kind], rel=0.001)
     assert plan.peak_bytes_per_device == pytest.approx(step.peak_bytes_per_device, rel=0.05)
+
+
+def test_the_largest_of_unequal_layers_is_gathered_with_what_is_outside_them():
+    sizes = {"placement": "all", "rank": 16, "num_hidden_layers": 6}
+    plan = {
+        str(dense_layers): plan_run(config_of((1, 4, 1), dense_layers=dense_layers, **sizes))
+        for dense_layers in ([0], [5], [0, 1, 2])
+    }
+    gathered = {name: of.memory_bytes_per_device["gathered"] for name, of in plan.items()}
+    dense_layer = 4 * 256 * 256 + 3 * 256 * 688 + 2 * 256
+    outside = 2 * 4096 * 256 + 256
+    assert set(gathered.values()) == {outside * 4 + dense_layer * 2}
 
 
 def test_the_plan_names_every_exchange_and_its_bytes(case):
