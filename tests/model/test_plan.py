@@ -71,6 +71,18 @@ def test_activations_are_what_a_real_forward_pass_keeps(decoder_type, placement)
     assert planned == pytest.approx(real, rel=0.05)
 
 
+@pytest.mark.parametrize("low_rank_method", ["cola", "sltrain"])
+def test_a_layer_is_dense_in_a_model_of_another_method(low_rank_method):
+    method = {"low_rank_method": low_rank_method}
+    parts, whole = (
+        preset_config("nano", dense_layers=[0], **method),
+        preset_config("nano", **method),
+    )
+    sizes = {"seq_len": 32, "batch_size": 2, "dtype": torch.float32}
+    layers = [activation_bytes(config, **sizes) for config in (parts, whole, dense_config(whole))]
+    assert 4 * (layers[0] - layers[1]) == layers[2] - layers[1]
+
+
 @pytest.mark.parametrize("what", ["params", "flops"])
 def test_a_match_costs_what_the_dense_model_does(what):
     config = preset_config("130m")

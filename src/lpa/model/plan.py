@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,12 @@ from lpa.model.cost import (
 from lpa.model.loading import config_fields, lpa_config, model_directory
 from lpa.model.modeling_lpa import LPAForCausalLM, LPAModel
 from lpa.model.presets import PRESETS, preset_config
+
+# The rank of each projection of a layer, in their order; None where it is dense.
+LayerRanks = tuple[int | None, ...]
+
+# What a configuration without low rank must say.
+_NO_METHOD = {"low_rank_method": None, "sparse_density": None}
 
 _MASTER_BYTES = 4  # weights, gradients and both AdamW moments are float32
 
@@ -179,15 +185,30 @@ def activation_bytes(
     no logits.
     """
     total = batch_size * seq_len * config.hidden_size * dtype.itemsize  # what the head reads
-    kinds = Counter(
+    for ranks, count in layer_kinds(config).items():
+        one = replace_layers(config, [ranks])
+        total += count * _layer_activation_bytes(one, seq_len, batch_size, dtype)
+    return total
+
+
+def layer_kinds(config: LPAConfig) -> Counter[LayerRanks]:
+    """How many layers have which ranks."""
+    return Counter(
         tuple(config.projection_rank(name, layer) for name in config.projections)
         for layer in range(config.num_hidden_layers)
     )
-    for ranks, count in kinds.items():
-        layer_ranks = dict(zip(config.projections, ranks, strict=True))
-        one = replace_fields(config, num_hidden_layers=1, dense_layers=None, ranks=layer_ranks)
-        total += count * _layer_activation_bytes(one, seq_len, batch_size, dtype)
-    return total
+
+
+def replace_layers(config: LPAConfig, layers: Sequence[LayerRanks]) -> LPAConfig:
+    """A copy that has these layers instead, each with one rank per projection."""
+    by_projection = zip(config.projections, zip(*layers, strict=True), strict=True)
+    return replace_fields(
+        config,
+        num_hidden_layers=len(layers),
+        dense_layers=None,
+        ranks={name: list(ranks) for name, ranks in by_projection},
+        **({} if any(map(any, layers)) else _NO_METHOD),
+    )
 
 
 def _layer_activation_bytes(
@@ -312,8 +333,7 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
 
 def dense_config(config: LPAConfig) -> LPAConfig:
     """The same sizes with every projection dense."""
-    plain = {"low_rank_method": None, "sparse_density": None}
-    return replace_fields(config, placement="none", ranks=None, **plain)
+    return replace_fields(config, placement="none", ranks=None, **_NO_METHOD)
 
 
 def replace_fields(config: LPAConfig, **changes: Any) -> LPAConfig:

@@ -106,6 +106,12 @@ def test_the_largest_of_unequal_layers_is_gathered_with_what_is_outside_them():
     assert set(gathered.values()) == {outside * 4 + dense_layer * 2}
 
 
+@pytest.mark.parametrize("low_rank_method", ["cola", "sltrain"])
+def test_a_dense_layer_of_another_method_is_planned(low_rank_method):
+    config = config_of(dense_layers=[0], low_rank_method=low_rank_method, optim={"name": "adamw"})
+    assert plan_run(config).peak_bytes_per_device > 0
+
+
 def test_the_plan_names_every_exchange_and_its_bytes(case):
     plan, step = case
     planned, done = by_key(plan.collectives), by_key(step.collectives)

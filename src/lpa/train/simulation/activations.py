@@ -1,13 +1,11 @@
 """What a forward and backward pass takes beside weights and gradients, from models of one or two layers."""
 
-from collections import Counter
-
 import torch
 from torch.distributed._tools.mem_tracker import _MemRefType
 
 from lpa.model.activation_checkpointing import apply_activation_checkpointing
 from lpa.model.configuration_lpa import LPAConfig
-from lpa.model.plan import replace_fields
+from lpa.model.plan import LayerRanks, layer_kinds, replace_layers
 from lpa.train.distillation import cross_entropy_loss
 from lpa.train.distributed.meta_init import build_meta_model
 from lpa.train.distributed.parallelize import (
@@ -19,8 +17,6 @@ from lpa.train.simulation.fake_world import fake_tensors, zeros_like_batch
 from lpa.train.simulation.run_shape import RunShape
 from lpa.train.simulation.step_memory import StepMemory
 
-_Ranks = tuple[int | None, ...]
-
 
 def activation_bytes_at_peak(
     shape: RunShape, *, activation_checkpointing: str, intra_document_mask: bool
@@ -31,14 +27,11 @@ def activation_bytes_at_peak(
     adds what the second added. The process group must have the processes of `shape`.
     """
     config = shape.model_config
-    kinds: Counter[_Ranks] = Counter(
-        tuple(config.projection_rank(name, layer) for name in config.projections)
-        for layer in range(config.num_hidden_layers)
-    )
+    kinds = layer_kinds(config)
 
-    def peak(*layers: _Ranks) -> int:
+    def peak(*layers: LayerRanks) -> int:
         return _peak(
-            shape, _with_layers(config, layers), activation_checkpointing, intra_document_mask
+            shape, replace_layers(config, layers), activation_checkpointing, intra_document_mask
         )
 
     first = next(iter(kinds))
@@ -48,14 +41,6 @@ def activation_bytes_at_peak(
         for kind, count in kinds.items()
         if count > (kind == first)
     )
-
-
-def _with_layers(config: LPAConfig, layers: tuple[_Ranks, ...]) -> LPAConfig:
-    ranks = {
-        name: list(of_layers)
-        for name, of_layers in zip(config.projections, zip(*layers, strict=True), strict=True)
-    }
-    return replace_fields(config, num_hidden_layers=len(layers), dense_layers=None, ranks=ranks)
 
 
 def _peak(
