@@ -102,6 +102,23 @@ def test_a_match_costs_what_the_dense_model_does(what):
     assert matches["rank"].value == 384
 
 
+def test_a_rank_is_matched_up_to_the_limit_of_the_projections_that_have_it():
+    config = preset_config("nano", placement="ffn", rank=128, num_key_value_heads=1)
+    assert min(config.projection_shape("k_proj")) < 128
+    matches = {match.field: match for match in match_dense_cost(config, "params", seq_len=64)}
+    assert matches["rank"].within_one_percent
+    assert matches["rank"].value > 128
+
+
+def test_dynamic_rope_is_planned():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    plans = [
+        plan_model(preset_config("nano", rope_parameters=parameters), seq_len=64)
+        for parameters in (rope, None)
+    ]
+    assert plans[0] == plans[1]
+
+
 def test_a_dense_model_has_nothing_to_spend():
     with pytest.raises(UserError, match="--match: the model is dense"):
         match_dense_cost(preset_config("nano", placement="none"), "params", seq_len=256)

@@ -180,7 +180,21 @@ class LPAConfig(PreTrainedConfig):
         """The rank of a projection in a layer, or None where it is dense."""
         if layer_idx in (self.dense_layers or ()):
             return None
-        return self._rank_and_field(projection, layer_idx)[0]
+        return self.rank_and_field(projection, layer_idx)[0]
+
+    def rank_and_field(self, projection: str, layer_idx: int) -> tuple[int | None, str]:
+        """The rank of a projection in a layer that is not kept dense, and what field says so."""
+        if self.ranks is not None and projection in self.ranks:
+            rank = self.ranks[projection]
+            if isinstance(rank, list):
+                return rank[layer_idx], f"ranks.{projection}[{layer_idx}]"
+            return rank, f"ranks.{projection}"
+        kind = "attention" if projection in ATTENTION_PROJECTIONS else "ffn"
+        if self.placement not in (kind, "all"):
+            return None, "placement"
+        if kind == "ffn" and self.ffn_rank is not None:
+            return self.ffn_rank, "ffn_rank"
+        return self.rank, "rank"
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
         """How tensor parallelism splits the layers, in the words of transformers.
@@ -202,20 +216,6 @@ class LPAConfig(PreTrainedConfig):
             if ranks - {None}:
                 plan[f"{name}.{'down' if gathers else 'up'}"] = "rowwise" if gathers else "colwise"
         return plan
-
-    def _rank_and_field(self, projection: str, layer_idx: int) -> tuple[int | None, str]:
-        """The rank of a projection in a layer that is not kept dense, and what field says so."""
-        if self.ranks is not None and projection in self.ranks:
-            rank = self.ranks[projection]
-            if isinstance(rank, list):
-                return rank[layer_idx], f"ranks.{projection}[{layer_idx}]"
-            return rank, f"ranks.{projection}"
-        kind = "attention" if projection in ATTENTION_PROJECTIONS else "ffn"
-        if self.placement not in (kind, "all"):
-            return None, "placement"
-        if kind == "ffn" and self.ffn_rank is not None:
-            return self.ffn_rank, "ffn_rank"
-        return self.rank, "rank"
 
     def _check_sizes(self) -> None:
         """Before others are made of them."""
@@ -303,7 +303,7 @@ class LPAConfig(PreTrainedConfig):
         for projection in self.projections:
             own = isinstance((self.ranks or {}).get(projection), list)
             for layer in range(self.num_hidden_layers if own else 1):
-                rank, field = self._rank_and_field(projection, layer)
+                rank, field = self.rank_and_field(projection, layer)
                 case = (field, *sorted(self.projection_shape(projection)))
                 if rank is not None and case not in checked:
                     check_rank(rank, *self.projection_shape(projection), field=field)

@@ -230,8 +230,10 @@ def _layer_activation_bytes(
         )
         inputs: dict[str, Any] = {}
         if config.decoder_type == "llama":
-            positions = torch.arange(seq_len).unsqueeze(0)
-            inputs["position_embeddings"] = model.rotary_emb(hidden, position_ids=positions)
+            # Shapes alone: some kinds of RoPE compute their tables by the largest position.
+            width = 2 * model.rotary_emb.inv_freq.numel()
+            table = torch.empty(1, seq_len, width, dtype=dtype)
+            inputs["position_embeddings"] = table, table.clone()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.layers[0](hidden, **inputs)
     apart = [*model.parameters(), *inputs.get("position_embeddings", ())]
@@ -314,8 +316,10 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
     limits = {
         "intermediate_size": 16 * config.intermediate_size,
         "num_hidden_layers": 16 * config.num_hidden_layers,
-        "rank": min(min(config.projection_shape(name)) for name in config.projections),
     }
+    by_rank = [name for name in config.projections if config.rank_and_field(name, 0)[1] == "rank"]
+    if by_rank:
+        limits["rank"] = min(min(config.projection_shape(name)) for name in by_rank)
     if any(isinstance(rank, list) for rank in (config.ranks or {}).values()):
         del limits["num_hidden_layers"]  # a further layer would have no ranks
     matches = []
@@ -324,8 +328,6 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
         def with_value(value: int, field: str = field) -> int:
             return model_cost(replace_fields(config, **{field: value}), cost_kind, seq_len)
 
-        if field == "rank" and with_value(1) == with_value(limit):
-            continue  # no projection has it, as all have one by name
         value = closest_value(with_value, dense, getattr(config, field), limit)
         matches.append(CostMatch(field, value, with_value(value) / dense))
     return matches
