@@ -1,9 +1,10 @@
 import warnings
 
 import pytest
+import torch
 
 from lpa.errors import LPAWarning, UserError
-from lpa.model import PRESETS, LPAConfig, preset_config
+from lpa.model import PRESETS, LPAConfig, LPAForCausalLM, preset_config
 from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS, PLACEMENTS
 
 SMALL = {
@@ -71,6 +72,8 @@ def test_the_rank_defaults_to_a_quarter_of_the_width():
         ({"decoder_type": "gpt"}, "decoder_type: got 'gpt'; expected one of llama, paper"),
         ({"decoder_type": "paper", "ranks": {"up_proj": 4}}, "ranks: got 'up_proj'"),
         ({"resid_pdrop": 1.0}, "resid_pdrop: got 1.0; expected at least 0 and below 1"),
+        ({"hidden_act": "foo"}, "hidden_act: got 'foo'; expected one of gelu"),
+        ({"hidden_act": "sillu"}, "did you mean silu?"),
         ({"head_dim": 7}, "head_dim: got 7; expected an even number"),
         ({"initialization": "svd"}, "initialization: got 'svd'; expected one of linear, scaled"),
         ({"initializer_range": 0.0}, "initializer_range: got 0.0; expected a positive number"),
@@ -80,6 +83,13 @@ def test_bad_values_are_refused_by_name(fields, message):
     with pytest.raises(UserError) as error:
         LPAConfig(**(SMALL | fields))
     assert message in str(error.value)
+
+
+def test_heads_of_learned_positions_may_have_an_odd_width():
+    config = LPAConfig(**(SMALL | {"decoder_type": "paper", "hidden_size": 36}))
+    assert config.head_dim == 9
+    logits = LPAForCausalLM(config)(torch.zeros(1, 4, dtype=torch.long)).logits
+    assert logits.shape == (1, 4, config.vocab_size)
 
 
 def test_one_warning_for_four_projections_of_one_shape():

@@ -3,6 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
@@ -143,6 +144,10 @@ class LPAConfig(PreTrainedConfig):
             )
         if self.hidden_act is None:
             self.hidden_act = _DEFAULT_ACTIVATION[self.decoder_type]
+        if self.hidden_act not in ACT2FN:
+            raise UserError(
+                f"hidden_act: got {self.hidden_act!r}; {expected_one_of(self.hidden_act, ACT2FN)}"
+            )
         if self.low_rank_method == "sltrain" and self.sparse_density is None:
             self.sparse_density = _SPARSE_DENSITY
         super().__post_init__(**kwargs)
@@ -151,6 +156,11 @@ class LPAConfig(PreTrainedConfig):
         self._check_low_rank_method()
         self._check_ranks()
         self.base_model_tp_plan = self._tensor_parallel_plan()
+
+    def validate_rope(self) -> None:
+        """As transformers does, for the decoder that has RoPE."""
+        if self.decoder_type == "llama":
+            super().validate_rope()
 
     @property
     def projections(self) -> tuple[str, ...]:
