@@ -84,6 +84,40 @@ def test_the_card_names_the_ways_to_load_the_model(tmp_path, make, ways):
         assert (way in text) == (way in ways), way
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"placement": "none"}, "projections are dense"),
+        ({"dense_layers": [0, 1]}, "projections are dense"),
+        ({}, "low-rank projections are those of attention (rank 8)"),
+        (
+            {"placement": "ffn", "ffn_rank": 24},
+            "low-rank projections are those of the feed-forward network (rank 24)",
+        ),
+        (
+            {"placement": "all", "ffn_rank": 4},
+            "are those of attention (rank 8) and those of the feed-forward network (rank 4)",
+        ),
+        (
+            {"placement": "none", "ranks": {"up_proj": 8}},
+            "low-rank projections are up_proj (rank 8)",
+        ),
+        (
+            {"ranks": {"q_proj": [4, 16], "k_proj": None}},
+            "low-rank projections are q_proj, v_proj, o_proj (ranks 4 to 16)",
+        ),
+        (
+            {"ranks": {"q_proj": [None, 4]}, "low_rank_method": "cola"},
+            "low-rank projections (CoLA) are q_proj (rank 4, 1 of 2 layers) and k_proj, v_proj, o_proj "
+            "(rank 8)",
+        ),
+        ({"dense_layers": [0]}, "are those of attention (rank 8, 1 of 2 layers)"),
+    ],
+)
+def test_the_summary_says_which_projections_are_low_rank(tmp_path, fields, said):
+    assert f"{said}. It was made for a test." in written(small_model(**fields), tmp_path).text
+
+
 def test_names_with_markup_stay_in_their_cell(tmp_path):
     fact = "a|b\n| c --- d: {{ e }}\n---\nlicense: mit"
     card = written(small_model(), tmp_path, facts={"Text": fact})

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from lpa.model.configuration_lpa import ATTENTION_PROJECTIONS, FFN_PROJECTIONS
 from lpa.storage.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
     from transformers import PreTrainedModel
+
+    from lpa.model.configuration_lpa import LPAConfig
 
 CARD_FILE = "README.md"
 _TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -100,17 +103,48 @@ def _facts_of(model: "PreTrainedModel") -> dict[str, str]:
 def _summary(model: "PreTrainedModel") -> str:
     config = model.config
     if config.model_type == "lpa":
-        if config.placement == "none" and not config.ranks:
+        projections = _low_rank_projections(config)
+        if not projections:
             return "A causal language model whose projections are dense."
-        where = {"all": "attention and feed-forward", "ffn": "feed-forward"}.get(
-            config.placement, "attention"
-        )
         kind = {"cola": " (CoLA)", "sltrain": " (SLTrain)"}.get(config.low_rank_method or "", "")
-        rank = "a rank for each projection" if config.ranks else f"rank {config.rank}"
-        return f"A causal language model whose {where} projections are low-rank{kind}, with {rank}."
+        return f"A causal language model whose low-rank projections{kind} are {projections}."
     if _is_stock(model):
         return f"A causal language model, a stock {type(model).__name__}."
     return f"A {type(model).__name__} of which some projections are low-rank pairs."
+
+
+def _low_rank_projections(config: "LPAConfig") -> str:
+    """Which projections are low-rank, with what ranks and in which layers; empty where none is."""
+    groups = []
+    for block, names in (
+        ("attention", ATTENTION_PROJECTIONS),
+        ("the feed-forward network", FFN_PROJECTIONS[config.decoder_type]),
+    ):
+        by_layers: dict[tuple[int, ...], list[str]] = {}
+        for name in names:
+            if layers := tuple(_layer_ranks(config, name)):
+                by_layers.setdefault(layers, []).append(name)
+        for layers, alike in by_layers.items():
+            shown = f"those of {block}" if len(alike) == len(names) else ", ".join(alike)
+            groups.append(f"{shown} ({_ranks_in_layers(config, alike, layers)})")
+    return " and ".join(groups)
+
+
+def _layer_ranks(config: "LPAConfig", name: str) -> dict[int, int]:
+    """Layer -> the rank of a projection, where it is not dense."""
+    ranks = {
+        layer: config.projection_rank(name, layer) for layer in range(config.num_hidden_layers)
+    }
+    return {layer: rank for layer, rank in ranks.items() if rank is not None}
+
+
+def _ranks_in_layers(config: "LPAConfig", names: Sequence[str], layers: tuple[int, ...]) -> str:
+    """The ranks of projections that are low-rank in the same layers, such as `rank 8, 1 of 2 layers`."""
+    ranks = {rank for name in names for rank in _layer_ranks(config, name).values()}
+    low, high = min(ranks), max(ranks)
+    text = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    depth = config.num_hidden_layers
+    return text if len(layers) == depth else f"{text}, {len(layers)} of {depth} layers"
 
 
 def _is_stock(model: "PreTrainedModel") -> bool:
