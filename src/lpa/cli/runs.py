@@ -62,12 +62,11 @@ def _print_table(rows: "list[RunRow]") -> None:
     def count(value: int | None) -> str:
         return "" if value is None else format_count(value)
 
-    table = new_table()
+    table = new_table(show_edge=False)
     table.add_column("run", overflow="fold", min_width=8)
-    table.add_column("model", overflow="fold")
+    table.add_column("model", overflow="fold", min_width=9)
     for heading in ("params", "steps", "tokens", "loss", "ppl", "tok/s", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
     for row in rows:
         rank = f" {row.rank}" if row.rank else ""
         table.add_row(
@@ -76,13 +75,26 @@ def _print_table(rows: "list[RunRow]") -> None:
             count(row.parameters),
             count(row.steps),
             count(row.tokens),
-            _cell(row.loss, ".3f"),
-            _cell(row.perplexity, ",.2f"),
+            _cell(row.loss, "#.4g"),
+            _format_perplexity(row.perplexity),
             "" if row.tokens_per_second is None else format_count(row.tokens_per_second),
             format_duration(row.seconds) if row.seconds and math.isfinite(row.seconds) else "",
-            "; ".join(filter(None, (row.state, row.problem))),
         )
-    stdout().print(table)
+    console = stdout()
+    console.print(table)
+    for row in rows:
+        if row.problem or row.state != "finished":
+            state = "; ".join(filter(None, (row.state, row.problem)))
+            console.print(f"{row.name}: {state}")
+
+
+def _format_perplexity(value: float | None) -> str:
+    """To two digits, and in units where the column would be too wide, as of a run that diverged."""
+    from lpa.display.units import format_count
+
+    if value is not None and 10_000 <= value < math.inf:
+        return format_count(value)
+    return _cell(value, ",.2f")
 
 
 def _cell(value: float | None, form: str) -> str:

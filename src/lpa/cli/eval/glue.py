@@ -127,7 +127,7 @@ def _print_table(results: dict[str, Any]) -> None:
     for heading in ("task", "metric"):
         table.add_column(heading, no_wrap=True)
     for heading in ("majority", *models):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for task, result in results.items():
         for metric, majority in result.majority.items():
             scores = [result.models[model][metric] for model in models]

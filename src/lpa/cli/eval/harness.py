@@ -74,9 +74,9 @@ def _print_table(results: dict[str, Any]) -> None:
 
     table = new_table("lm-evaluation-harness")
     for heading in ("task", "metric", "filter"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("value", "standard error"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, overflow="fold")
+    for heading in ("value", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for task, figures in results.items():
         for key, value in figures.items():
             metric, _, chosen = key.partition(",")
