@@ -142,3 +142,18 @@ def test_an_unknown_command_is_refused_and_the_known_named(lpa, arguments):
     assert finished.code == 2
     assert finished.stderr.count("\n") == 1
     assert f"unknown command '{' '.join(arguments)}'; expected one of" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--foo", "unknown option --foo; `lpa --help` lists what is accepted"),
+        ("--foo plan nano", "unknown option --foo; `lpa --help` lists what is accepted"),
+        ("eval --foo", "unknown option --foo; `lpa --help` lists what is accepted"),
+        ("--help plan", "--help: stands before the command; expected lpa plan --help"),
+    ],
+)
+def test_an_option_without_a_command_is_refused(lpa, line, message):
+    finished = lpa(*line.split())
+    assert (finished.code, finished.stdout) == (2, "")
+    assert finished.stderr == f"lpa: error: {message}\n"

@@ -120,3 +120,16 @@ def test_data_without_held_out_text_are_refused(lpa, prepared, tmp_path):
     assert finished.code == 2
     assert "has only a train split" in finished.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--slurm", "timeout_min=5"), "--slurm: got timeout_min=5 without --executor slurm"),
+        (("--executor", "slurm"), "--executor slurm: got no time limit of a run"),
+    ],
+)
+def test_a_dry_run_refuses_the_executor_that_a_run_refuses(lpa, arguments, message):
+    finished = lpa("study", "rank", "--scale", "tiny", "--dry-run", *arguments)
+    assert (finished.code, finished.stderr.count("\n")) == (2, 1)
+    assert message in finished.stderr

@@ -278,6 +278,12 @@ def test_bad_input_is_one_line_and_writes_nothing(source, tmp_path):
     short = refused(llama, "--rank", 4, "--calibration-data", tmp_path / "short.txt")
     assert "at least one context of 64" in short
     assert "needs --calibration-data" in refused(llama, "--rank", 4, "--method", "svd-llm")
+    for option in ("--calibration-tokens", "--seq-len"):
+        said = f"{option}: works only with --calibration-data"
+        assert refused(llama, "--rank", 4, option, 64) == said
+    assert "--budget-criterion: works only with --budget" in refused(
+        llama, "--rank", 4, "--budget-criterion", "spectra"
+    )
     assert "exactly one of" in refused(llama, "--rank", 4, "--rank-fraction", 0.5)
     assert "at most 1" in refused(llama, "--rank-fraction", 1.5)
     assert "such as parameters=0.8" in refused(llama, "--budget", "parameters=much")

@@ -163,6 +163,10 @@ def test_the_command_line_plans_presets_files_and_runs(lpa, run):
         ),
         (["nano", "--rank", "0"], "--rank: got 0; expected a whole number from 1 to 2,147,483,647"),
         (["nano", "--placement", "some"], "placement: got some"),
+        (
+            ["nano", "--placement", "none", "--rank", "32"],
+            "--rank: got 32 where all projections are dense; expected a low-rank --placement",
+        ),
     ],
 )
 def test_bad_input_on_the_command_line(lpa, arguments, message):
@@ -170,6 +174,13 @@ def test_bad_input_on_the_command_line(lpa, arguments, message):
     assert finished.code == 2
     assert finished.stderr.count("\n") == 1
     assert message in finished.stderr
+
+
+def test_a_rank_of_a_dense_model_is_refused(tmp_path):
+    preset_config("nano", placement="none").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="--rank: got 8 where all projections are dense"):
+        open_planned_config(tmp_path, rank=8)
+    assert open_planned_config(tmp_path, rank=8, placement="attention").rank == 8
 
 
 def test_a_rank_or_placement_that_is_asked_for_goes_before_ranks(tmp_path):

@@ -362,3 +362,12 @@ def test_a_signal_to_the_group_with_data_workers_leaves_a_checkpoint(
     assert process.returncode == 128 + number, output
     assert len(list_checkpoints(run)) == 1
     assert output.count("stopping with a checkpoint") == (number == signal.SIGINT)
+
+
+def test_allow_change_is_refused_without_resume(config, tmp_path, lpa):
+    with pytest.raises(UserError, match="--allow-change: works only with --resume"):
+        train(config(), tmp_path / "run", allow_change=["optim.lr"])
+    finished = lpa("train", "--data.path", "data", "--dry-run", "--allow-change", "optim.lr")
+    assert (finished.code, finished.stderr.count("\n")) == (2, 1)
+    assert "--allow-change: works only with --resume" in finished.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -91,6 +91,7 @@ def _split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
 def _print_overview(arguments: list[str]) -> None:
     import lpa
 
+    _check_options(arguments)
     if "--version" in arguments:
         print(f"lpa {lpa.__version__}")
         return
@@ -110,6 +111,19 @@ def _print_overview(arguments: list[str]) -> None:
     print(textwrap.fill(GROUPS[words[0]] if words else _PURPOSE, 78) + "\n")
     print("\n".join(f"  {name:<{width}}{line}" for name, line in lines.items()))
     print(f"\n`lpa {group_name}COMMAND --help` explains the options of a command, with examples.")
+
+
+def _check_options(arguments: list[str]) -> None:
+    """Only `--help` and `--version` stand without a command, and none stands before one."""
+    options = [word for word in arguments if word.startswith("-")]
+    for option in options:
+        if option not in ("-h", "--help", "--version"):
+            exit_with_error(f"unknown option {option}; `lpa --help` lists what is accepted")
+    command = " ".join(word for word in arguments if word not in options)
+    if command in COMMANDS:
+        exit_with_error(
+            f"{options[0]}: stands before the command; expected lpa {command} {options[0]}"
+        )
 
 
 def _refuse_command(given: str, known: list[str]) -> None:

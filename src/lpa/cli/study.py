@@ -131,10 +131,11 @@ def main(argv: list[str]) -> None:
         if not arguments.json:
             _print_grid(study, arguments.seeds)
 
-    from lpa.study.run_study import plan_study, run_study
+    from lpa.study.run_study import check_executor, plan_study, run_study
 
     outcome = None
     if arguments.dry_run:
+        check_executor(arguments.executor, slurm)
         on_start(plan_study(arguments.name, out=arguments.out, **choices))
     else:
         outcome = run_study(

@@ -134,6 +134,8 @@ def main(argv: list[str]) -> None:
     from lpa.display import console
 
     console.silence_transformers()
+    if arguments.allow_change and arguments.resume is None:
+        exit_with_error("--allow-change: works only with --resume")
     if arguments.dry_run:
         _plan(config, arguments.processes, simulate=arguments.simulate, as_json=arguments.json)
     elif arguments.simulate:

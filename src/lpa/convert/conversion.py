@@ -37,11 +37,11 @@ def factorize(
     rank_fraction: float | None = None,
     ranks: Mapping[str, int | None] | str | Path | None = None,
     budget: str | RankBudget | None = None,
-    budget_criterion: str = "spectra",
+    budget_criterion: str | None = None,
     projections: str | None = None,
     method: str | None = None,
     calibration_data: str | Path | None = None,
-    calibration_tokens: int = 32768,
+    calibration_tokens: int | None = None,
     seq_len: int | None = None,
     tokenizer: Any = None,
     reinitialize: bool = False,
@@ -65,12 +65,13 @@ def factorize(
         rank_fraction: the fraction of each projection's break-even rank that it gets.
         ranks: of single projections, by full name or regular expression; or a YAML or JSON file of them.
         budget: `parameters=FRACTION`, `flops=FRACTION` or `kv=FRACTION` of what the projections cost dense.
-        budget_criterion: how to divide the budget: by `spectra` (singular values) or `loss` (on the text).
+        budget_criterion: how to divide the budget: by `spectra` (singular values), as is the default, or
+            `loss` (on the text).
         projections: a regular expression of module names, instead of `placement`.
         method: `svd`, `svd-llm` or `svd-llm-update`; by default `svd-llm` with calibration data, else
             `svd`.
         calibration_data: text like what the model will read, as `prepare` takes it.
-        calibration_tokens: how many tokens of it to use.
+        calibration_tokens: how many tokens of it to use; by default 32768.
         seq_len: tokens per window of it; by default up to 512.
         tokenizer: the tokenizer of a live model, for calibration data.
         reinitialize: start the pairs of a live model at random, not at its weights.
@@ -89,16 +90,23 @@ def factorize(
         replaced = lpa.factorize(model, rank=64)
         result = lpa.factorize("path/to/llama", rank_fraction=0.5, out="low-rank")
     """
+    if budget_criterion is not None and not isinstance(budget, str):
+        raise UserError("--budget-criterion: works only with --budget QUANTITY=FRACTION")
+    for name, value in (("calibration-tokens", calibration_tokens), ("seq-len", seq_len)):
+        if value is not None and calibration_data is None:
+            raise UserError(f"--{name}: works only with --calibration-data")
     config = FactorizeConfig(
         placement=placement,
         projections=projections,
         rank=rank,
         rank_fraction=rank_fraction,
         ranks=_read_ranks(ranks) if isinstance(ranks, str | Path) else ranks,
-        budget=RankBudget.parse(budget, budget_criterion) if isinstance(budget, str) else budget,
+        budget=RankBudget.parse(budget, budget_criterion or "spectra")
+        if isinstance(budget, str)
+        else budget,
         method=method,
         calibration_data=None if calibration_data is None else str(calibration_data),
-        calibration_tokens=calibration_tokens,
+        calibration_tokens=32768 if calibration_tokens is None else calibration_tokens,
         seq_len=seq_len,
     )
     if not isinstance(model, PreTrainedModel | str | Path):

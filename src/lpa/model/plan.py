@@ -61,11 +61,31 @@ def open_planned_config(
     """The configuration that a preset, a file, a directory or a model means, with some fields changed.
 
     Raises:
-        UserError: it is none of them, or a field is not accepted.
+        UserError: it is none of them, a field is not accepted, or a rank is given and nothing would have it.
     """
     changes = {name: value for name, value in overrides.items() if value is not None}
     if {"placement", "rank"} & changes.keys():  # which the ranks of a model would override
         changes = {"ranks": None, **({"ffn_rank": None} if "rank" in changes else {}), **changes}
+    config = _changed_config(model, changes)
+    if "rank" in changes and not _has_low_rank(config):
+        raise UserError(
+            f"--rank: got {changes['rank']} where all projections are dense; expected a low-rank "
+            "--placement with it"
+        )
+    return config
+
+
+def _has_low_rank(config: LPAConfig) -> bool:
+    return any(
+        config.projection_rank(name, layer) is not None
+        for name in config.projections
+        for layer in range(config.num_hidden_layers)
+    )
+
+
+def _changed_config(
+    model: LPAConfig | PreTrainedModel | str | Path, changes: dict[str, Any]
+) -> LPAConfig:
     if isinstance(model, str) and model in PRESETS:
         return preset_config(model, **changes)
     if isinstance(model, PreTrainedModel):

@@ -125,7 +125,7 @@ def run_study(
     for option, number in (("seeds", seeds), ("jobs", jobs)):
         if number < 1:
             raise UserError(f"--{option}: got {number}; expected at least 1")
-    _check_executor(executor, slurm)
+    check_executor(executor, slurm)
     given = None if data is None else _load_manifest(Path(data))
     choices = (steps, tokens_per_parameter, variants, tune, tuned)
     study = _expand(name, scale, out, given, *choices)
@@ -251,7 +251,8 @@ def _expand(
     )
 
 
-def _check_executor(executor: str, slurm: Mapping[str, int | str] | None) -> None:
+def check_executor(executor: str, slurm: Mapping[str, int | str] | None) -> None:
+    """Raise a `UserError` where one of them does not go with the other."""
     if executor not in ("local", "slurm"):
         raise UserError(f"--executor: got {executor!r}; expected local or slurm")
     if slurm and executor != "slurm":

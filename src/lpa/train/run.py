@@ -129,6 +129,8 @@ def train(
         config = lpa.RunConfig.from_dict({"data": {"path": "data"}, "train": {"steps": 100}})
         result = lpa.train(config, "runs/lpa")
     """
+    if allow_change and not resume:
+        raise UserError("--allow-change: works only with --resume")
     out = Path(out)
     if not isinstance(config, RunConfig):
         config = RunConfig.load(Path(config))

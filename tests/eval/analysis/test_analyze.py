@@ -109,3 +109,13 @@ def test_a_bad_value_is_refused_and_nothing_written(run, prepared, tmp_path, fie
     with pytest.raises(UserError, match=message):
         analyze(run, tmp_path / "out", data=prepared, device="cpu", **fields)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"ranks": [4]}, {"tokens": 99}, {"split": "test"}, {"seq_len": 9}]
+)
+def test_what_concerns_a_text_is_refused_without_one(run, tmp_path, fields):
+    name = next(iter(fields)).replace("_", "-")
+    with pytest.raises(UserError, match=f"^--{name}: works only with --data$"):
+        analyze(run, tmp_path / "out", device="cpu", **fields)
+    assert list(tmp_path.iterdir()) == []

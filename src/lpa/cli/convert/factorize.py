@@ -49,8 +49,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--budget-criterion",
         choices=["spectra", "loss"],
-        default="spectra",
-        help="how the budget is divided: by singular values, or by what each rank costs in loss",
+        help="how the budget is divided: by singular values, which is the default, or by what each rank "
+        "costs in loss",
     )
     parser.add_argument(
         "--placement",
@@ -78,8 +78,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--calibration-tokens",
         type=Count,
-        default=32768,
-        help="how many tokens of the calibration data to use",
+        help="how many tokens of the calibration data to use; by default 32768",
     )
     parser.add_argument(
         "--seq-len",

@@ -27,8 +27,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--tokens",
         type=Count,
-        default=8192,
-        help="how many tokens to read from the beginning of the text",
+        help="how many tokens to read from the beginning of the text; by default 8192",
     )
     parser.add_argument(
         "--seq-len",

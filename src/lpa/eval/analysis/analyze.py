@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,13 +85,16 @@ class Analysis:
     truncations: list[Truncation] | None = None
 
 
+_DEFAULT_TOKENS = 8192
+
+
 def analyze(
     model_path: Path,
     out: Path,
     *,
     data: str | Path | None = None,
     split: str | None = None,
-    tokens: int = 8192,
+    tokens: int | None = None,
     seq_len: int | None = None,
     ranks: Sequence[int] | None = None,
     batch_size: int = 8,
@@ -105,7 +109,7 @@ def analyze(
         model_path: a run directory or a Hugging Face directory.
         out: the directory to make.
         data: text for attention and truncations, as `evaluate_perplexity` takes it; None: spectra alone.
-        tokens: of the beginning of the text, to use.
+        tokens: of the beginning of the text, to use; by default 8192.
         seq_len: tokens per window; by default the model's, and at most 512. Required with `data` where the
             model's configuration does not say.
         ranks: what to truncate projections to; by default 1/16, 1/8, 1/4 and 1/2 of the width.
@@ -116,6 +120,9 @@ def analyze(
     Raises:
         UserError: bad input, named, before anything is written.
     """
+    if data is None:
+        _check_no_text_options(split=split, tokens=tokens, seq_len=seq_len, ranks=ranks)
+    tokens = _DEFAULT_TOKENS if tokens is None else tokens
     model, tokenizer = load_with_tokenizer(model_path, device, dtype=dtype, attention="eager")
     positions = positions_of(model.config)
     if seq_len is None and positions is not None:
@@ -159,6 +166,13 @@ def analyze(
         write_text_atomic(folder / "analysis.json", json.dumps(fields, indent=1) + "\n")
         write_analysis_page(folder / "report.html", fields)
     return result
+
+
+def _check_no_text_options(**options: Any) -> None:
+    """Without a text nothing is read in windows and nothing truncated."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"--{name.replace('_', '-')}: works only with --data")
 
 
 def _first_tokens(text: TokenizedText, tokens: int) -> TokenizedText:
