@@ -73,6 +73,34 @@ def test_a_limit_and_the_batch_size(of_lpa, run, task):
         assert some == pytest.approx(all_of_them, rel=1e-4)
 
 
+@pytest.fixture
+def zero_shot_task(task, tmp_path):
+    """The task with the number of its examples fixed at zero."""
+    path = tmp_path / "zero_shot.yaml"
+    text = task.read_text().replace("task: continuation", "task: zero_shot")
+    path.write_text(f"{text}fewshot_split: train\nnum_fewshot: 0\n")
+    return path
+
+
+def test_examples_that_a_task_does_not_take_are_refused(run, zero_shot_task):
+    message = "--num-fewshot: got 2; expected 0 for zero_shot, whose file has `num_fewshot: 0`"
+    with pytest.raises(UserError, match=f"^{message}"):
+        run_harness(run, [str(zero_shot_task)], num_fewshot=2, device="cpu")
+    results = run_harness(run, [str(zero_shot_task)], num_fewshot=0, device="cpu")
+    assert results["n-shot"] == {"zero_shot": 0}
+
+
+def test_the_command_shows_how_many_examples_were_given(lpa, run, task, tmp_path):
+    path = tmp_path / "few_shot.yaml"
+    text = task.read_text().replace("task: continuation", "task: few_shot")
+    path.write_text(f"{text}fewshot_split: train\n")
+    asked = ("eval", "harness", run, "--tasks", path, "--num-fewshot", 2, "--device", "cpu")
+    finished = lpa(*asked, "--json")
+    assert finished.code == 0, finished.stderr
+    assert json.loads(finished.stdout)["few_shot"]["num_fewshot"] == 2
+    assert "n-shot" in lpa(*asked).stdout
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -31,17 +31,18 @@ def run_harness(
     Args:
         model_path: a run directory or a Hugging Face directory.
         tasks: names that lm-eval knows, or paths of your own task files.
-        num_fewshot: examples before each question; None: what the task says.
+        num_fewshot: examples before each question; None: what the task says. A task that says 0 takes
+            no others.
         limit: at most so many examples of each task, or a fraction below 1.
         batch_size: requests per forward pass.
         device, dtype: as in `load_with_tokenizer`.
 
     Returns:
-        What `lm_eval.simple_evaluate` returns: `results` by task, and `samples`.
+        What `lm_eval.simple_evaluate` returns: `results` and `n-shot` by task, and `samples`.
 
     Raises:
         UserError: lm-eval is not installed, or knows no such task; no model there; data of a task
-            cannot be loaded.
+            cannot be loaded; a task does not take so many examples.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(
@@ -70,6 +71,8 @@ def run_harness(
     )
     try:
         with _cache_that_can_be_written():
+            if num_fewshot:
+                _check_fewshot(manager.load(list(names))["tasks"], num_fewshot)
             results = simple_evaluate(
                 harness,
                 tasks=list(names),
@@ -78,6 +81,8 @@ def run_harness(
                 task_manager=manager,
                 bootstrap_iters=1000,
             )
+    except UserError:
+        raise
     # A task is code and data of others: whatever it raises, the hub's errors among it.
     except Exception as error:
         raise UserError(
@@ -85,6 +90,16 @@ def run_harness(
         ) from error
     assert results is not None, "only other ranks get none"
     return results
+
+
+def _check_fewshot(tasks: dict[str, Any], num_fewshot: int) -> None:
+    """Refuses examples for a task that its file fixes at none, which lm-eval would leave so in silence."""
+    without = [name for name, task in tasks.items() if task.get_config("num_fewshot") == 0]
+    if without:
+        raise UserError(
+            f"--num-fewshot: got {num_fewshot}; expected 0 for {', '.join(without)}, whose file has "
+            "`num_fewshot: 0`, which lm-eval does not override"
+        )
 
 
 @contextmanager

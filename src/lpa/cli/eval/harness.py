@@ -35,7 +35,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--num-fewshot",
         type=CountOrZero,
-        help="examples before each question; by default as many as the task has",
+        help="examples before each question; by default as many as the task has. A task that is fixed at 0 "
+        "takes no others",
     )
     parser.add_argument(
         "--limit",
@@ -62,11 +63,15 @@ def main(argv: list[str]) -> None:
         batch_size=arguments.batch_size,
         device=arguments.device,
         dtype=arguments.dtype,
-    )["results"]
+    )
+    figures = {
+        task: {"num_fewshot": results["n-shot"].get(task), **figures_of_task}
+        for task, figures_of_task in results["results"].items()
+    }
     if arguments.json:
-        print(to_json(results))
+        print(to_json(figures))
         return
-    _print_table(results)
+    _print_table(figures)
 
 
 def _print_table(results: dict[str, Any]) -> None:
@@ -75,7 +80,7 @@ def _print_table(results: dict[str, Any]) -> None:
     table = new_table("lm-evaluation-harness")
     for heading in ("task", "metric", "filter"):
         table.add_column(heading, overflow="fold")
-    for heading in ("value", "error"):
+    for heading in ("n-shot", "value", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
     for task, figures in results.items():
         for key, value in figures.items():
@@ -87,6 +92,7 @@ def _print_table(results: dict[str, Any]) -> None:
                 task,
                 metric,
                 chosen,
+                "–" if figures["num_fewshot"] is None else str(figures["num_fewshot"]),
                 f"{value:.4f}",
                 f"{error:.4f}" if isinstance(error, float) else "–",
             )
