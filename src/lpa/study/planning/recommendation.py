@@ -50,11 +50,12 @@ class _Spectrum:
 def recommend_rank(
     config: LPAConfig, *, seq_len: int, bench: Path | None = None, analysis: Path | None = None
 ) -> Recommendation:
-    """A rank between an eighth and a half of the width, by convention and by what is measured.
+    """A rank by convention and by what is measured.
 
-    It begins with a quarter. The spectra of a dense run move it to the lowest rank that keeps 90% of the
-    squared singular values of the attention projections on average (the part of a matrix that the truncated
-    SVD keeps, Eckart & Young 1936). The break-even ranks, by FLOPs and as measured, are its limits.
+    It begins with a quarter of the width. The spectra of a dense run move it to the number of singular
+    values that hold 90% of the squares in the attention projections on average (the part of a matrix that
+    the truncated SVD keeps, Eckart & Young 1936), between an eighth and a half of the width. The break-even
+    ranks, by FLOPs and as measured, are its limits. Each rank is rounded down to a multiple of 8.
 
     Args:
         config: of the model.
