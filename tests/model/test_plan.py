@@ -197,3 +197,11 @@ def test_a_rank_or_placement_that_is_asked_for_goes_before_ranks(tmp_path):
     for model in (named, LPAConfig(**(config.to_diff_dict() | by_ffn_rank))):
         fields = [match.field for match in match_dense_cost(model, "params", seq_len=64)]
         assert fields == ["intermediate_size", "num_hidden_layers"]
+
+
+@pytest.mark.parametrize(("rank", "of_ffn"), [(None, 384), (128, 384), (64, 64)])
+def test_a_preset_and_its_configuration_get_the_same_ranks(rank, of_ffn):
+    preset = "paper-130m-s2"
+    for model in (preset, preset_config(preset)):
+        planned = open_planned_config(model, placement="all", rank=rank)
+        assert planned.projection_rank("up_proj", 0) == of_ffn

@@ -24,7 +24,7 @@ from lpa.model.cost import (
 )
 from lpa.model.loading import config_fields, lpa_config, model_directory
 from lpa.model.modeling_lpa import LPAForCausalLM, LPAModel
-from lpa.model.presets import PRESETS, preset_config
+from lpa.model.presets import PRESETS, override_fields, preset_config
 
 # The rank of each projection of a layer, in their order; None where it is dense.
 LayerRanks = tuple[int | None, ...]
@@ -65,7 +65,7 @@ def open_planned_config(
     """
     changes = {name: value for name, value in overrides.items() if value is not None}
     if {"placement", "rank"} & changes.keys():  # which the ranks of a model would override
-        changes = {"ranks": None, **({"ffn_rank": None} if "rank" in changes else {}), **changes}
+        changes = {"ranks": None, **changes}
     config = _changed_config(model, changes)
     if "rank" in changes and not _has_low_rank(config):
         raise UserError(
@@ -91,7 +91,7 @@ def _changed_config(
     if isinstance(model, PreTrainedModel):
         model = model.config
     if isinstance(model, LPAConfig):
-        return lpa_config(model.to_diff_dict() | changes, "model")
+        return lpa_config(override_fields(model.to_diff_dict(), changes), "model")
     if not isinstance(model, str | Path):
         raise UserError(
             f"model: got a {type(model).__name__}; expected a preset, a path, or an LPA model"
@@ -103,7 +103,7 @@ def _changed_config(
             f"{', '.join(PRESETS)}{did_you_mean(model, PRESETS)}"
         )
     file = path if path.is_file() else model_directory(path) / "config.json"
-    return lpa_config(config_fields(file) | changes, f"model {file}")
+    return lpa_config(override_fields(config_fields(file), changes), f"model {file}")
 
 
 def plan_model(

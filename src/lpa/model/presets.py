@@ -76,7 +76,13 @@ def preset_config(name: str, **overrides: Any) -> LPAConfig:
     """
     if name not in PRESETS:
         raise UserError(f"preset: got {name!r}; {expected_one_of(name, PRESETS)}")
-    return LPAConfig(**(PRESETS[name].fields | overrides))
+    return LPAConfig(**override_fields(PRESETS[name].fields, overrides))
+
+
+def override_fields(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `LPAConfig` with some changed; another rank is also the FFN's unless that is given."""
+    is_other_rank = "rank" in overrides and overrides["rank"] != fields.get("rank")
+    return fields | ({"ffn_rank": None} if is_other_rank else {}) | overrides
 
 
 def preset_parameters(placement: str | None = None) -> dict[str, dict[str, int]]:

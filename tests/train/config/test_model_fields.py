@@ -71,3 +71,19 @@ def test_a_field_that_is_not_given_is_the_presets(name):
     default = next(f for f in fields(ModelConfig) if f.name == name).default
     assert default == "attention" if name == "placement" else default is None
     assert name == "placement" or type(None) in get_type_hints(ModelConfig)[name].__args__
+
+
+@pytest.mark.parametrize(
+    ("section", "ranks"),
+    [
+        ({}, (128, 384)),
+        ({"rank": 128}, (128, 384)),  # as the recipe of the paper says it
+        ({"rank": 64}, (64, 64)),
+        ({"rank": 64, "ffn_rank": 32}, (64, 32)),
+        ({"ffn_rank": 32}, (128, 32)),
+    ],
+)
+def test_another_rank_than_the_presets_is_that_of_the_ffn_too(section, ranks):
+    config = ModelConfig(preset="paper-130m-s2", placement="all", **section)
+    built = config.build(vocab_size=97, seq_len=64)
+    assert tuple(built.projection_rank(name, 0) for name in ("q_proj", "up_proj")) == ranks

@@ -10,7 +10,7 @@ from lpa.device import resolve_device, resolve_dtype
 from lpa.display.html import is_figure
 from lpa.errors import UserError
 from lpa.model.configuration_lpa import LPAConfig
-from lpa.model.presets import preset_config
+from lpa.model.presets import override_fields, preset_config
 from lpa.storage.outputs import check_output_file
 from lpa.study.bench.benchmark import BenchResult, measure_models, write_figure
 
@@ -67,11 +67,11 @@ def run_bench(
         )
     if threads:
         torch.set_num_threads(threads)
+    changes = {} if rank is None else {"rank": rank}
     if isinstance(preset, str):
-        config = preset_config(preset, **({} if rank is None else {"rank": rank}))
+        config = preset_config(preset, **changes)
     else:
-        changes = {} if rank is None else {"rank": rank, "ffn_rank": None}
-        config = LPAConfig(**(preset.to_diff_dict() | changes))
+        config = LPAConfig(**override_fields(preset.to_diff_dict(), changes))
     chosen = resolve_device(device)
     result = measure_models(
         config,

@@ -18,7 +18,8 @@ class ModelConfig:
         preset: a named architecture.
         placement: which projections are low-rank: none, attention, ffn or all.
         rank: the rank of the low-rank projections (by default the preset's).
-        ffn_rank: the rank of the low-rank projections in the FFN; by default rank.
+        ffn_rank: the rank of the low-rank projections in the FFN; by default the preset's, or rank where
+            that is not the preset's or the preset has none.
         ranks: projection name to its rank, or to a list of one rank per layer; overrides placement and
             rank; null keeps a projection dense.
         hidden_size: width of the residual stream; by default the preset's, as for the sizes below.
