@@ -89,7 +89,9 @@ def test_a_table_folds_long_names(table_of):
         for name in ("mmlu_high_school_government_and_politics", "lambada_openai")
     }
     harness = table_of(
-        "eval harness m --tasks t", "lpa.eval.harness.run_harness", {"results": tasks}
+        "eval harness m --tasks t",
+        "lpa.eval.harness.run_harness",
+        {"results": tasks, "n-shot": dict.fromkeys(tasks, 5)},
     )
     assert Counter("".join(tasks)) <= Counter(harness)
     assert harness.count("0.1234") == harness.count("0.0567") == 2
