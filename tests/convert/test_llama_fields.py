@@ -63,7 +63,18 @@ def own_fields(kind):
 def test_every_field_is_shared_or_of_one_of_both():
     assert set(LLAMA_FIELDS) == VALUES.keys()
     assert own_fields(LlamaConfig) == VALUES.keys() | LLAMA_ONLY
-    assert own_fields(LPAConfig) == VALUES.keys() | LPA_ONLY
+    assert own_fields(LPAConfig) == VALUES.keys() | LPA_ONLY | {"intra_document_mask"}
+
+
+@pytest.mark.parametrize("is_set", [True, False])
+def test_how_documents_are_read_survives_both_ways(is_set, tmp_path):
+    model = small_model(**VALUES | {"rank": 4, "intra_document_mask": is_set})
+    merged = merge_to_llama(model)
+    merged.save_pretrained(tmp_path)
+    stock = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert getattr(stock.config, "intra_document_mask", False) == is_set
+    config = to_lpa_config(stock, {f"model.layers.{n}.self_attn.q_proj": 4 for n in range(3)})
+    assert config.intra_document_mask == is_set
 
 
 @pytest.mark.parametrize("name", LLAMA_FIELDS)

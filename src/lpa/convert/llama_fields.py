@@ -18,5 +18,12 @@ LLAMA_FIELDS = tuple(
 
 
 def llama_values(config: PreTrainedConfig) -> dict[str, Any]:
-    """The values of these fields, of the configuration of an LPA model or of one like Llama's."""
-    return {name: getattr(config, name) for name in LLAMA_FIELDS}
+    """The values of these fields, of the configuration of an LPA model or of one like Llama's.
+
+    With them goes `intra_document_mask` where it is set: a stock Llama has no such field, but its
+    configuration keeps it, for those who score the model.
+    """
+    values = {name: getattr(config, name) for name in LLAMA_FIELDS}
+    if getattr(config, "intra_document_mask", False):
+        values["intra_document_mask"] = True
+    return values

@@ -72,8 +72,6 @@ def merge_to_llama(model: LPAForCausalLM) -> LlamaForCausalLM:
             "with model.lm_head_bias false, or use the directory as it is after `import lpa`"
         )
     values = llama_values(config) | {"tie_word_embeddings": ties_embeddings(model)}
-    if config.intra_document_mask:  # for those who score it
-        values["intra_document_mask"] = True
     llama = LlamaConfig(**values, dtype=model.dtype)
     with torch.device("meta"):
         merged = LlamaForCausalLM(llama)
