@@ -46,6 +46,7 @@ DECIDED_ELSEWHERE = {
     "layer_norm_eps": "the published value",
     "rope_parameters": "the published value",
     "use_cache": "generation",
+    "intra_document_mask": "data.intra_document_mask",
 }
 
 
