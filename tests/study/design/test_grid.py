@@ -8,7 +8,6 @@ from lpa.cli.study import QUESTIONS
 from lpa.errors import UserError
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.grid_files import SCALES, STUDIES, read_claims, read_grid
-from lpa.study.design.run_id import run_id
 from lpa.study.design.study_index import recorded_dtype
 from lpa.study.execution.job_runner import create_jobs
 
@@ -78,38 +77,6 @@ def test_a_study_resumes_in_the_precision_of_its_directory(prepared, tmp_path):
         )
         assert [job.run_id for job in create_jobs(again, 1, out, prepared)] == began[dtype]
     assert not set(began["float32"]) & set(began["bfloat16"])
-
-
-def test_a_run_is_known_by_what_decides_its_figures():
-    study = expand_grid("placement", "tiny")
-    dense, attention = study.variants[:2]
-
-    def name(variant, seed=0, path="data", data="a"):
-        return run_id(study.config(variant, seed, Path(path)), {"train": data}, 300)
-
-    assert name(dense) == name(dense, path="elsewhere")
-    assert len({name(dense), name(attention), name(dense, seed=1), name(dense, data="b")}) == 4
-    other = expand_grid("rank", "tiny")
-    assert name(dense) == run_id(other.config(other.variants[0], 0, Path("x")), {"train": "a"}, 300)
-
-
-def test_what_is_the_same_model_in_other_words_is_the_same_run():
-    def name(study, variant):
-        found = next(v for v in study.variants if v.name == variant)
-        return run_id(study.config(found, 0, Path("data")), {"train": "a"}, 4096)
-
-    placement, rank, surplus, sublayers, scale, tuning, recipe = (
-        expand_grid(study, "nano")
-        for study in ("placement", "rank", "surplus", "sublayers", "scale", "tuning", "recipe")
-    )
-    lpa = name(placement, "attention")
-    assert lpa == name(rank, "r = d/4") == name(surplus, "nowhere") == name(sublayers, "qkvo")
-    assert lpa == name(scale, "LPA d")
-    assert lpa == name(tuning, "placement=attention, lr=0.004, init=0.005")
-    assert lpa == name(recipe, "init=scaled, optimizer=muon, decay=factors, lr of factors=1")
-    dense = name(placement, "dense")
-    assert dense == name(scale, "dense d") == name(tuning, "placement=none, lr=0.004, init=0.005")
-    assert len({lpa, dense, name(rank, "r = d/8"), name(sublayers, "q")}) == 4
 
 
 def test_a_warm_up_takes_a_tenth_of_the_steps_at_most():

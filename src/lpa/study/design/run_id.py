@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ from lpa.train.config import RunConfig
 
 # Where data is and how it is read does not make a run another one.
 _NOT_IN_RUN_ID = ("path", "workers", "verify")
+
+# What the model's own fields repeat: the ranks, and the setting of the data.
+_SAID_ELSEWHERE = ("placement", "rank", "ffn_rank", "dense_layers", "intra_document_mask")
+
+# What transformers adds to a configuration when it is written. No setting of a run changes it, but its
+# versions do, so names are made with the values of the version that made the first ones.
+_OF_TRANSFORMERS = {
+    "_name_or_path": "",
+    "chunk_size_feed_forward": 0,
+    "id2label": {0: "LABEL_0", 1: "LABEL_1"},
+    "is_encoder_decoder": False,
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "model_type": "lpa",
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+}
 
 
 def data_hashes(manifest: Manifest, data: Path) -> dict[str, Any]:
@@ -50,9 +68,10 @@ def _model_fields(model: LPAConfig) -> dict[str, Any]:
         name: [model.projection_rank(name, layer) for layer in range(model.num_hidden_layers)]
         for name in model.projections
     }
-    settings = model.to_dict()
-    for said_by_ranks in ("placement", "rank", "ffn_rank", "dense_layers", "transformers_version"):
-        settings.pop(said_by_ranks, None)
+    written = model.to_dict()
+    own = {
+        name: written[name] for name in get_annotations(LPAConfig) if name not in _SAID_ELSEWHERE
+    }
     if not any(rank for of_layers in ranks.values() for rank in of_layers):
-        settings.pop("initialization")
-    return settings | {"ranks": ranks}
+        own.pop("initialization")
+    return _OF_TRANSFORMERS | own | {"ranks": ranks}
