@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -33,6 +34,8 @@ LayerRanks = tuple[int | None, ...]
 _NO_METHOD = {"low_rank_method": None, "sparse_density": None}
 
 _MASTER_BYTES = 4  # weights, gradients and both AdamW moments are float32
+
+_RESIDUAL_BYTES = 4  # under autocast too, the hidden states between layers are float32
 
 
 @dataclass
@@ -198,13 +201,13 @@ def activation_bytes(
 ) -> int:
     """What autograd keeps between forward and backward of the decoder layers and the loss.
 
-    Measured, not estimated: one layer of each kind runs on the meta device, where tensors have shapes
-    and no content, and every tensor saved for the backward pass counts once, parameters and rotary
-    tables apart. Attention keeps what a fused kernel keeps: queries, keys, values, output and one
-    number per query and head. Of the head only the hidden states count, as the loss in chunks keeps
-    no logits.
+    Measured, not estimated: one layer of each kind runs on fake tensors, which have shapes and no content,
+    in float32 or, as in training, under the CPU's autocast, and every tensor saved for the backward pass
+    counts once, weights (with the copies that autocast makes of them) and rotary tables apart. Attention
+    keeps what a fused kernel keeps: queries, keys, values, output and one number per query and head. Of
+    the head only the hidden states count, as the loss in chunks keeps no logits.
     """
-    total = batch_size * seq_len * config.hidden_size * dtype.itemsize  # what the head reads
+    total = batch_size * seq_len * config.hidden_size * _RESIDUAL_BYTES  # what the head reads
     for ranks, count in layer_kinds(config).items():
         one = replace_layers(config, [ranks])
         total += count * _layer_activation_bytes(one, seq_len, batch_size, dtype)
@@ -235,30 +238,38 @@ def _layer_activation_bytes(
     config: LPAConfig, seq_len: int, batch_size: int, dtype: torch.dtype
 ) -> int:
     """Bytes saved for the backward pass of the only layer of a model."""
-    saved: dict[int, Tensor] = {}
+    saved: dict[int, UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        base = tensor if tensor._base is None else tensor._base
-        saved[id(base)] = base  # held, so that no other tensor takes its id
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage  # held, so that no other tensor takes its place
         return tensor
 
     with torch.device("meta"):
-        model = LPAModel(config).to(dtype).train()
-        model.set_attn_implementation(_FUSED_ATTENTION)
-        hidden = torch.empty(
-            batch_size, seq_len, config.hidden_size, dtype=dtype, requires_grad=True
-        )
+        # Its weights have the dtype of the products, as autocast would keep a copy.
+        model = LPAModel(config).train()
+        for branch in (model.layers[0].self_attn, model.layers[0].mlp):
+            branch.to(dtype)
+    model.set_attn_implementation(_FUSED_ATTENTION)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        leaf = torch.empty(batch_size, seq_len, config.hidden_size, requires_grad=True)
+        hidden = (
+            leaf.clone()
+        )  # as in a deep layer: autocast keeps one copy of a leaf for all its readers
         inputs: dict[str, Any] = {}
         if config.decoder_type == "llama":
             # Shapes alone: some kinds of RoPE compute their tables by the largest position.
-            width = 2 * model.rotary_emb.inv_freq.numel()
-            table = torch.empty(1, seq_len, width, dtype=dtype)
+            table = torch.empty(1, seq_len, 2 * model.rotary_emb.inv_freq.numel())
             inputs["position_embeddings"] = table, table.clone()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+        ):
             model.layers[0](hidden, **inputs)
     apart = [*model.parameters(), *inputs.get("position_embeddings", ())]
-    known = {id(tensor) for tensor in apart} | {id(t._base) for t in apart if t._base is not None}
-    return sum(t.numel() * t.itemsize for key, t in saved.items() if key not in known)
+    known = {tensor.untyped_storage()._cdata for tensor in apart}
+    return sum(storage.nbytes() for key, storage in saved.items() if key not in known)
 
 
 _FUSED_ATTENTION = "lpa_plan"
@@ -278,6 +289,7 @@ class _FusedAttention(torch.autograd.Function):
 def _plan_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> tuple[Tensor, None]:
+    query, key = query.to(value.dtype), key.to(value.dtype)  # which RoPE gives in float32
     return _FusedAttention.apply(query, key, value).transpose(1, 2), None
 
 

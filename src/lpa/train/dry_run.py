@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -143,8 +144,9 @@ def _plan_step(
     """Bytes by kind, those that each phase of a step holds of them at once, and what is sent."""
     layout, dtype = shape.layout, shape.dtype
     model = shape.build_meta_model(config)
-    layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
-    outside = parameter_count(shape.model_config) - sum(layers)
+    layers = [list(layer.parameters()) for layer in model.model.layers]
+    outside = parameter_count(shape.model_config) - sum(p.numel() for p in chain(*layers))
+    gathered_layer = max(_padded_numel(layer, layout.shard) for layer in layers)
     parallelize(model, layout, "cpu", dtype)
     trainable_local = _local_numel(p for p in model.parameters() if p.requires_grad)
     kinds = optimizer_kinds(model, config.optim)
@@ -157,7 +159,7 @@ def _plan_step(
 
     # FSDP keeps its own copies even where it shards over one process.
     is_fsdp = shape.processes > 1
-    whole = outside * _MASTER_BYTES + max(layers) * dtype.itemsize
+    whole = outside * _MASTER_BYTES + gathered_layer * dtype.itemsize
     # The gradient of an embedding split by rows is a view of one of all rows.
     embedding = model.get_input_embeddings().weight
     rows = embedding.numel() * (layout.tensor - 1) // layout.tensor
@@ -193,6 +195,11 @@ def _plan_step(
         | {"gradients": memory["gradients"], "temporary": memory["orthogonalizing"]},
     }
     return memory, phases, expected_collectives(model, shape, muon_weights)
+
+
+def _padded_numel(parameters: Iterable[nn.Parameter], shards: int) -> int:
+    """Numbers of them as FSDP gathers them: of each, as many rows as shards of one size have."""
+    return sum(-(-len(p) // shards) * shards * p.shape[1:].numel() for p in parameters)
 
 
 def _local_numel(parameters: Iterable[nn.Parameter]) -> int:

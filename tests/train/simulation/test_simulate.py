@@ -88,10 +88,10 @@ def test_the_plan_agrees_with_the_step_on_memory(case):
     for phase, kinds in step.step_memory_bytes.items():
         planned = plan.step_memory_bytes[phase]
         # The rules leave out the buffers of single layers on their way.
-        assert sum(planned.values()) == pytest.approx(sum(kinds.values()), rel=0.05)
+        assert sum(planned.values()) == pytest.approx(sum(kinds.values()), rel=0.04)
         for kind in ("weights", "optimizer"):
             assert planned[kind] == pytest.approx(kinds[kind], rel=0.001)
-    assert plan.peak_bytes_per_device == pytest.approx(step.peak_bytes_per_device, rel=0.05)
+    assert plan.peak_bytes_per_device == pytest.approx(step.peak_bytes_per_device, rel=0.04)
 
 
 def test_the_largest_of_unequal_layers_is_gathered_with_what_is_outside_them():

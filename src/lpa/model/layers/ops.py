@@ -12,8 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+# Fake ones, on which runs are planned, take the steps that real ones would.
+_WHOLE = (Tensor, torch.nn.Parameter, FakeTensor)
 
 
 def _use_custom_backward(*tensors: Tensor) -> bool:
@@ -21,7 +25,7 @@ def _use_custom_backward(*tensors: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and not is_transformed()
-        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        and all(type(tensor) in _WHOLE for tensor in tensors)
         and all(tensor.dtype == tensors[0].dtype for tensor in tensors)
     )
 
