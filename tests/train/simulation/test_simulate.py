@@ -64,6 +64,15 @@ CASES = {
     "dense_tensor": config_of((1, 1, 4), placement="none"),
     "checkpointed": config_of((1, 4, 1), train={"activation_checkpointing": "full"}),
     "first_layer_dense": config_of((1, 4, 1), dense_layers=[0], placement="all", rank=16),
+    # Layers, not the loss, take the most, and the first the most of them.
+    "recomputed": config_of(
+        dense_layers=[0],
+        placement="all",
+        rank=16,
+        num_hidden_layers=12,
+        vocab_size=512,
+        train={"activation_checkpointing": "full", "micro_batch_size": 16, "batch_size": 16},
+    ),
 }
 
 

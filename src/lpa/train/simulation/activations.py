@@ -1,4 +1,4 @@
-"""What a forward and backward pass takes beside weights and gradients, from models of one or two layers."""
+"""What a forward and backward pass takes beside weights and gradients, from models of few layers."""
 
 import torch
 from torch.distributed._tools.mem_tracker import _MemRefType
@@ -23,8 +23,9 @@ def activation_bytes_at_peak(
 ) -> int:
     """Bytes of activations, and of what the loss and the backward pass hold for a moment, when highest.
 
-    Measured, not estimated: models of one and of two layers run on fake tensors, and each further layer
-    adds what the second added. The process group must have the processes of `shape`.
+    Measured, not estimated: a model with one layer of each kind runs on fake tensors, and each further
+    layer adds what a second one of its kind adds to a model of one. The process group must have the
+    processes of `shape`.
     """
     config = shape.model_config
     kinds = layer_kinds(config)
@@ -34,12 +35,8 @@ def activation_bytes_at_peak(
             shape, replace_layers(config, layers), activation_checkpointing, intra_document_mask
         )
 
-    first = next(iter(kinds))
-    alone = peak(first)
-    return alone + sum(
-        (count - (kind == first)) * (peak(first, kind) - alone)
-        for kind, count in kinds.items()
-        if count > (kind == first)
+    return peak(*kinds) + sum(
+        (count - 1) * (peak(kind, kind) - peak(kind)) for kind, count in kinds.items() if count > 1
     )
 
 
