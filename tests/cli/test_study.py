@@ -127,6 +127,10 @@ def test_data_without_held_out_text_are_refused(lpa, prepared, tmp_path):
     [
         (("--slurm", "timeout_min=5"), "--slurm: got timeout_min=5 without --executor slurm"),
         (("--executor", "slurm"), "--executor slurm: got no time limit of a run"),
+        (
+            ("--executor", "slurm", "--slurm", "timeout_min=5", "--jobs", "2"),
+            "--jobs: got 2 with --executor slurm",
+        ),
     ],
 )
 def test_a_dry_run_refuses_the_executor_that_a_run_refuses(lpa, arguments, message):

@@ -121,6 +121,18 @@ def test_what_is_missing_left_over_or_misshapen_is_named(tmp_path):
         import_published(path, 2, num_attention_heads=5)
 
 
+def test_learned_positions_are_as_many_as_the_checkpoint_has(tmp_path):
+    model = LPAForCausalLM(LPAConfig(**SIZES | {"decoder_type": "paper"}))
+    positions = model.config.max_position_embeddings
+    path = tmp_path / "published.safetensors"
+    save_file({published_name(n, 1): p.detach() for n, p in model.state_dict().items()}, path)
+    for given in (None, positions):
+        loaded = import_published(path, 1, num_attention_heads=4, seq_len=given)
+        assert loaded.config.max_position_embeddings == positions
+    with pytest.raises(UserError, match=f"^--seq-len: got 5; expected {positions}, the learned"):
+        import_published(path, 1, num_attention_heads=4, seq_len=5)
+
+
 EMBEDDING = "lpa.token_embedding.weight"
 UP = "lpa.transformer_blocks.{}.ffn.up_proj.weight"
 

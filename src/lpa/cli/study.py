@@ -57,7 +57,12 @@ def build_parser() -> Parser:
         help="the size of the models: tiny, femto, pico, nano, micro, 130m, 370m or 3b",
     )
     parser.add_argument("--seeds", type=Seeds, default=3, help="how many runs of each variant")
-    parser.add_argument("--jobs", type=Workers, default=1, help="how many runs train at a time")
+    parser.add_argument(
+        "--jobs",
+        type=Workers,
+        default=1,
+        help="how many runs train at a time on this machine",
+    )
     parser.add_argument(
         "--out", type=Path, help="the directory of the runs; studies that share it share equal runs"
     )
@@ -135,7 +140,7 @@ def main(argv: list[str]) -> None:
 
     outcome = None
     if arguments.dry_run:
-        check_executor(arguments.executor, slurm)
+        check_executor(arguments.executor, slurm, arguments.jobs)
         on_start(plan_study(arguments.name, out=arguments.out, **choices))
     else:
         outcome = run_study(

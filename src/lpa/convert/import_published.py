@@ -16,6 +16,8 @@ from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
 
 # Setting -> rules from a published name, without `lpa.`, to ours. `{factor}` stands for the map or the
 # factor of a pair: nothing, `.0` (down) or `.1` (up). The first that matches counts.
+_SEQ_LEN = 256  # of the published training runs
+
 _LAYER = r"transformer_blocks\.(\d+)\."
 _COMMON = [
     (r"token_embedding\.weight", "model.embed_tokens.weight"),
@@ -88,7 +90,11 @@ def _our_name(name: str, setting: int, low_rank_ffn: bool) -> str:
 
 
 def published_config(
-    tensors: dict[str, Tensor], setting: int, *, num_attention_heads: int, seq_len: int = 256
+    tensors: dict[str, Tensor],
+    setting: int,
+    *,
+    num_attention_heads: int,
+    seq_len: int | None = None,
 ) -> LPAConfig:
     """The configuration that renamed tensors were made with, all sizes read from them.
 
@@ -96,10 +102,10 @@ def published_config(
         tensors: as `rename_tensors` gives them.
         setting: 1 or 2.
         num_attention_heads: which the tensors do not tell.
-        seq_len: positions of setting 2, which its tensors do not tell either.
+        seq_len: positions of setting 2, which its tensors do not tell either; by default 256.
 
     Raises:
-        UserError: a tensor that tells a size is missing, or the heads do not divide the queries.
+        UserError: a tensor that tells a size is missing, or the heads or the positions do not fit them.
     """
 
     def shape(name: str) -> tuple[int, ...]:
@@ -137,8 +143,12 @@ def published_config(
     ffn = FFN_PROJECTIONS[decoder_type]
     attention_rank, ffn_rank = rank("self_attn", "q_proj"), rank("mlp", ffn[0])
     fields: dict[str, Any] = {}
-    if setting == 1:
-        seq_len = shape("model.embed_positions.weight")[0]
+    positions = shape("model.embed_positions.weight")[0] if setting == 1 else seq_len or _SEQ_LEN
+    if seq_len not in (None, positions):
+        raise UserError(
+            f"--seq-len: got {seq_len}; expected {positions}, the learned positions of the checkpoint, or "
+            "none given"
+        )
     if attention_rank or ffn_rank:
         fields["rank"] = attention_rank or ffn_rank
         fields["ffn_rank"] = ffn_rank
@@ -150,7 +160,7 @@ def published_config(
         num_hidden_layers=layers,
         num_attention_heads=num_attention_heads,
         head_dim=queries // num_attention_heads,
-        max_position_embeddings=seq_len,
+        max_position_embeddings=positions,
         lm_head_bias=True,
         placement=_placement(attention_rank, ffn_rank),
         **fields,
@@ -170,7 +180,7 @@ def import_published(
     setting: int,
     *,
     num_attention_heads: int,
-    seq_len: int = 256,
+    seq_len: int | None = None,
     out: Path | None = None,
     overwrite: bool = False,
 ) -> LPAForCausalLM:
@@ -200,7 +210,7 @@ def import_published(
 
 
 def _read_published(
-    checkpoint: Path, setting: int, num_attention_heads: int, seq_len: int
+    checkpoint: Path, setting: int, num_attention_heads: int, seq_len: int | None
 ) -> LPAForCausalLM:
     from safetensors.torch import load_file
 

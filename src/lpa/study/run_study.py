@@ -125,7 +125,7 @@ def run_study(
     for option, number in (("seeds", seeds), ("jobs", jobs)):
         if number < 1:
             raise UserError(f"--{option}: got {number}; expected at least 1")
-    check_executor(executor, slurm)
+    check_executor(executor, slurm, jobs)
     given = None if data is None else _load_manifest(Path(data))
     choices = (steps, tokens_per_parameter, variants, tune, tuned)
     study = _expand(name, scale, out, given, *choices)
@@ -251,14 +251,19 @@ def _expand(
     )
 
 
-def check_executor(executor: str, slurm: Mapping[str, int | str] | None) -> None:
-    """Raise a `UserError` where one of them does not go with the other."""
+def check_executor(executor: str, slurm: Mapping[str, int | str] | None, jobs: int) -> None:
+    """Raise a `UserError` where one of them does not go with another."""
     if executor not in ("local", "slurm"):
         raise UserError(f"--executor: got {executor!r}; expected local or slurm")
     if slurm and executor != "slurm":
         key, value = next(iter(slurm.items()))
         raise UserError(
             f"--slurm: got {key}={value} without --executor slurm; expected both or neither"
+        )
+    if jobs > 1 and executor == "slurm":
+        raise UserError(
+            f"--jobs: got {jobs} with --executor slurm, where the cluster decides how many runs train at "
+            "a time; expected one of them"
         )
     # submitit's own limit is five minutes, after which every run would be killed.
     if executor == "slurm" and "timeout_min" not in (slurm or {}):

@@ -147,13 +147,23 @@ def test_what_exists_stays_unless_it_may_be_replaced(tmp_path, lines):
         ({"tokenizer": "/no/such/tokenizer"}, "tokenizer /no/such/tokenizer: cannot be loaded"),
         ({"vocab_size": 300, "validation_fraction": 1.0}, "validation_fraction: got 1.0"),
         ({"vocab_size": 300, "boundary": "page"}, "boundary: got 'page'"),
+        (
+            {"vocab_size": 300, "validation": ["held-out.txt"], "validation_fraction": 0.01},
+            "--validation-fraction: got 0.01 beside --validation",
+        ),
+        (
+            {"vocab_size": 300, "test": ["held-out.txt"], "test_fraction": 0.2},
+            "--test-fraction: got 0.2 beside --test",
+        ),
     ],
 )
-def test_bad_input_is_named_and_leaves_nothing(tmp_path, lines, options, message):
+def test_bad_input_is_named_and_leaves_nothing(tmp_path, lines, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "held-out.txt").write_text("held out\n")
     with pytest.raises(UserError) as error:
         prepare([lines], tmp_path / "out", **options)
     assert message in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == [lines.name]
+    assert {path.name for path in tmp_path.iterdir()} == {lines.name, "held-out.txt"}
 
 
 def test_text_too_short_to_hold_any_of_it_out_is_refused(tmp_path):

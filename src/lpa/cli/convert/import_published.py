@@ -33,8 +33,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--seq-len",
         type=Count,
-        default=256,
-        help="the positions of setting 2, which its tensors do not tell",
+        help="the positions of setting 2, which its tensors do not tell; by default 256",
     )
     add_output_arguments(parser)
     return parser

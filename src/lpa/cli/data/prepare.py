@@ -49,14 +49,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--validation-fraction",
         type=NumberFromZero,
-        default=0.01,
-        help="the fraction of SOURCE to hold out for validation, where --validation names no file",
+        help="the fraction of SOURCE to hold out for validation; by default 0.01, or 0 with --validation",
     )
     parser.add_argument(
         "--test-fraction",
         type=NumberFromZero,
-        default=0.0,
-        help="the fraction of SOURCE to hold out for the test, where --test names no file",
+        help="the fraction of SOURCE to hold out for the test; by default 0",
     )
     parser.add_argument(
         "--boundary",

@@ -47,6 +47,7 @@ from lpa.storage.outputs import (
 # What the marker of an output directory calls it.
 KIND = "a prepared data directory"
 TOKENIZER_TRAINING_CHARACTERS = 2**28
+_VALIDATION_FRACTION = 0.01
 
 
 def prepare(
@@ -58,8 +59,8 @@ def prepare(
     chat_template: str | None = None,
     validation: Sequence[str | Path | Source] = (),
     test: Sequence[str | Path | Source] = (),
-    validation_fraction: float = 0.01,
-    test_fraction: float = 0.0,
+    validation_fraction: float | None = None,
+    test_fraction: float | None = None,
     boundary: str = "file",
     column: str = "text",
     errors: str = "strict",
@@ -80,9 +81,9 @@ def prepare(
             tokens: `chatml`.
         validation: separate held-out text to validate with.
         test: separate held-out text to test with.
-        validation_fraction: the fraction of `sources` to hold out where `validation` names none (see
-            `SplitAssigner`).
-        test_fraction: likewise for `test`.
+        validation_fraction: the fraction of `sources` to hold out (see `SplitAssigner`); by default 0.01,
+            or 0 with `validation`.
+        test_fraction: likewise for the test; by default 0.
         boundary: where a document of a text file ends: `file`, `blank` or `line`. This and the next two
             apply to sources that do not set them (see `Source`).
         column: the field that holds the text, where documents are rows.
@@ -134,8 +135,10 @@ def prepare(
     config = PrepareConfig(
         sources_by_split={"train": listed(sources, held_out), **sources_by_split},
         fractions={
-            "validation": 0.0 if validation else validation_fraction,
-            "test": 0.0 if test else test_fraction,
+            "validation": _held_out_fraction(
+                "validation", validation, validation_fraction, default=_VALIDATION_FRACTION
+            ),
+            "test": _held_out_fraction("test", test, test_fraction, default=0.0),
         },
         deduplicate=deduplicate,
         workers=workers or _available_cores(),
@@ -170,6 +173,15 @@ def _available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _held_out_fraction(
+    split: str, sources: Sequence[Any], given: float | None, *, default: float
+) -> float:
+    """The fraction of the training sources to hold out, which separate sources take the place of."""
+    if sources and given:
+        raise UserError(f"--{split}-fraction: got {given:g} beside --{split}; expected one of them")
+    return (0.0 if sources else default) if given is None else given
 
 
 def _check_fractions(fractions: dict[str, float]) -> None:
