@@ -106,7 +106,7 @@ def factorize(
         else budget,
         method=method,
         calibration_data=None if calibration_data is None else str(calibration_data),
-        calibration_tokens=32768 if calibration_tokens is None else calibration_tokens,
+        calibration_tokens=calibration_tokens or FactorizeConfig.calibration_tokens,
         seq_len=seq_len,
     )
     if not isinstance(model, PreTrainedModel | str | Path):
