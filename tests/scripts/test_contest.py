@@ -1,6 +1,8 @@
 """scripts/contest and scripts/transfer_rates: no stage takes rates of a tuning that is not whole."""
 
 import json
+import re
+import runpy
 import shutil
 import tarfile
 from pathlib import Path
@@ -111,6 +113,8 @@ def run_of(tuning, trial):
 def test_rates_of_two_whole_tunings_are_written(transfer, tuning):
     done = transfer()
     assert done.code == 0, done.stderr
+    assert "dense: best rate 0.003" in done.stdout
+    assert "no neighbor" not in done.stdout
     rates = yaml.safe_load((tuning.parent / "rates.yaml").read_text())
     assert rates == yaml.safe_load((tuning / "tuned-rivals-pico.yaml").read_text())
 
@@ -133,12 +137,36 @@ def test_a_tuning_with_a_lost_trial_is_refused(transfer, tuning, trial, file, co
     assert not (tuning.parent / "rates.yaml").exists()
 
 
-def test_a_trial_that_diverged_is_the_worst(transfer, tuning):
-    run = run_of(tuning, "dense, lr=0.016")
+def diverge(tuning, trial):
+    run = run_of(tuning, trial)
     (run / "test.json").unlink()
-    (tuning / "logs").mkdir()
+    (tuning / "logs").mkdir(exist_ok=True)
     (tuning / "logs" / f"{run.name}.failure").write_text("exit code 2: training: step 3: …")
+
+
+def test_a_trial_that_diverged_is_the_worst(transfer, tuning):
+    diverge(tuning, "dense, lr=0.016")
     assert transfer().code == 0
+
+
+def test_a_best_rate_whose_neighbor_diverged_is_taken_as_it_is_and_said(transfer, tuning):
+    for rate in (0.008, 0.016):
+        diverge(tuning, f"dense, lr={rate}")
+    done = transfer()
+    assert done.code == 0, done.stderr
+    assert "dense: best rate 0.003" in done.stdout
+    assert "dense: at 6 the best rate tried, as it has no neighbor on one side" in done.stdout
+
+
+def test_the_table_of_a_tuning_says_what_diverged_and_no_best_of_unfinished_trials(tuning):
+    tables = runpy.run_path(str(ROOT / "scripts" / "contest_tables"))["tables"]
+    diverge(tuning, "dense, lr=0.016")
+    [table] = tables([tuning])
+    assert re.search(r"\| dense \|.*\*\*3.9702\*\*.*\| diverged \|", table)
+    (run_of(tuning, "LPA, lr=0.008") / "test.json").unlink()
+    [table] = tables([tuning])
+    assert re.search(r"\| LPA \|.*\| – \|", table)
+    assert "**" not in table
 
 
 def test_a_tuning_whose_rates_the_protocol_extends_is_refused(transfer, tuning):

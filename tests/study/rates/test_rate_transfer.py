@@ -9,6 +9,7 @@ from lpa.study.rates.rate_transfer import (
     loss_by_rate,
     parabola_vertex,
     rate_exponent,
+    rate_shifts,
     transfer_rates,
 )
 from lpa.study.rates.rate_tuning import tune_learning_rates
@@ -79,8 +80,16 @@ def test_an_extreme_rate_is_kept(best):
     ],
 )
 def test_the_exponent_is_the_mean_of_both_variants_within_bounds(at_2, at_6, exponent):
-    found = rate_exponent(tuning(at_2), tuning(at_6), (2, 6), ["dense", "LPA"])
-    assert found == pytest.approx(exponent, abs=1e-6)
+    shifts = rate_shifts(tuning(at_2), tuning(at_6), (2, 6), ["dense", "LPA"])
+    assert rate_exponent(shifts) == pytest.approx(exponent, abs=1e-6)
+
+
+def test_a_shift_says_where_a_best_rate_has_no_neighbor_on_one_side():
+    best = {"dense": 0.004, "LPA": 0.0001}
+    shifts = rate_shifts(tuning({"dense": 0.004, "LPA": 0.004}), tuning(best), (2, 6), list(best))
+    assert {name: shift.unfitted for name, shift in shifts.items()} == {"dense": [], "LPA": [6]}
+    assert shifts["LPA"].long == RATES[0]
+    assert shifts["LPA"].exponent == pytest.approx(math.log(4) / math.log(3))
 
 
 @pytest.mark.parametrize("field", ["base", "data_hashes"])
@@ -88,7 +97,7 @@ def test_tunings_of_other_data_or_settings_give_no_exponent(field):
     short, long = (tuning({"dense": 0.004, "LPA": 0.004}) for _ in range(2))
     setattr(long.index, field, {**getattr(long.index, field), "train.batch_size": 99})
     with pytest.raises(UserError, match="rivals-tuning at tiny: the two tunings differ in data"):
-        rate_exponent(short, long, (2, 6), ["dense", "LPA"])
+        rate_shifts(short, long, (2, 6), ["dense", "LPA"])
 
 
 def test_rates_fall_with_the_length_by_the_exponent():

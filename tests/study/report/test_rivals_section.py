@@ -35,6 +35,25 @@ def test_the_table_has_every_variant_at_every_length_and_the_known_gain(studies)
     assert perplexities == sorted(perplexities, reverse=True)
 
 
+def test_the_table_says_how_many_seeds_a_figure_rests_on(studies):
+    """The baseline's third seed comes last, and all gains and comparisons at its length wait for it."""
+    longest = studies[0]
+    dense, ours = longest.rows
+    dense.missing = [2]
+    del dense.perplexities[2], ours.scores["minimal-pairs"][2]
+    [comparison] = compare_rivals(studies)
+    two = " (2 of 3 seeds)"
+    for variant, _, perplexity, tokens, _, flops, _, gain, pairs in comparison.cells():
+        if variant == "LPA":
+            at_20 = perplexity == comparison.cells()[-1][2]
+            assert flops.endswith(two)
+            assert gain.endswith(two)
+            assert tokens.endswith(two) == pairs.endswith(two) == at_20
+            assert "seeds" not in perplexity
+    complete = compare_rivals([rival_study(length, 1.5) for length in (2, 6, 20)])[0].cells()
+    assert "seeds" not in str(complete)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -68,6 +87,16 @@ def test_the_table_is_of_the_baseline_that_is_asked_for(studies, tmp_path):
     assert "a power law through the lengths of dense gives" in page
     assert compare_rivals(studies)[0].baseline == "dense"
     assert compare_rivals(studies, "nowhere") == []
+
+
+def test_sections_of_one_name_say_their_length(studies, tmp_path):
+    write_study_report(studies, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    sections = re.findall("<h2>(rivals .*)</h2>", page)
+    assert len(set(sections)) == 3
+    assert all(re.fullmatch(r"rivals at tiny, [\d.]+[KM] tokens", title) for title in sections)
+    write_study_report(studies[:1], tmp_path / "one.html")
+    assert "<h2>rivals at tiny</h2>" in (tmp_path / "one.html").read_text()
 
 
 def test_what_sets_the_length_alone_separates_no_studies(studies):

@@ -1,7 +1,8 @@
 """Learning rates for longer runs, from tunings at two lengths (docs/protocol.md)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -56,6 +57,12 @@ def loss_by_rate(result: StudyResult, variant: str) -> dict[float, float]:
     }
 
 
+def is_inside(losses: dict[float, float]) -> bool:
+    """Whether the best rate has a neighbor on both sides, so that a parabola can be fitted."""
+    best = min(losses, key=losses.__getitem__)
+    return min(losses) < best < max(losses)
+
+
 def parabola_vertex(losses: dict[float, float]) -> float:
     """The rate at the lowest point of a parabola over ln(rate), through the best rate and its neighbors.
 
@@ -63,9 +70,9 @@ def parabola_vertex(losses: dict[float, float]) -> float:
     """
     rates = sorted(losses)
     best = min(rates, key=losses.__getitem__)
-    index = rates.index(best)
-    if index in (0, len(rates) - 1):
+    if not is_inside(losses):
         return best
+    index = rates.index(best)
     # In closed form, as the last digits of a fit depend on the machine. Distances and slopes are from the
     # best rate.
     lower, upper = (math.log(rates[near] / best) for near in (index - 1, index + 1))
@@ -76,10 +83,26 @@ def parabola_vertex(losses: dict[float, float]) -> float:
     return best * math.exp((rising * lower - falling * upper) / (2 * (rising - falling)))
 
 
-def rate_exponent(
+@dataclass
+class RateShift:
+    """How the best rate of a variant moves from one length to another.
+
+    Attributes:
+        short, long: the rate at the lowest loss of each length, see `parabola_vertex`.
+        exponent: β of rate ∝ length^(−β) by these two.
+        unfitted: the lengths, of `short` and `long`, at which no parabola was fitted.
+    """
+
+    short: float
+    long: float
+    exponent: float
+    unfitted: list[float]
+
+
+def rate_shifts(
     short: StudyResult, long: StudyResult, lengths: tuple[float, float], variants: Sequence[str]
-) -> float:
-    """β of rate ∝ length^(−β): the mean over variants of what their best rates say, clipped to [0, 0.5].
+) -> dict[str, RateShift]:
+    """By variant.
 
     Args:
         short, long: tunings at the two lengths.
@@ -89,17 +112,31 @@ def rate_exponent(
     """
     if not are_comparable(short.index, long.index):
         raise UserError(
-            f"{long.title}: the two tunings differ in data, split or settings; expected ones that differ in "
+            f"{long.place}: the two tunings differ in data, split or settings; expected ones that differ in "
             "the length of training and in rates alone"
         )
-    exponents = []
+    shifts = {}
     for variant in variants:
         found = [loss_by_rate(result, variant) for result in (short, long)]
         if not all(found):
             raise UserError(f"{variant}: no trial has finished all its runs in both tunings")
         before, after = map(parabola_vertex, found)
-        exponents.append(-math.log(after / before) / math.log(lengths[1] / lengths[0]))
-    return min(max(fmean(exponents), 0.0), MAX_EXPONENT)
+        shifts[variant] = RateShift(
+            before,
+            after,
+            -math.log(after / before) / math.log(lengths[1] / lengths[0]),
+            [
+                length
+                for length, losses in zip(lengths, found, strict=True)
+                if not is_inside(losses)
+            ],
+        )
+    return shifts
+
+
+def rate_exponent(shifts: Mapping[str, RateShift]) -> float:
+    """β of rate ∝ length^(−β): the mean of what the variants say, clipped to [0, 0.5]."""
+    return min(max(fmean(shift.exponent for shift in shifts.values()), 0.0), MAX_EXPONENT)
 
 
 def transfer_rates(

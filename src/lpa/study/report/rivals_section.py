@@ -65,7 +65,7 @@ class RivalsComparison:
         return [
             [
                 *_row_cells(row, judged.get((row.variant, row.tokens))),
-                *(_score_cell(row.scores.get(name, {})) for name in self.score_names),
+                *(_score_cell(row.scores.get(name, {}), row) for name in self.score_names),
             ]
             for row in self.rows
         ]
@@ -143,12 +143,13 @@ def _row_cells(row: VariantRow, found: Judgement | None) -> list[str]:
             gain += f" [{1 + over.low:.2f}, {1 + over.high:.2f}]"
         if found.extrapolated:
             gain += " (extrapolated)"
+        gain += _fewer_seeds(len(found.gains), row)
     return [
         row.variant,
         format_count(row.tokens),
         perplexity,
-        *_comparison_cells(found.equal_tokens if found else None),
-        *_comparison_cells(found.equal_flops if found else None),
+        *_comparison_cells(found.equal_tokens if found else None, row),
+        *_comparison_cells(found.equal_flops if found else None, row),
         gain,
     ]
 
@@ -157,26 +158,36 @@ def _missing_seeds(row: VariantRow) -> str:
     """How many seeds there are where that is not all of them."""
     if not row.missing:
         return ""
-    done = len(row.perplexities)
     failed = f", {len(row.failed)} failed" if row.failed else ""
-    return f" ({done} of {done + len(row.missing)} seeds{failed})"
+    return f" ({len(row.perplexities)} of {_seeds(row)} seeds{failed})"
 
 
-def _comparison_cells(found: Comparison | None) -> tuple[str, str]:
+def _fewer_seeds(count: int, row: VariantRow) -> str:
+    """How many seeds a figure rests on where that is not all of the row, as the baseline may lack some."""
+    return "" if count == _seeds(row) else f" ({count} of {_seeds(row)} seeds)"
+
+
+def _seeds(row: VariantRow) -> int:
+    return len(row.perplexities) + len(row.missing)
+
+
+def _comparison_cells(found: Comparison | None, row: VariantRow) -> tuple[str, str]:
     if found is None:
         return "–", "–"
     if found.diverged:
         return found.verdict, "–"
     change, low, high = (value - 1 for value in (found.ratio, found.low, found.high))
-    return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]", f"{found.p_adjusted:.3f}"
+    seeds = _fewer_seeds(found.count, row)
+    return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]{seeds}", f"{found.p_adjusted:.3f}"
 
 
-def _score_cell(by_seed: dict[int, float]) -> str:
+def _score_cell(by_seed: dict[int, float], row: VariantRow) -> str:
     """An accuracy as a percentage, a perplexity as it is."""
     if not by_seed:
         return "–"
     summary = Summary.from_values(list(by_seed.values()))
-    return _with_deviation(summary, ".1%" if summary.mean <= 1 else ".2f")
+    score = _with_deviation(summary, ".1%" if summary.mean <= 1 else ".2f")
+    return score + _fewer_seeds(len(by_seed), row)
 
 
 def _with_deviation(summary: Summary, form: str) -> str:

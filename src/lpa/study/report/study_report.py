@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,17 @@ def compare_studies(
     return (found if baseline is None else compare_with(found, baseline)), rivals
 
 
+def _titles(studies: Sequence[StudyResult]) -> list[str]:
+    """Of the sections; with the length of training where several studies are of one name and scale."""
+    counts = Counter(result.title for result in studies)
+    return [
+        f"{result.title}, {format_count(result.rows[0].tokens)} tokens"
+        if counts[result.title] > 1
+        else result.title
+        for result in studies
+    ]
+
+
 def write_study_report(
     studies: list[StudyResult], path: Path, rivals: Sequence[RivalsComparison] = ()
 ) -> None:
@@ -121,6 +133,7 @@ def write_study_report(
     path = check_output_file(path, "a report", is_html_page, overwrite=True)
     folder = path.with_name(f"{path.stem}-figures")
     sections, files = [], {}
+    titles = _titles(studies)
     for section, result in enumerate(studies, 1):
         figures = []
         for number, (caption, draw) in enumerate(study_figures(result).items(), 1):
@@ -131,7 +144,7 @@ def write_study_report(
             figures.append((caption, svg))
         sections.append(
             {
-                "title": result.title,
+                "title": titles[section - 1],
                 "question": result.index.question,
                 "split": result.index.split,
                 "summary": summarize(result),

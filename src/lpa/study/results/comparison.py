@@ -23,6 +23,7 @@ class Comparison:
         ratio: geometric mean over seeds.
         low, high: its interval at the level that Holm's step gives it.
         p_adjusted: by Holm's procedure.
+        count: the seeds that it rests on.
         diverged: whether a run of one of the two did. The seeds that survive decide nothing then, and all
             figures are nan.
     """
@@ -31,6 +32,7 @@ class Comparison:
     low: float
     high: float
     p_adjusted: float
+    count: int
     diverged: bool = False
 
     @property
@@ -89,14 +91,14 @@ def compare_family(
         }
         adjusted = holm(p_values, len(ours))
         compared = {
-            name: Comparison(math.nan, math.nan, math.nan, math.nan, diverged=True)
+            name: Comparison(math.nan, math.nan, math.nan, math.nan, 0, diverged=True)
             for name in diverged
         }
         for name, test in tests.items():
             p_adjusted, level = adjusted[name]
             interval = test.confidence_interval(1 - level)
             mean, low, high = map(float, np.exp([logs[name].mean(), interval.low, interval.high]))
-            compared[name] = Comparison(mean, low, high, p_adjusted)
+            compared[name] = Comparison(mean, low, high, p_adjusted, len(logs[name]))
     return compared
 
 

@@ -137,6 +137,11 @@ class StudyResult:
     def title(self) -> str:
         return f"{self.index.name} at {self.index.scale}"
 
+    @property
+    def place(self) -> str:
+        """What it is and where, as messages put it first."""
+        return f"{', '.join(map(str, self.directories))}: {self.title}"
+
     def table(self) -> dict[str, Any]:
         """As `lpa report --json` prints it."""
         return {
@@ -271,7 +276,7 @@ def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
     rows = tuned_rows(result)
     for group in set(groups.values()) - rows.keys():
         raise UserError(
-            f"{result.title}: no setting of {result.tuned_kind} {group} has finished all its runs"
+            f"{result.place}: no setting of {result.tuned_kind} {group} has finished all its runs"
         )
     by_variant = result.tuned_kind == "variant"
     tuned = {
@@ -304,7 +309,7 @@ def check_no_trial_lost(result: StudyResult) -> None:
     """
     if lost := lost_trials(result):
         raise UserError(
-            f"{result.title}: trials are not finished and did not diverge: {'; '.join(lost)}; start the "
+            f"{result.place}: trials are not finished and did not diverge: {'; '.join(lost)}; start the "
             "study again to resume them"
         )
 
