@@ -3,10 +3,12 @@ import functools
 import pytest
 import torch
 from helpers.small_models import small_model
+from torch.utils.checkpoint import CheckpointPolicy
 
 from lpa.errors import UserError
 from lpa.model.activation_checkpointing import (
     ACTIVATION_CHECKPOINTING_MODES,
+    _latent_policy,
     apply_activation_checkpointing,
 )
 from lpa.model.compile import compile_layers, compile_seconds
@@ -37,6 +39,17 @@ def test_gradients_are_the_same_to_the_bit(kind, mode):
     assert torch.equal(loss, again)
     for name, gradient in gradients.items():
         assert torch.equal(gradient, others[name]), name
+
+
+@pytest.mark.parametrize(
+    ("dropout", "keeps"),
+    [({"attention_dropout": 0.1, "resid_pdrop": 0.1}, False), ({"attention_dropout": 0.1}, True)],
+)
+def test_a_kernel_that_draws_runs_again_where_dropout_follows(dropout, keeps):
+    """Else what follows would draw from another place of the stream; only kernels of GPUs draw inside."""
+    policy = _latent_policy(small_model(**dropout).model.layers[0])
+    flash = torch.ops.aten._scaled_dot_product_flash_attention.default
+    assert (policy(None, flash) == CheckpointPolicy.MUST_SAVE) is keeps
 
 
 class Products(torch.utils._python_dispatch.TorchDispatchMode):

@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lpa.model import PRESETS, LPAConfig, LPAForCausalLM, preset_config
 from lpa.model.configuration_lpa import PLACEMENTS
 from lpa.model.cost import forward_flops_per_token, parameter_count, training_flops_per_token
+from lpa.train.init_weights import freeze_all_but_factors
 
 # From the description of the paper's models (vocabulary 32000, head with bias).
 PUBLISHED = {
@@ -85,4 +86,20 @@ def test_flops_equal_what_torch_counts(preset, placement):
     )
     assert (forward + backward) / tokens == pytest.approx(
         training_flops_per_token(config, seq_len), rel=tolerance
+    )
+
+
+@pytest.mark.parametrize("placement", ["attention", "all"])
+def test_frozen_matrices_have_no_gradient_to_count(placement):
+    config = preset_config("nano", placement=placement, attn_implementation="eager")
+    with torch.device("meta"):
+        model = LPAForCausalLM(config)
+        input_ids = torch.zeros(2, 256, dtype=torch.long)
+    freeze_all_but_factors(model)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(input_ids, use_cache=False).logits.sum().backward()
+    # Which counts no gradient of the first layer's inputs either.
+    assert training_flops_per_token(config, 256, trainable="factors") == pytest.approx(
+        counter.get_total_flops() / 512, rel=0.01
     )

@@ -114,6 +114,26 @@ def test_a_teacher_says_what_it_says_to_others(prepared, tmp_path, kind, documen
     torch.testing.assert_close(found, expected.last_hidden_state.flatten(0, 1))
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("mamba", "depends on the one before it in the sample"),
+        ("gpt_oss", "depends on the one before it in the sample"),
+        ("bloom", "takes no positions of documents: "),
+    ],
+)
+def test_a_teacher_that_cannot_keep_documents_apart_is_refused(prepared, tmp_path, kind, message):
+    sizes = (
+        {**SIZES, "num_local_experts": 2, "num_experts_per_tok": 1} if kind == "gpt_oss" else SIZES
+    )
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(tmp_path)
+    small_trainer(prepared, distill={"teacher": tmp_path})
+    with pytest.raises(UserError, match=message) as error:
+        small_trainer(prepared, distill={"teacher": tmp_path}, intra_document_mask=True)
+    assert "\n" not in str(error.value)
+
+
 def test_a_model_has_nothing_to_learn_from_itself(prepared, run):
     model = {"hidden_size": None, "intermediate_size": None, "num_hidden_layers": None}
     model |= {"num_attention_heads": None, "rank": None, "from_": run / "final"}
@@ -139,11 +159,15 @@ def test_resuming_changes_no_bit_nor_record(prepared, teacher, tmp_path):
     assert all(value > 0 for value in logs[0])
 
 
-def test_a_gguf_file_teaches_as_the_model_that_it_holds(prepared, merged, exported, tmp_path):
-    outcomes = []
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gguf_file_teaches_as_the_model_that_it_holds(prepared, merged, exported, dtype):
+    outcomes, buffers = [], []
     for teacher in (merged, exported):
-        trainer = small_trainer(prepared, distill={"teacher": teacher})
+        trainer = small_trainer(prepared, distill={"teacher": teacher}, dtype=dtype)
+        buffers.append(dict(trainer.distiller.teacher.named_buffers()))
         outcomes.append(trainer.train_step())
+    # Rounded frequencies of RoPE would put later tokens at other places.
+    torch.testing.assert_close(buffers[0], buffers[1], rtol=0, atol=0)
     assert outcomes[0].loss == outcomes[1].loss
     assert outcomes[0].grad_norm == outcomes[1].grad_norm
     plans = [

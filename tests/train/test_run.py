@@ -172,6 +172,23 @@ def test_an_extended_run_keeps_the_evaluation_of_its_first_end(tmp_path, config)
     assert validations(run) == [2, 3, 4, 5]
 
 
+def test_the_best_model_of_a_first_end_stays_the_best_of_a_longer_run(tmp_path, config):
+    run = tmp_path / "run"
+    best = {"checkpoint": {"keep_best": True}, "eval_tokens": 0}
+    first = train(config(**best, steps=5, eval_every=4), run)
+    assert first.best_step == 5
+    result = train(
+        config(**best, steps=8, eval_every=4, optim={"lr": 20.0}),
+        run,
+        resume=True,
+        allow_change=["train.steps", "optim.lr"],
+    )
+    losses = {r["step"]: r["validation_loss"] for r in read_metrics(run) if "validation_loss" in r}
+    assert list(losses) == validations(run) == [4, 5, 8]
+    assert result.best_step == min(losses, key=losses.__getitem__) == 5
+    assert " in 5 steps" in (run / "best" / "README.md").read_text()
+
+
 def test_the_best_loss_is_one_of_the_part_that_is_evaluated(tmp_path, config):
     run = tmp_path / "run"
     best = {"checkpoint": {"keep_best": True}, "optim": {"lr": 0.02}, "steps": 8}

@@ -56,12 +56,14 @@ def _latent_policy(layer: nn.Module) -> Callable[..., CheckpointPolicy]:
     # A product over as many features as a rank can only be a second factor, and what ends the FFN is
     # needed for nothing within the layer.
     modules = [module for module in layer.modules() if isinstance(module, LowRankLinear)]
-    recomputed_widths = {module.rank for module in modules} | {
-        layer.self_attn.config.intermediate_size
-    }
+    config = layer.self_attn.config
+    recomputed_widths = {module.rank for module in modules} | {config.intermediate_size}
+    # A fused kernel draws its dropout inside. Where it does not run again, what is dropped after it is drawn
+    # from another place of the stream than in the forward pass.
+    keeps_attention = not (config.attention_dropout and config.resid_pdrop)
 
     def policy(_: Any, operation: Any, *arguments: Any, **__: Any) -> CheckpointPolicy:
-        keep = operation in _ATTENTION_OPS
+        keep = keeps_attention and operation in _ATTENTION_OPS
         if operation in _MATMUL_OPS:
             keep = arguments[_MATMUL_OPS[operation]].shape[-1] not in recomputed_widths
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

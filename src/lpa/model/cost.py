@@ -1,5 +1,7 @@
 """What a model costs, counted from its configuration without building it."""
 
+import math
+
 from lpa.lowrank import sparse_entry_count, support_dtype
 from lpa.model.configuration_lpa import LPAConfig
 
@@ -40,6 +42,16 @@ def _projection_macs(config: LPAConfig) -> int:
         return projection_parameter_count(config)
     shapes = [config.projection_shape(name) for name in config.projections]
     return config.num_hidden_layers * sum(inputs * outputs for inputs, outputs in shapes)
+
+
+def _dense_projection_macs(config: LPAConfig) -> int:
+    """Those of `_projection_macs` with the weights of dense projections."""
+    return sum(
+        math.prod(config.projection_shape(name))
+        for layer in range(config.num_hidden_layers)
+        for name in config.projections
+        if config.projection_rank(name, layer) is None
+    )
 
 
 def _projection_bias_count(config: LPAConfig) -> int:
@@ -85,6 +97,14 @@ def forward_flops_per_token(config: LPAConfig, seq_len: int) -> int:
     return 2 * _projection_macs(config) + config.num_hidden_layers * scores + head
 
 
-def training_flops_per_token(config: LPAConfig, seq_len: int) -> int:
-    """Forward and backward: the backward pass is twice the forward (gradients of inputs and weights)."""
-    return 3 * forward_flops_per_token(config, seq_len)
+def training_flops_per_token(config: LPAConfig, seq_len: int, *, trainable: str = "all") -> int:
+    """Forward and backward: the backward pass is twice the forward (gradients of inputs and weights).
+
+    Args:
+        trainable: `all`, or `factors` where the low-rank pairs alone are: the other matrices then have no
+            gradient.
+    """
+    total = 3 * forward_flops_per_token(config, seq_len)
+    if trainable == "factors":
+        total -= 2 * (_dense_projection_macs(config) + config.vocab_size * config.hidden_size)
+    return total

@@ -17,6 +17,7 @@ from lpa.errors import UserError
 from lpa.gguf_import import is_gguf, load_gguf, read_gguf_header
 from lpa.model.layers.mask import causal_mask
 from lpa.model.loading import load_model, model_directory, open_causal_config, positions_of
+from lpa.model.weight_checks import as_user_error
 from lpa.model.weights import open_weights
 from lpa.storage.files import file_sha256
 from lpa.train.config import DistillConfig, RunConfig
@@ -26,6 +27,10 @@ from lpa.train.init_weights import check_same_tokenizer, check_same_vocabulary
 # Tokens whose logits, the student's and the teacher's, are held at a time.
 _CHUNK = 256
 _FIELD = "distill.teacher"
+# Tokens of each of the two documents that tell whether a teacher keeps them apart, and how much what it
+# predicts of one may change with the other, relatively: kernels may round otherwise.
+_PROBED = 8
+_TOLERANCE = 1e-3
 
 
 class Distiller:
@@ -90,6 +95,8 @@ class Distiller:
             config.distill, config.data.path, manifest, layout=layout, device=device, dtype=dtype
         )
         _check_positions(positions_of(distiller.teacher.config), config)
+        if config.data.intra_document_mask:
+            distiller.check_documents_apart(device)
         return distiller
 
     def pop_divergence(self) -> Tensor | None:
@@ -192,6 +199,31 @@ class Distiller:
         plain = self.teacher.get_output_embeddings()(hidden)
         return torch.equal(plain, self.teacher(input_ids=ids, use_cache=False).logits)
 
+    @torch.no_grad()
+    def check_documents_apart(self, device: torch.device) -> None:
+        """Refuse a teacher that takes a document for the continuation of the one before it.
+
+        Raises:
+            UserError: such as one with a state, or one that takes no positions.
+        """
+        later = torch.arange(_PROBED, device=device) % self._vocab_size
+        positions = torch.arange(_PROBED, device=device).repeat(2)[None]
+        outputs = []
+        for token in (0, 1):
+            ids = torch.cat([torch.full_like(later, token), later])[None]
+            with as_user_error(
+                f"{_FIELD} with data.intra_document_mask: takes no positions of documents"
+            ):
+                found = self._teacher_outputs({"input_ids": ids, "position_ids": positions})
+            outputs.append(found[_PROBED:].float())
+        one, other = outputs
+        if (one - other).norm() > _TOLERANCE * one.norm():
+            raise UserError(
+                f"{_FIELD} with data.intra_document_mask: what it predicts of a document depends on the one "
+                "before it in the sample; expected a teacher that keeps them apart by their positions, or "
+                "data.intra_document_mask false"
+            )
+
 
 class _NothingKept(Cache):
     """A cache that stays empty."""
@@ -228,7 +260,9 @@ def _open_teacher(path: Path, data: Path, dtype: torch.dtype) -> tuple[Any, str]
         model, tokenizer = load_gguf(path, _FIELD)
         tokens = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
         check_same_vocabulary(_FIELD, path, tokens, data)
-        return model.to(dtype), file_sha256(path)
+        for weight in model.parameters():  # the frequencies of RoPE stay float32, as when loaded
+            weight.data = weight.data.to(dtype)
+        return model, file_sha256(path)
     directory = model_directory(path, _FIELD)
     check_same_tokenizer(_FIELD, directory, data)
     model = load_model(directory, field=_FIELD, dtype=dtype)

@@ -113,7 +113,9 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
     parameters = parameter_count(shape.model_config)
     tokens_per_step = settings.batch_size * shape.seq_len
     flops = (
-        training_flops_per_token(shape.model_config, shape.seq_len)
+        training_flops_per_token(
+            shape.model_config, shape.seq_len, trainable=config.optim.trainable
+        )
         * settings.steps
         * tokens_per_step
     )

@@ -114,7 +114,9 @@ class Trainer:
             keep_latest_k=config.checkpoint.keep_latest_k,
             async_save=config.checkpoint.async_save,
         )
-        self._flops_per_token = training_flops_per_token(self.model_config, config.data.seq_len)
+        self._flops_per_token = training_flops_per_token(
+            self.model_config, config.data.seq_len, trainable=config.optim.trainable
+        )
         self.timer = PhaseTimer()
         self._clock = RunClock(config.train.max_seconds)
         self._stop_requests = StopRequests(self.world, self._clock.is_time_up)
@@ -147,8 +149,9 @@ class Trainer:
         """
         settings = self.config.train
         last = min(settings.steps, settings.stop_at or settings.steps)
+        may_be_best = self.config.checkpoint.keep_best and not settings.eval_tokens
         if self.state.step < settings.steps and not self._is_due(settings.eval_every):
-            self.state.evaluation_pending = False  # of an end that is one no more
+            self.state.evaluation_pending &= may_be_best  # of an end that is one no more
         with (
             self._stop_requests,  # left last: a late signal may end the process
             self._run_log,
@@ -214,8 +217,8 @@ class Trainer:
             UserError: a loss or gradient that is not finite, unless `train.on_nonfinite` skips them.
             StopIteration: after the last step of the run.
         """
-        settings, state = self.config.train, self.state
-        self.optimizers.set_lr(lr_at_step(self.config.optim, state.step + 1, settings.steps))
+        settings, optim, state = self.config.train, self.config.optim, self.state
+        self.optimizers.set_lr(lr_at_step(optim, state.step + 1, settings.steps, state.skipped))
         with self.timer("data"):
             batches = self.next_batches()
             tokens = self._count_targets(batches)
@@ -237,9 +240,7 @@ class Trainer:
             self.checkpointer.wait()
         with self.timer("optimizer"):
             if outcome.is_finite:
-                clip_grad_norm(
-                    self.model.parameters(), outcome.grad_norm, self.config.optim.max_grad_norm
-                )
+                clip_grad_norm(self.model.parameters(), outcome.grad_norm, optim.max_grad_norm)
                 self.optimizers.step()
             self.optimizers.zero_grad()
         state.step += 1
@@ -254,9 +255,7 @@ class Trainer:
         else:
             if settings.on_nonfinite == "stop":
                 self.checkpointer.wait()  # so that the run can resume from what is being saved
-            skip_or_refuse(
-                self.config.train, self.config.optim, state, batches, losses.tolist(), self.world
-            )
+            skip_or_refuse(settings, optim, state, batches, losses.tolist(), self.world)
             self._run_log.write(state.step, skipped_steps=state.skipped)
         return outcome
 
@@ -389,7 +388,7 @@ class Trainer:
             return True
         if limit != self.config.train.eval_tokens:  # the whole split, at the end
             return False
-        return state.best_eval_tokens not in (None, limit) or loss < state.best_loss
+        return state.best_eval_tokens not in (None, limit) or not state.best_loss <= loss
 
     def sample(self) -> None:
         """Continue the prompt and keep the text, on all processes together."""

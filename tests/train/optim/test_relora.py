@@ -38,6 +38,15 @@ def train(shape, steps):
     return weights, optimizer.state[weight]
 
 
+def test_the_rate_rises_anew_where_skipped_steps_have_moved_a_merge():
+    config = OptimConfig(
+        name="relora", restart_every=EVERY, lr=LR, warmup_steps=0, min_lr_ratio=1.0
+    )
+    rates = [lr_at_step(config, EVERY + 1 + skipped, 300, skipped) for skipped in (0, 1, 20)]
+    assert rates == [LR / 50] * 3
+    assert lr_at_step(config, EVERY + 1, 300, 1) == LR
+
+
 def test_the_first_period_is_adamw():
     weight, loss = problem((5, 8))
     weight = torch.nn.Parameter(weight)

@@ -32,7 +32,9 @@ def run_card(
         state: how far the run is.
         validation: on the validation split, where it was taken.
     """
-    flops_per_token = training_flops_per_token(model_config, config.data.seq_len)
+    flops_per_token = training_flops_per_token(
+        model_config, config.data.seq_len, trainable=config.optim.trainable
+    )
     facts = {
         "Text": _text(manifest),
         "Trained on": f"{state.tokens:,} tokens in {state.step:,} steps, {config.data.seq_len} at a time",

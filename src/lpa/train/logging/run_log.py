@@ -86,7 +86,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._first_step, self._start = step, time.perf_counter()
         if not self._is_main:
             return
-        model, train = self._config.model, self._config.train
+        model, train, data = self._config.model, self._config.train, self._config.data
         self._metrics = MetricsLog(
             self._out,
             step=step,
@@ -96,9 +96,10 @@ class RunLog(AbstractContextManager["RunLog"]):
             config=self._config.to_dict(),
         )
         name = str(model.from_) if model.from_ else model.preset
-        tokens = train.batch_size * self._config.data.seq_len
+        tokens = train.batch_size * data.seq_len
         resumed = f", {step:,} of them done" if step else ""
-        flops = training_flops_per_token(model_config, self._config.data.seq_len) * tokens
+        trainable = self._config.optim.trainable
+        flops = training_flops_per_token(model_config, data.seq_len, trainable=trainable) * tokens
         rate = processes * training_flops(device, getattr(torch, train.dtype))
         expected = format_duration(flops * (self._steps - step) / rate)
         for line in (

@@ -8,7 +8,7 @@ from lpa.train.config import OptimConfig
 _RESTART_WARMUP_STEPS = 50
 
 
-def lr_at_step(config: OptimConfig, step: int, steps: int) -> float:
+def lr_at_step(config: OptimConfig, step: int, steps: int, skipped: int = 0) -> float:
     """The learning rate of a step.
 
     Linear warm-up to the peak, then half a cosine down to `min_lr_ratio` of it (Loshchilov & Hutter 2017,
@@ -21,10 +21,11 @@ def lr_at_step(config: OptimConfig, step: int, steps: int) -> float:
     Args:
         step: counted from 1.
         steps: of the whole run, whose last step has the lowest rate after the warm-up.
+        skipped: steps before this one without an update, which move ReLoRA's merges.
     """
     lr = _lr_without_restarts(config, step, steps)
     if config.restart_every is not None:
-        period, within = divmod(step - 1, config.restart_every)
+        period, within = divmod(step - 1 - skipped, config.restart_every)
         if period:
             lr *= min(1.0, (within + 1) / _RESTART_WARMUP_STEPS)
     return lr

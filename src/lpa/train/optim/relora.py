@@ -35,7 +35,7 @@ class ReLoRA(MatrixOptimizer):
 
     # What is no longer there after the first period.
     droppable_states = ("exp_avg", "exp_avg_sq")
-    # It counts the steps to its merges, and `lr_at_step` those of the run.
+    # It counts the updates to its merges, and `lr_at_step` those of the run.
     can_start_within_run = False
 
     def __init__(
