@@ -98,6 +98,10 @@ def test_shards_are_verified_once_and_again_when_they_change(prepared, tmp_path,
     shard = data / manifest.split("train").shards[0].name
     os.utime(shard, (1, 1))
     assert verified() == {shard.name}
+    shutil.copytree(data, tmp_path / "copy")  # with the times, and with what is remembered
+    config.path = tmp_path / "copy"
+    assert verified() == everything
+    config.path = data
     shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
     with pytest.raises(UserError, match="SHA-256 is not that of the manifest"):
         verified()

@@ -18,12 +18,13 @@ class VerifiedShard:
     """What a shard was like when its checksum was compared.
 
     Attributes:
-        bytes, mtime_ns: of the file; a file that has changed since is verified again.
+        bytes, mtime_ns, inode: of the file; one that has changed since, or is a copy, is verified again.
         sha256: the checksum that it had.
     """
 
     bytes: Count
     mtime_ns: Count
+    inode: Count
     sha256: str
 
     @classmethod
@@ -33,7 +34,7 @@ class VerifiedShard:
         if not path.is_file():
             return None
         status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, shard.sha256)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, shard.sha256)
 
 
 def unverified_shards(directory: Path, shards: list[Shard]) -> list[Shard]:

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from transformers import AutoTokenizer
@@ -125,6 +126,23 @@ def test_a_score_that_is_not_defined_is_shown_as_such(result, run, data, lpa):
     found = json.loads(as_json.stdout)["stsb"]["models"][run.name]["pearson"]
     assert table.stdout.count("–") == 4  # the majority's correlations are not defined either
     assert (found["mean"], found["std"], found["values"][1]) == (None, None, None)
+
+
+def test_scores_from_before_there_was_a_setting_are_those_of_its_default(
+    result, run, data, tmp_path
+):
+    kept = tmp_path / "kept"
+    shutil.copytree(result[1], kept)
+    for file in kept.rglob("sst2-seed*.json"):
+        stored = json.loads(file.read_text())
+        del stored["request"]["dtype"]
+        file.write_text(json.dumps(stored))
+    options = {"data": data, "seeds": 1, "out": kept, "device": "cpu"}
+    again = run_glue([run], ["sst2"], settings=QUICK, **options)
+    kept_values = result[0]["sst2"].models[run.name]["accuracy"].values
+    assert again["sst2"].models[run.name]["accuracy"].values == kept_values[:1]
+    with pytest.raises(UserError, match=r"dtype was float32, now bfloat16"):
+        run_glue([run], ["sst2"], settings=replace(QUICK, dtype="bfloat16"), **options)
 
 
 def test_results_of_other_settings_are_not_mixed_in(result, run, data):

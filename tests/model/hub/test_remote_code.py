@@ -198,12 +198,22 @@ def test_only_torch_transformers_and_what_they_need_are_imported(code):
         }
 
 
-def test_an_old_transformers_is_refused_with_what_to_do(tmp_path, without_package):
-    (tmp_path / "old.py").write_text(lpa_code()[1]["modeling_lpa.py"])
-    script = "import sys, transformers; transformers.__version__ = '4.57.1'; sys.path.append(sys.argv[1])"
+@pytest.mark.parametrize(
+    ("code", "old", "needed"),
+    [
+        (lambda: lpa_code()[1]["modeling_lpa.py"], "4.57.1", "5.13"),
+        (lambda: lpa_code()[1]["configuration_lpa.py"], "5.12.1", "5.13"),
+        (lambda: low_rank_code()[1]["modeling_low_rank.py"], "5.17.0", "5.18"),
+    ],
+)
+def test_an_old_transformers_is_refused_with_what_to_do(
+    tmp_path, without_package, code, old, needed
+):
+    (tmp_path / "old.py").write_text(code())
+    script = f"import sys, transformers; transformers.__version__ = '{old}'; sys.path.append(sys.argv[1])"
     script += "; import old"
     done = without_package(script, tmp_path)
-    assert "needs transformers 5 or later; found 4.57.1" in done.stderr
+    assert f"needs transformers {needed} or later; found {old}" in done.stderr
     assert "pip install lpa" in done.stderr
 
 

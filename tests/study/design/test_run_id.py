@@ -24,6 +24,9 @@ def test_a_run_is_known_by_what_decides_its_figures():
         return run_id(study.config(variant, seed, Path(path)), {"train": data}, 300)
 
     assert name(dense) == name(dense, path="elsewhere")
+    config = study.config(dense, 0, Path("data"))
+    config.data.num_workers, config.data.verify = 2, False
+    assert run_id(config, {"train": "a"}, 300) == name(dense)
     assert len({name(dense), name(attention), name(dense, seed=1), name(dense, data="b")}) == 4
     other = expand_grid("rank", "tiny")
     assert name(dense) == run_id(other.config(other.variants[0], 0, Path("x")), {"train": "a"}, 300)

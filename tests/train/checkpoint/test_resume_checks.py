@@ -47,6 +47,25 @@ def test_what_is_allowed_may_change_and_nothing_else():
     check_same_config(before, after, allowed=["optim.lr", "optim.beta2"])
 
 
+def test_a_field_that_there_was_not_yet_had_its_default():
+    full = saved()
+    for section, fields in full.items():
+        for name in fields:
+            before = {**full, section: {n: v for n, v in fields.items() if n != name}}
+            check_same_config(before, run_config())
+    del full["optim"]["beta2"]
+    with pytest.raises(UserError, match=r"optim.beta2 was 0.95, now 0.9[; ]"):
+        check_same_config(full, run_config(optim=OptimConfig(beta2=0.9)))
+
+
+def test_a_field_of_another_version_may_be_allowed():
+    before = saved()
+    before["optim"]["nesterov"] = True
+    with pytest.raises(UserError, match=r"optim.nesterov was True, now None"):
+        check_same_config(before, run_config())
+    check_same_config(before, run_config(), allowed=["optim.nesterov"])
+
+
 def test_a_field_to_allow_must_exist():
     with pytest.raises(
         UserError, match=r"--allow-change: got optim.speed; expected fields such as"

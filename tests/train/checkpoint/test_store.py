@@ -4,7 +4,7 @@ import os
 import pytest
 
 from lpa.errors import LPAWarning
-from lpa.storage.run_directory import CHECKPOINT_MANIFEST_FILE
+from lpa.storage.run_directory import CHECKPOINT_MANIFEST_FILE, LATEST_CHECKPOINT_FILE
 from lpa.train.checkpoint import store
 
 
@@ -163,11 +163,44 @@ def test_no_byte_of_the_manifest_can_change_unnoticed(tmp_path, place):
     manifest.write_bytes(changed)
     if same:  # whitespace
         pytest.skip("the byte means nothing")
-    with pytest.raises(
-        store.DamagedCheckpointError, match=r"manifest\.json: (is damaged|has format)"
-    ):
+    with pytest.raises(store.DamagedCheckpointError, match=r"manifest\.json: is damaged"):
         store.read_manifest(path)
     assert store.list_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("format", 3, "has format 3; this version reads 2"),
+        ("state", {"step": 20, "later": 0}, "later"),
+        ("later", 0, "later"),
+    ],
+)
+def test_an_intact_checkpoint_of_another_version_is_none_that_is_damaged(
+    tmp_path, field, value, reason
+):
+    write_checkpoint(tmp_path, 10)
+    path = write_checkpoint(tmp_path, 20)
+    manifest = path / CHECKPOINT_MANIFEST_FILE
+    content = json.loads(manifest.read_bytes())["content"] | {field: value}
+    document = {"sha256": store.content_digest(content), "content": content}
+    manifest.write_text(json.dumps(document))
+    with pytest.raises(store.OtherVersionError, match=f"another version of lpa.*{reason}"):
+        store.read_manifest(path)
+    assert store.resumable_checkpoints(tmp_path)[0] == path, "not passed over for an older one"
+    assert store.unfinished_checkpoints(tmp_path) == []
+    store.create_partial(store.partial_path(tmp_path, 20))
+    assert json.loads(manifest.read_bytes()) == document
+
+
+def test_what_a_later_version_notes_of_the_latest_is_left_aside(tmp_path):
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step)
+    store.go_back_to(tmp_path, 10)
+    file = store.checkpoints_directory(tmp_path) / LATEST_CHECKPOINT_FILE
+    noted = json.loads(file.read_text())
+    file.write_text(json.dumps(noted | {"written_by": "9.0"}))
+    assert names(store.resumable_checkpoints(tmp_path)) == ["step-00000010"]
 
 
 @pytest.mark.parametrize(

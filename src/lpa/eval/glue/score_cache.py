@@ -52,7 +52,8 @@ class ScoreCache:
             stored = read_json(path, _Kept)
         except UserError as error:
             raise UserError(f"{error}; remove it") from error
-        earlier, now = stored.request, self._described(request)
+        # A setting that there was not yet has the default now.
+        earlier, now = asdict(FineTuningConfig()) | stored.request, self._described(request)
         changed = [key for key in now if earlier.get(key) != now[key]]
         if changed:
             what = ", ".join(f"{key} was {earlier.get(key)}, now {now[key]}" for key in changed)

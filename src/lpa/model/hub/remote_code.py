@@ -32,10 +32,11 @@ directory without this file.
 
 import transformers
 
-if int(transformers.__version__.partition(".")[0]) < 5:
+if tuple(map(int, transformers.__version__.split(".")[:2])) < {minimum}:
     raise ImportError(
-        f"this model needs transformers 5 or later; found {{transformers.__version__}}. Two other ways: "
-        "`pip install lpa` and `import lpa`, or a stock model by `lpa convert merge MODEL --out DENSE`"
+        "this model needs transformers {minimum[0]}.{minimum[1]} or later; found "
+        f"{{transformers.__version__}}. Two other ways: `pip install lpa` and `import lpa`, or a stock model "
+        "by `lpa convert merge MODEL --out DENSE`"
     )
 
 '''
@@ -110,8 +111,8 @@ def lpa_code() -> tuple[dict[str, str], dict[str, str]]:
     auto_map = {"AutoConfig": f"{CONFIGURATION}.LPAConfig"}
     auto_map |= {auto: f"{MODELING}.{name}" for auto, name in MODELS.items()}
     return auto_map, {
-        f"{CONFIGURATION}.py": _file(configuration, "The configuration of LPA models"),
-        f"{MODELING}.py": _file(modeling, "LPA models"),
+        f"{CONFIGURATION}.py": _file(configuration, "The configuration of LPA models", (5, 13)),
+        f"{MODELING}.py": _file(modeling, "LPA models", (5, 13)),
     }
 
 
@@ -126,8 +127,9 @@ def low_rank_code() -> tuple[dict[str, str], dict[str, str]]:
     module = "lpa.model.surgery.remote_loading"
     flat = flatten(LOW_RANK, [(module, name) for name in REMOTE_CLASSES.values()])
     auto_map = {auto: f"{LOW_RANK}.{name}" for auto, name in REMOTE_CLASSES.items()}
-    return auto_map, {f"{LOW_RANK}.py": _file(flat, "Models with low-rank pairs inside")}
+    return auto_map, {f"{LOW_RANK}.py": _file(flat, "Models with low-rank pairs inside", (5, 18))}
 
 
-def _file(flat: FlatFile, title: str) -> str:
-    return _HEADER.format(title=title, version=version("lpa")) + flat.body
+def _file(flat: FlatFile, title: str, minimum: tuple[int, int]) -> str:
+    """The text of a file that needs a version of transformers, by its first two numbers."""
+    return _HEADER.format(title=title, version=version("lpa"), minimum=minimum) + flat.body

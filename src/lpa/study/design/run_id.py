@@ -13,7 +13,8 @@ from lpa.study.design.run_configs import build_model_config
 from lpa.train.config import RunConfig
 
 # Where data is and how it is read does not make a run another one.
-_NOT_IN_RUN_ID = ("path", "workers", "verify")
+_NOT_IN_RUN_ID = ("path", "verify")
+_NUM_WORKERS = 0  # of all names, as the first ones have it
 
 # What the model's own fields repeat: the ranks, and the setting of the data.
 _SAID_ELSEWHERE = ("placement", "rank", "ffn_rank", "dense_layers", "intra_document_mask")
@@ -52,6 +53,7 @@ def run_id(config: RunConfig, data: dict[str, Any], vocab_size: int) -> str:
     settings = config.to_dict()
     settings["model"] = _model_fields(build_model_config(config, vocab_size))
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in _NOT_IN_RUN_ID}
+    settings["data"]["num_workers"] = _NUM_WORKERS
     # null is the default of a field, so that a new field leaves the names of old runs alone.
     identifying = {
         section: {name: value for name, value in values.items() if value is not None}

@@ -74,9 +74,10 @@ def check_same_config(
     Raises:
         UserError: naming the fields that differ, or a field in `allowed` that there is not.
     """
-    before, after = _flatten(saved), _flatten(yaml.load(current.to_yaml(), YamlLoader))
+    after = _flatten(yaml.load(current.to_yaml(), YamlLoader))
+    before = _defaults() | _flatten(saved)  # a field that there was not yet has its default
     for name in allowed:
-        if name not in after and name not in HASHED_FIELDS:
+        if name not in before | after and name not in HASHED_FIELDS:
             raise UserError(
                 f"--allow-change: got {name}; expected fields such as optim.lr, or "
                 f"{' or '.join(HASHED_FIELDS)}"
@@ -132,6 +133,10 @@ def check_restarts(saved: dict[str, Any], current: RunConfig, step: int) -> None
 
 def _may_change(name: str) -> bool:
     return name in _MAY_CHANGE or name.startswith(_SECTIONS_THAT_MAY_CHANGE)
+
+
+def _defaults() -> dict[str, Any]:
+    return _flatten(yaml.load(RunConfig.from_dict({"data": {"path": "."}}).to_yaml(), YamlLoader))
 
 
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:

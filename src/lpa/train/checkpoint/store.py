@@ -39,6 +39,10 @@ class DamagedCheckpointError(UserError):
     """A checkpoint whose files are not what was written."""
 
 
+class OtherVersionError(UserError):
+    """An intact checkpoint that this version cannot read."""
+
+
 @dataclass
 class StoredFile:
     """What the manifest says of a file."""
@@ -120,6 +124,8 @@ def _is_complete(path: Path) -> bool:
         read_manifest(path)
     except DamagedCheckpointError:
         return False
+    except OtherVersionError:
+        pass
     return True
 
 
@@ -137,9 +143,12 @@ def resumable_checkpoints(run: Path) -> list[Path]:
 
 
 def _read_latest(run: Path) -> _Latest | None:
-    """None where no checkpoint was written, or the file was lost."""
+    """None where no checkpoint was written, or the file was lost. What a later version adds is left aside."""
+    file = checkpoints_directory(run) / LATEST_CHECKPOINT_FILE
     try:
-        return read_json(checkpoints_directory(run) / LATEST_CHECKPOINT_FILE, _Latest)
+        said = read_json(file, dict[str, Any])
+        known = {name: said[name] for name in ("step", "abandoned") if name in said}
+        return parse_value(known, _Latest, where=file)
     except UserError:
         return None
 
@@ -264,7 +273,8 @@ def read_manifest(path: Path) -> CheckpointManifest:
     """What the manifest of a checkpoint says.
 
     Raises:
-        DamagedCheckpointError: it is missing, altered, or of another format.
+        DamagedCheckpointError: it is missing or altered.
+        OtherVersionError: it is as written, by a version whose checkpoints have other fields.
     """
     file = path / CHECKPOINT_MANIFEST_FILE
     if path.is_dir() and not file.exists():
@@ -275,17 +285,19 @@ def read_manifest(path: Path) -> CheckpointManifest:
         document = read_json(file, _ManifestFile)
         if document.sha256 != content_digest(document.content):
             raise UserError("its SHA-256 does not match its content")
-        found = document.content.get("format")
-        if found != _FORMAT:
-            raise DamagedCheckpointError(
-                f"{file}: has format {found}; this version reads {_FORMAT}"
-            )
-        return parse_value(document.content, CheckpointManifest, where=file, field="content")
-    except DamagedCheckpointError:
-        raise
     except UserError as error:
         reason = str(error).removeprefix(f"{file}: ")
         raise DamagedCheckpointError(f"{file}: is damaged ({reason})") from error
+    try:
+        found = document.content.get("format")
+        if found != _FORMAT:
+            raise UserError(f"has format {found}; this version reads {_FORMAT}")
+        return parse_value(document.content, CheckpointManifest, where=file, field="content")
+    except UserError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise OtherVersionError(
+            f"{file}: was written by another version of lpa, which can resume from it ({reason})"
+        ) from error
 
 
 def check_names(path: Path, names: Iterable[str]) -> None:
