@@ -18,6 +18,7 @@ from helpers.study_runs import (
 from lpa.errors import UserError
 from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid
+from lpa.study.design.study_index import index_path
 from lpa.study.execution.job_runner import Slot, create_jobs, make_slots, run_jobs, visible_gpus
 from lpa.study.execution.run_worker import train_and_score
 from lpa.study.rates.rate_tuning import tune_learning_rates
@@ -303,3 +304,21 @@ def test_a_tuning_is_not_run_in_part(prepared, tmp_path):
     assert len(jobs(["dense", "LPA", "FFN"], [0.002, 0.004, 0.008])) == 9
     with pytest.raises(UserError, match="other tuned settings, or another grid"):
         jobs(["dense", "LPA"], [0.002, 0.004])
+
+
+def test_a_study_goes_on_where_another_version_counted_or_kept_otherwise(prepared, tmp_path):
+    study = expand_grid("placement", "tiny")
+    first = create_jobs(study, 1, tmp_path, prepared)
+    path = index_path(study, tmp_path)
+    earlier = json.loads(path.read_text())
+    earlier["variants"][0]["train_flops_per_token"] += 1
+    earlier["variants"][0]["parameters"] += 1
+    earlier["base"] |= {"checkpoint.keep_latest_k": 7, "model.attn_implementation": "sdpa"}
+    path.write_text(json.dumps(earlier))
+    assert create_jobs(study, 1, tmp_path, prepared) == first
+    [found] = find_studies([tmp_path])
+    assert found.index.variants == study.variants
+    earlier["variants"][0]["overrides"] |= {"optim.lr": 0.5}
+    path.write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match="other tuned settings, or another grid"):
+        create_jobs(study, 1, tmp_path, prepared)

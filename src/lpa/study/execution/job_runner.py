@@ -37,6 +37,10 @@ _DIFFERENCES = {
     "data_hashes": "other data",
 }
 
+# Of a variant, what the planner says, perhaps otherwise in another version.
+_COUNTED = ("parameters", "train_flops_per_token", "match")
+_UNDECIDING_SETTINGS = ("checkpoint.", "parallel.", "model.attn_implementation")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -172,7 +176,7 @@ def _write_index(path: Path, index: StudyIndex) -> None:
     """Keep what an earlier start of the same study asked for, refuse another study's place."""
     text = json.dumps(asdict(index), indent=2) + "\n"
     if path.exists():
-        earlier, now = asdict(read_index(path)), json.loads(text)
+        earlier, now = map(_deciding, (asdict(read_index(path)), json.loads(text)))
         # Variants may be added to a study, as tuning by variant does with rates, or some of them run alone.
         grown = all(one in now["variants"] for one in earlier["variants"])
         some = grown or not any(one["tunes"] for one in now["variants"])
@@ -192,6 +196,20 @@ def _write_index(path: Path, index: StudyIndex) -> None:
         if fewer or not grown:
             return
     write_text_atomic(path, text)
+
+
+def _deciding(index: dict[str, Any]) -> dict[str, Any]:
+    """An index without what makes no run another one: what is counted, and how runs are computed and kept."""
+    base = {
+        name: value
+        for name, value in index["base"].items()
+        if not name.startswith(_UNDECIDING_SETTINGS)
+    }
+    variants = [
+        {name: value for name, value in variant.items() if name not in _COUNTED}
+        for variant in index["variants"]
+    ]
+    return {**index, "base": base, "variants": variants}
 
 
 def run_jobs(
