@@ -254,9 +254,7 @@ def _layer_activation_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         leaf = torch.empty(batch_size, seq_len, config.hidden_size, requires_grad=True)
-        hidden = (
-            leaf.clone()
-        )  # as in a deep layer: autocast keeps one copy of a leaf for all its readers
+        hidden = leaf.clone()  # of a leaf, autocast would keep one copy for all that read it
         inputs: dict[str, Any] = {}
         if config.decoder_type == "llama":
             # Shapes alone: some kinds of RoPE compute their tables by the largest position.
