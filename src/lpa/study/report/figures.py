@@ -118,7 +118,7 @@ def label_of(row: VariantRow) -> str:
     name = f" {row.variant}" if row.variant.startswith("_") else row.variant
     if not row.diverged:
         return name
-    return f"{name} ({row.diverged_runs} of {len(row.perplexities) + len(row.missing)} diverged)"
+    return f"{name} ({row.diverged_runs} of {row.seeds} diverged)"
 
 
 def _curves(result: StudyResult, axis: str) -> DrawFunction:

@@ -143,7 +143,7 @@ def _row_cells(row: VariantRow, found: Judgement | None) -> list[str]:
             gain += f" [{1 + over.low:.2f}, {1 + over.high:.2f}]"
         if found.extrapolated:
             gain += " (extrapolated)"
-        gain += _fewer_seeds(len(found.gains), row)
+        gain += fewer_seeds(len(found.gains), row)
     return [
         row.variant,
         format_count(row.tokens),
@@ -159,16 +159,12 @@ def _missing_seeds(row: VariantRow) -> str:
     if not row.missing:
         return ""
     failed = f", {len(row.failed)} failed" if row.failed else ""
-    return f" ({len(row.perplexities)} of {_seeds(row)} seeds{failed})"
+    return f" ({len(row.perplexities)} of {row.seeds} seeds{failed})"
 
 
-def _fewer_seeds(count: int, row: VariantRow) -> str:
+def fewer_seeds(count: int, row: VariantRow) -> str:
     """How many seeds a figure rests on where that is not all of the row, as the baseline may lack some."""
-    return "" if count == _seeds(row) else f" ({count} of {_seeds(row)} seeds)"
-
-
-def _seeds(row: VariantRow) -> int:
-    return len(row.perplexities) + len(row.missing)
+    return "" if count == row.seeds else f" ({count} of {row.seeds} seeds)"
 
 
 def _comparison_cells(found: Comparison | None, row: VariantRow) -> tuple[str, str]:
@@ -177,7 +173,7 @@ def _comparison_cells(found: Comparison | None, row: VariantRow) -> tuple[str, s
     if found.diverged:
         return found.verdict, "–"
     change, low, high = (value - 1 for value in (found.ratio, found.low, found.high))
-    seeds = _fewer_seeds(found.count, row)
+    seeds = fewer_seeds(found.count, row)
     return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]{seeds}", f"{found.p_adjusted:.3f}"
 
 
@@ -187,7 +183,7 @@ def _score_cell(by_seed: dict[int, float], row: VariantRow) -> str:
         return "–"
     summary = Summary.from_values(list(by_seed.values()))
     score = _with_deviation(summary, ".1%" if summary.mean <= 1 else ".2f")
-    return score + _fewer_seeds(len(by_seed), row)
+    return score + fewer_seeds(len(by_seed), row)
 
 
 def _with_deviation(summary: Summary, form: str) -> str:

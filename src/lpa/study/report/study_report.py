@@ -19,6 +19,7 @@ from lpa.study.report.rivals_section import (
     RivalsComparison,
     compare_rivals,
     draw_loss_against_flops,
+    fewer_seeds,
 )
 from lpa.study.results.families import is_family
 from lpa.study.results.statistics import (
@@ -133,8 +134,7 @@ def write_study_report(
     path = check_output_file(path, "a report", is_html_page, overwrite=True)
     folder = path.with_name(f"{path.stem}-figures")
     sections, files = [], {}
-    titles = _titles(studies)
-    for section, result in enumerate(studies, 1):
+    for section, (result, title) in enumerate(zip(studies, _titles(studies), strict=True), 1):
         figures = []
         for number, (caption, draw) in enumerate(study_figures(result).items(), 1):
             svg = draw_svg(draw)
@@ -144,7 +144,7 @@ def write_study_report(
             figures.append((caption, svg))
         sections.append(
             {
-                "title": titles[section - 1],
+                "title": title,
                 "question": result.index.question,
                 "split": result.index.split,
                 "summary": summarize(result),
@@ -246,9 +246,7 @@ def summarize(result: StudyResult) -> list[str]:
 
 def _pairs(row: VariantRow) -> str:
     """How many seeds a change rests on where some are missing or failed."""
-    pairs = row.difference.count if row.difference else 0
-    total = len(row.perplexities) + len(row.missing)
-    return f" ({pairs} of {total} seeds)" if pairs < total else ""
+    return fewer_seeds(row.difference.count if row.difference else 0, row)
 
 
 def change_with_interval(difference: Difference | None) -> str:
@@ -265,7 +263,7 @@ def change_with_interval(difference: Difference | None) -> str:
 def row_cells(row: VariantRow) -> list[tuple[str, Any]]:
     """A row of the table under HEADINGS: text and what it is sorted by; empty where there is none."""
     name = row.variant if row.match is None else f"{row.variant} ({row.match:.3f})"
-    runs = f"{len(row.perplexities)} of {len(row.perplexities) + len(row.missing)}"
+    runs = f"{len(row.perplexities)} of {row.seeds}"
     if row.failed:
         runs += f", {len(row.failed)} failed"
     baseline_cell = ("–", "") if row.is_baseline else (row.baseline, row.baseline)

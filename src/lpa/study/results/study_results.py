@@ -72,6 +72,11 @@ class VariantRow:
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
 
     @property
+    def seeds(self) -> int:
+        """How many it has, finished or not."""
+        return len(self.perplexities) + len(self.missing)
+
+    @property
     def flops(self) -> float:
         return float(self.train_flops_per_token) * self.tokens
 
