@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_models import small_llama
+from helpers.tokenizer_kinds import save_with_bos
 from transformers import AutoTokenizer, GPT2Config
 
 from lpa.data import bundled_corpus, load_split_tokens, read_documents
@@ -17,9 +18,10 @@ from lpa.model.loading import positions_of
 
 
 def text_of(lengths, bos=None, seed=0):
-    """Documents of random tokens 1 … 96, each ended by token 0."""
+    """Documents of random tokens 2 … 96, each begun by `bos` if one is given, and ended by token 0."""
     generator = np.random.default_rng(seed)
-    parts = [np.append(generator.integers(1, 97, length), 0) for length in lengths]
+    begin = [] if bos is None else [bos]
+    parts = [np.array([*begin, *generator.integers(2, 97, length), 0]) for length in lengths]
     sizes = np.array(lengths) * 4
     return TokenizedText(
         tokens=np.concatenate(parts),
@@ -51,8 +53,12 @@ def test_every_token_is_scored_once(mode, seq_len, stride, bos):
         places = slice(window.stop - window.num_scored, window.stop)
         assert window.ids[-window.num_scored :].tolist() == text.tokens[places].tolist()
         count[places] += 1
-    first = 0 if bos is None and mode != "documents" else 1
-    assert count.tolist() == [first] + [1] * (len(count) - 1)
+    expected = np.ones_like(count)  # but what nothing comes before
+    if mode != "documents":
+        expected[0] = 0
+    elif bos is not None:
+        expected[[0, *text.ends[:-1]]] = 0
+    assert count.tolist() == expected.tolist()
 
 
 def test_a_document_alone_begins_once():
@@ -167,17 +173,10 @@ def test_documents_are_separated_in_prepared_data(run, prepared):
 
 
 def test_a_tokenizer_with_a_beginning_token_sets_it_once(tmp_path, run):
-    from tokenizers import processors
-
-    tokenizer = AutoTokenizer.from_pretrained(run / "final")
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    bos = tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", bos)]
-    )
+    bos = save_with_bos(run / "final", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = small_llama(len(tokenizer), num_hidden_layers=1, max_position_embeddings=4096)
     model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
     words = next(read_documents([bundled_corpus("validation")]))[:1500]
     (tmp_path / "text.txt").write_text(words)
     ids = [*tokenizer(words)["input_ids"], tokenizer.eos_token_id]

@@ -1,8 +1,19 @@
 """Tokenizers that split text in different ways, trained on a little real text."""
 
 from functools import cache
+from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoTokenizer
 
 from lpa.data import bundled_corpus, read_documents
 
@@ -43,3 +54,15 @@ def tokenizer_kind(name: str) -> Tokenizer:
     )
     tokenizer.train_from_iterator(read_documents([bundled_corpus("test")]), trainer)
     return tokenizer
+
+
+def save_with_bos(source: Path, directory: Path, bos: str = "<s>") -> int:
+    """A copy of a tokenizer that puts a token before each text, as Llama's does; the token's id."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"bos_token": bos})
+    number: int = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, number)]
+    )
+    tokenizer.save_pretrained(directory)
+    return number

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lpa.data.sources.documents import read_documents
 from lpa.data.sources.source import Source
 from lpa.data.text_encoder import TextEncoder
+from lpa.data.tokenizer import document_bos_token
 from lpa.errors import UserError
 
 _BATCH_SIZE = (
@@ -34,9 +35,10 @@ def calibration_windows(text: str | Path, tokenizer: Any, *, tokens: int, seq_le
     """
     ids: list[int] = []
     encoder = TextEncoder.of(tokenizer)
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    limits = (document_bos_token(tokenizer), tokenizer.eos_token_id)
+    begin, end = ([] if token is None else [token] for token in limits)
     for document in read_documents([Source.parse(text)]):
-        ids += [*encoder.encode(document), *end]
+        ids += [*begin, *encoder.encode(document), *end]
         if len(ids) >= tokens:
             break
     ids = ids[:tokens]

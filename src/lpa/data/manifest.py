@@ -33,7 +33,8 @@ class Shard:
 class Split:
     """One split: its shards in order, and how much text they came from.
 
-    `tokens` counts one end-of-text token after each document; `bytes` (of UTF-8) and `words` (runs
+    `tokens` counts one end-of-text token after each document, and one beginning-of-sequence token before it
+    where there is one; `bytes` (of UTF-8) and `words` (runs
     without whitespace) count the text itself, `special_tokens_in_text` the places in it that spell a
     special token.
     """
@@ -50,8 +51,8 @@ class Split:
 class Manifest:
     """Describes a prepared data directory; written as `manifest.json` in it.
 
-    `vocab_size` is the highest token id + 1; `parse_special_tokens` says whether text that spells a special
-    token became that token.
+    `vocab_size` is the highest token id + 1; `bos_token_id` is the token before each document, None where
+    there is none; `parse_special_tokens` says whether text that spells a special token became that token.
     """
 
     tokenizer_sha256: str
@@ -61,6 +62,7 @@ class Manifest:
     splits: dict[str, Split]
     source: dict[str, Any]
     parse_special_tokens: bool = False
+    bos_token_id: Count | None = None
     schema_version: int = SCHEMA_VERSION
 
     def save(self, directory: Path) -> None:
@@ -100,11 +102,12 @@ class Manifest:
                 f"{path}: dtype {self.dtype!r} cannot hold a vocabulary of {self.vocab_size}; expected "
                 f"{'uint16' if self.vocab_size <= 2**16 else 'uint32'}"
             )
-        if self.eos_token_id >= self.vocab_size:
-            raise UserError(
-                f"{path}: eos_token_id: got {self.eos_token_id}; expected one below vocab_size "
-                f"({self.vocab_size})"
-            )
+        for name in ("bos_token_id", "eos_token_id"):
+            token = getattr(self, name)
+            if token is not None and token >= self.vocab_size:
+                raise UserError(
+                    f"{path}: {name}: got {token}; expected one below vocab_size ({self.vocab_size})"
+                )
         for name, split in self.splits.items():
             if name not in SPLITS:
                 raise UserError(

@@ -20,8 +20,8 @@ class SplitStats:
     """What a split holds.
 
     Attributes:
-        documents, tokens, words, bytes: counts; an end-of-text token per document is among the tokens.
-        bytes_per_token: of UTF-8, the end-of-text tokens counted in.
+        documents, tokens, words, bytes: counts; tokens before and after each document are counted in.
+        bytes_per_token: of UTF-8, the tokens before and after documents counted in.
         lengths: smallest length of a class -> documents in it; classes double: 1, 2, 4, 8 … tokens.
         longest: tokens of the longest document.
         vocab_used: how many tokens of the vocabulary occur.
@@ -99,7 +99,7 @@ def split_stats(directory: Path, split: str, manifest: Manifest | None = None) -
 
 
 def _iterate_documents(directory: Path, split: str, manifest: Manifest) -> Iterator[np.ndarray]:
-    """The documents of a split in order, each with its end-of-text token."""
+    """The documents of a split in order, each with the tokens before and after it."""
     tokens = TokenSplit(directory, split, manifest)
     pending: list[np.ndarray] = []
     for start in range(0, len(tokens), _BLOCK_TOKENS):
@@ -153,8 +153,9 @@ def decode_documents(directory: Path, split: str | None = None) -> Iterator[str]
     split = split or manifest.held_out_split
     tokenizer = load_data_tokenizer(directory, manifest)
     for document in _iterate_documents(directory, split, manifest):
-        ends = len(document) and document[-1] == manifest.eos_token_id
-        yield tokenizer.decode(document[:-1] if ends else document)
+        begins = int(document[0] == manifest.bos_token_id)
+        ends = document[-1] == manifest.eos_token_id
+        yield tokenizer.decode(document[begins : len(document) - ends])
 
 
 def verify_data(data: Path) -> list[str]:

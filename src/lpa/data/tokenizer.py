@@ -4,14 +4,15 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
 from lpa.data.sentencepiece import load_sentencepiece
-from lpa.data.text_encoder import disable_truncation_and_dropout
-from lpa.errors import UserError, expected_one_of
+from lpa.data.text_encoder import TextEncoder, disable_truncation_and_dropout
+from lpa.errors import LPAWarning, UserError, expected_one_of
 
 END_OF_TEXT = "<|endoftext|>"
 # Name -> its special tokens, and how a conversation is written with them (Jinja, as transformers reads it).
@@ -187,6 +188,19 @@ def verify_tokenizer(data: Path, manifest: Manifest) -> None:
             f"{directory / _CONFIG_FILE}: the end-of-text token is {tokenizer.eos_token_id}; expected "
             f"{manifest.eos_token_id}, that of the manifest; prepare the data again"
         )
+    bos = document_bos_token(tokenizer)
+    if manifest.bos_token_id not in (None, bos):
+        raise UserError(
+            f"{directory / _CONFIG_FILE}: the token before a text is {bos}; expected "
+            f"{manifest.bos_token_id}, that of the manifest; prepare the data again"
+        )
+    if bos is not None and manifest.bos_token_id is None:
+        warnings.warn(
+            f"data {data}: no document begins with token {bos}, which its tokenizer puts before a text, so "
+            "models do not learn it; prepare the data again",
+            LPAWarning,
+            stacklevel=2,
+        )
 
 
 def load_data_tokenizer(data: Path, manifest: Manifest) -> Any:
@@ -325,6 +339,30 @@ def vocabulary_size(tokenizer: Any) -> int:
     return 1 + max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
 
 
+def default_bos_token(tokenizer: Any) -> int | None:
+    """The beginning-of-sequence token, where the tokenizer puts it before a text unasked."""
+    bos: int | None = tokenizer.bos_token_id
+    return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
+
+
+def document_bos_token(tokenizer: Any) -> int | None:
+    """What each of many documents begins with: `default_bos_token`, unless it is what ends them."""
+    bos = default_bos_token(tokenizer)
+    return None if bos == tokenizer.eos_token_id else bos
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """The tokens of a text to continue, which begins as a document does; there is at least one.
+
+    Text that spells a special token is that token.
+    """
+    ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
+    bos = default_bos_token(tokenizer)
+    if bos is not None and ids[:1] != [bos]:
+        return [bos, *ids]
+    return ids or [tokenizer.eos_token_id]  # after the end of the document before
+
+
 def load_vocabulary(directory: Path) -> dict[str, int] | None:
     """The tokens of a directory's tokenizer and their ids; None where it has no tokenizer.
 
@@ -343,6 +381,8 @@ class FastTokenizer:
 
     It has what `lpa prepare` asks of a tokenizer; `load_fast_tokenizer` says where it replaces one.
     """
+
+    bos_token_id = None  # its settings name none
 
     def __init__(self, directory: Path, eos_token: str) -> None:
         self._directory = directory

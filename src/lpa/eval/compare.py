@@ -11,12 +11,12 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from lpa.callbacks import StepCallback
-from lpa.data.tokenizer import tokenizer_hash
+from lpa.data.tokenizer import document_bos_token, tokenizer_hash
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
 from lpa.eval.perplexity import Evaluation, check_scorable, open_for_scoring, summarize
 from lpa.eval.text_scores import score
-from lpa.eval.tokenized_text import TokenizedText, default_bos_token, load_text
+from lpa.eval.tokenized_text import TokenizedText, load_text
 from lpa.eval.windows import WindowConfig
 from lpa.model.loading import positions_of
 
@@ -179,7 +179,7 @@ def _load_texts(
 
 def _document_limits(tokenizer: Any) -> tuple[int | None, int]:
     """The tokens before and after a document, which tokenizer_config.json says, not tokenizer.json."""
-    return default_bos_token(tokenizer), tokenizer.eos_token_id
+    return document_bos_token(tokenizer), tokenizer.eos_token_id
 
 
 def verdict(interval_of_change: tuple[float, float]) -> str:

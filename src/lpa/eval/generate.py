@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lpa.data.text_encoder import TextEncoder, decode_continuation
+from lpa.data.text_encoder import decode_continuation
+from lpa.data.tokenizer import encode_prompt
 from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
-from lpa.eval.tokenized_text import default_bos_token
 from lpa.model.loading import positions_of
 
 # Where nothing is asked for.
@@ -64,12 +64,7 @@ def generate_text(
         if not good:
             raise UserError(f"{name}: got {value}; expected {accepted}")
     model, tokenizer = load_with_tokenizer(model_path, device, dtype=dtype)
-    ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
-    lead = default_bos_token(tokenizer)
-    if lead is not None and ids[:1] != [lead]:
-        ids = [lead, *ids]
-    # A document begins after the end of the one before.
-    ids = ids or [tokenizer.eos_token_id]
+    ids = encode_prompt(tokenizer, prompt)
     positions = positions_of(model.config)
     if max_new_tokens is None:
         room = _MAX_NEW_TOKENS if positions is None else positions - len(ids)

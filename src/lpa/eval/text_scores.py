@@ -35,7 +35,7 @@ class Scores:
 
 
 def iter_windows(text: TokenizedText, *, mode: str, seq_len: int, stride: int) -> Iterator[Window]:
-    """Windows in which every token is a scored target once.
+    """Windows in which every token that another comes before is a scored target once.
 
     Args:
         text: what to score.
@@ -45,23 +45,21 @@ def iter_windows(text: TokenizedText, *, mode: str, seq_len: int, stride: int) -
         stride: how far one window begins after the other, in `sliding`, and in `documents` that
             are longer than a window. In `blocks` it is the context.
 
-    A sequence begins with the tokenizer's beginning-of-sequence token where it has the habit of setting
-    one. A document alone begins with the end-of-text token otherwise, as after another document. Without
-    either, the first token of all is not scored, as nothing comes before it.
+    A document alone that has no beginning-of-sequence token begins with the end-of-text token, as after
+    another document.
     """
     if mode == "documents":
-        first = text.eos_token_id if text.bos_token_id is None else text.bos_token_id
         begin = 0
         for end in text.ends:
+            begun = text.tokens[begin] == text.bos_token_id
+            first = None if begun else text.eos_token_id
             yield from sequence_windows(
                 text.tokens[begin:end], seq_len=seq_len, stride=stride, first=first, offset=begin
             )
             begin = int(end)
     else:
         step = seq_len if mode == "blocks" else stride
-        yield from sequence_windows(
-            text.tokens, seq_len=seq_len, stride=step, first=text.bos_token_id
-        )
+        yield from sequence_windows(text.tokens, seq_len=seq_len, stride=step)
 
 
 def score(

@@ -11,20 +11,20 @@ from lpa.data.manifest import MANIFEST_FILE, Manifest
 from lpa.data.sources.documents import read_documents
 from lpa.data.sources.source import Source
 from lpa.data.text_encoder import TextEncoder
-from lpa.data.tokenizer import tokenizer_hash
+from lpa.data.tokenizer import document_bos_token, tokenizer_hash
 from lpa.errors import UserError
 
 
 @dataclass
 class TokenizedText:
-    """Documents one after another, each followed by the end-of-text token.
+    """Documents one after another as in training: each ended by the end-of-text token.
 
     Attributes:
         tokens: (tokens,).
         ends: (documents,), the index after the last token of each.
         words, bytes: of all documents together; words are runs without whitespace.
         document_bytes: (documents,), of UTF-8; None where the text itself is not at hand.
-        bos_token_id: what the tokenizer puts before a text, if it puts anything.
+        bos_token_id: what each document begins with; None where it begins with its text.
         eos_token_id: the end-of-text token.
     """
 
@@ -74,7 +74,7 @@ def _from_prepared(directory: Path, split: str | None, tokenizer: Any) -> Tokeni
         words=contents.words,
         bytes=contents.bytes,
         document_bytes=None,
-        bos_token_id=default_bos_token(tokenizer),
+        bos_token_id=manifest.bos_token_id,
         eos_token_id=manifest.eos_token_id,
     )
 
@@ -88,11 +88,13 @@ def _document_ends(tokens: np.ndarray, eos_token_id: int) -> np.ndarray:
 
 def _from_text(source: str | Path, tokenizer: Any) -> TokenizedText:
     encoder = TextEncoder.of(tokenizer)
+    bos, eos = document_bos_token(tokenizer), tokenizer.eos_token_id
+    begin = [] if bos is None else [bos]
     parts: list[np.ndarray] = []
     sizes: list[int] = []
     words = 0
     for document in read_documents([Source.parse(source)]):
-        parts.append(np.array([*encoder.encode(document), tokenizer.eos_token_id], dtype=np.int64))
+        parts.append(np.array([*begin, *encoder.encode(document), eos], dtype=np.int64))
         sizes.append(len(document.encode()))
         words += len(document.split())
     if not parts:
@@ -103,13 +105,6 @@ def _from_text(source: str | Path, tokenizer: Any) -> TokenizedText:
         words=words,
         bytes=sum(sizes),
         document_bytes=np.array(sizes),
-        bos_token_id=default_bos_token(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=bos,
+        eos_token_id=eos,
     )
-
-
-def default_bos_token(tokenizer: Any) -> int | None:
-    """The beginning-of-sequence token, where the tokenizer puts it before a text unasked."""
-    bos = tokenizer.bos_token_id
-    ids = tokenizer("a")["input_ids"]
-    return bos if bos is not None and ids[:1] == [bos] else None

@@ -150,6 +150,7 @@ def resolve_model_config(
     seq_len = config.data.seq_len
     if initial_weights is None:
         built = config.model.build(vocab_size=manifest.vocab_size, seq_len=seq_len)
+        built.bos_token_id = manifest.bos_token_id
         built.eos_token_id = manifest.eos_token_id
         built.intra_document_mask = config.data.intra_document_mask
         return built

@@ -82,6 +82,7 @@ class Encoding:
 
     Args:
         tokenizer: the path of a `tokenizer.json`.
+        bos_token_id: set before each document; None where nothing is.
         eos_token_id: set after each document.
         dtype: of the token ids.
         parse_special_tokens: see `TextEncoder`.
@@ -90,19 +91,19 @@ class Encoding:
     def __init__(
         self,
         tokenizer: Path,
+        bos_token_id: int | None,
         eos_token_id: int,
         dtype: str,
         *,
         parse_special_tokens: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
+        self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.dtype = dtype
         self.parse_special_tokens = parse_special_tokens
-        self._key = hashlib.blake2b(
-            b"%d %s %d " % (eos_token_id, dtype.encode(), parse_special_tokens)
-            + tokenizer.read_bytes()
-        ).digest()
+        settings = (bos_token_id, eos_token_id, dtype, parse_special_tokens)
+        self._key = hashlib.blake2b(repr(settings).encode() + tokenizer.read_bytes()).digest()
 
     def text_encoder(self) -> TextEncoder:
         return TextEncoder(
@@ -112,9 +113,10 @@ class Encoding:
         )
 
     def digest(self, chunks: list[SplitChunk]) -> str:
-        """Identifies what the tokens of some chunks depend on: their text, where documents end, and this."""
+        """Identifies what the tokens of some chunks depend on: text, limits of documents, and this."""
         digest = hashlib.blake2b(key=self._key, digest_size=16)
-        digest.update(repr([(len(chunk.text), chunk.is_last) for chunk in chunks]).encode())
+        limits = [(len(chunk.text), chunk.is_first, chunk.is_last) for chunk in chunks]
+        digest.update(repr(limits).encode())
         digest.update("".join(chunk.text for chunk in chunks).encode())
         return digest.hexdigest()
 
@@ -150,6 +152,8 @@ class JobEncoder:
         self._words = (
             WordCacheEncoder(backend, encoding.dtype) if supports_word_cache(backend) else None
         )
+        bos = [] if encoding.bos_token_id is None else [encoding.bos_token_id]
+        self._bos = np.array(bos, dtype=encoding.dtype)
         self._eos = np.array([encoding.eos_token_id], dtype=encoding.dtype)
         self._dtype = encoding.dtype
         self._folder = directory
@@ -160,6 +164,8 @@ class JobEncoder:
         parts: list[np.ndarray] = []
         encoded = self._encode_texts([chunk.text for chunk in chunks])
         for chunk, (ids, words) in zip(chunks, encoded, strict=True):
+            if chunk.is_first:
+                parts.append(self._bos)
             parts.append(ids)
             result.words += words
             if chunk.is_last:

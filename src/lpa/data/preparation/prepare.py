@@ -30,6 +30,7 @@ from lpa.data.sources.documents import read_fragments
 from lpa.data.sources.listing import SourceFiles, list_files
 from lpa.data.sources.source import Source
 from lpa.data.tokenizer import (
+    document_bos_token,
     load_fast_tokenizer,
     load_tokenizer,
     tokenizer_hash,
@@ -157,6 +158,7 @@ def prepare(
         encoder = _get_tokenizer(partial, config, scan, tokenizer_choice, on_progress)
         encoding = Encoding(
             partial / TOKENIZER_DIRECTORY / "tokenizer.json",
+            document_bos_token(encoder),
             encoder.eos_token_id,
             "uint16" if vocabulary_size(encoder) <= 2**16 else "uint32",
             parse_special_tokens=parse_special_tokens,
@@ -287,6 +289,7 @@ def _finalize(
         tokenizer_sha256=tokenizer_hash(encoder),
         vocab_size=vocabulary_size(encoder),
         dtype=encoding.dtype,
+        bos_token_id=encoding.bos_token_id,
         eos_token_id=encoding.eos_token_id,
         splits={
             split: write_shards(partial / "jobs", result, split, finished[split], encoding.dtype)

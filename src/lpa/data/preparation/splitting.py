@@ -26,10 +26,11 @@ _LEFT_OUT = ""
 
 
 class SplitChunk(NamedTuple):
-    """A chunk of text of a split, and whether a document of that split ends with it."""
+    """A chunk of text of a split, and whether a document of that split begins and ends with it."""
 
     split: str
     text: str
+    is_first: bool
     is_last: bool
 
 
@@ -129,9 +130,10 @@ class SplitAssigner:
                 )
                 for pass_index in range(math.ceil(listed.source.weight))
             )
-            taken = 0
+            taken, is_first = 0, True
             for split, chunk in chain.from_iterable(passes):
-                yield SplitChunk(split, chunk.text, chunk.is_last)
+                yield SplitChunk(split, chunk.text, is_first, chunk.is_last)
+                is_first = chunk.is_last
                 taken += len(chunk.text)
                 if limit is not None and taken >= limit:
                     break

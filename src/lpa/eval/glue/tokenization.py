@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lpa.data.text_encoder import TextEncoder
+from lpa.data.tokenizer import default_bos_token
 from lpa.errors import LPAWarning
 from lpa.eval.glue.examples import Examples
-from lpa.eval.tokenized_text import default_bos_token
 
 
 def ensure_pad_token(tokenizer: Any) -> None:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from lpa.callbacks import StepCallback
 from lpa.data.text_encoder import TextEncoder
+from lpa.data.tokenizer import default_bos_token
 from lpa.errors import UserError
 from lpa.eval.minimal_pairs.pairs import MinimalPair, pairs_from_data, read_pairs
 from lpa.eval.perplexity import open_for_scoring
-from lpa.eval.tokenized_text import default_bos_token
 from lpa.model.loading import positions_of
 from lpa.scoring.losses import token_losses
 from lpa.scoring.windows import Window

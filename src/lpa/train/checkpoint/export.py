@@ -79,7 +79,8 @@ def export_model(
 
 def _generation_config(config: LPAConfig, generation: Mapping[str, Any]) -> GenerationConfig:
     """How the trained model generates: as the one that it started from, and padding with its first end."""
-    built = GenerationConfig.from_dict({"eos_token_id": config.eos_token_id, **generation})
+    limits = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    built = GenerationConfig.from_dict({**limits, **generation})
     if built.pad_token_id is None:
         ends = built.eos_token_id
         built.pad_token_id = ends[0] if isinstance(ends, list) else ends

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lpa.data.text_encoder import TextEncoder, decode_continuation
+from lpa.data.text_encoder import decode_continuation
+from lpa.data.tokenizer import encode_prompt
 from lpa.errors import LPAWarning, UserError
 from lpa.model.compile import eager_layers
 from lpa.model.modeling_lpa import LPAForCausalLM
@@ -40,11 +41,10 @@ def sample_text(
         there is none.
     """
     prompt, positions = config.train.sample_prompt, config.data.seq_len
-    ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
+    ids = encode_prompt(tokenizer, prompt)
     if len(ids) >= positions:  # one token at least must fit behind
         ids = ids[len(ids) - positions + 1 :]
         prompt = tokenizer.decode(ids)
-    ids = ids or [tokenizer.eos_token_id]  # after the end of the document before
     new_tokens = min(config.train.sample_tokens, positions - len(ids))
     text = prompt + (_continue(model, tokenizer, ids, new_tokens) if new_tokens > 0 else "")
     if write:
