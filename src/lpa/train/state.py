@@ -21,6 +21,7 @@ class TrainState:
         best_eval_tokens: the `train.eval_tokens` of that evaluation, 0 for the whole split; None where an
             earlier version did not say.
         evaluation_pending: whether a signal ended the run within the evaluation of this step.
+        sample_pending: whether the text of `train.sample_every` is still due after this step.
         pending_loss, pending_distill_loss, pending_steps, pending_tokens, pending_seconds: sums since
             the last record in the metrics, so that a resumed run leaves the same records as one
             that was never stopped.
@@ -37,6 +38,7 @@ class TrainState:
     best_step: Count | None = None
     best_eval_tokens: Count | None = None
     evaluation_pending: bool = False
+    sample_pending: bool = False
     pending_loss: float = 0.0
     pending_distill_loss: float = 0.0
     pending_steps: Count = 0

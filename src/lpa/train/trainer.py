@@ -166,6 +166,7 @@ class Trainer:
             self._reader = None
             if self.state.evaluation_pending and self.state.step < settings.steps:
                 self.evaluate(settings.eval_tokens)
+            self.sample()
             self._clock.start_step()
             while self.state.step < last and not self._stop_requests.should_stop:
                 self.train_step()
@@ -308,7 +309,8 @@ class Trainer:
                 state.evaluation_pending = True
             else:
                 self.evaluate(settings.eval_tokens)
-        if self._is_due(settings.sample_every) and not self._stop_requests.signal:
+        state.sample_pending = self._is_due(settings.sample_every)
+        if not self._stop_requests.signal:
             self.sample()
         # At the end too, whatever `checkpoint.every` says: what comes after it may fail.
         state.evaluation_pending |= is_done
@@ -391,7 +393,9 @@ class Trainer:
         return state.best_eval_tokens not in (None, limit) or not state.best_loss <= loss
 
     def sample(self) -> None:
-        """Continue the prompt and keep the text, on all processes together."""
+        """Continue the prompt and keep the text, where it is due, on all processes together."""
+        if not (self.state.sample_pending and self.config.train.sample_every):
+            return
         with (
             self.timer("sampling"),
             inference_context(self.model, self.layout),
@@ -401,6 +405,7 @@ class Trainer:
             tokenizer = run_on_all_ranks(lambda: load_data_tokenizer(data, manifest))
             step, write = self.state.step, self.world.is_main
             sample_text(self.model, tokenizer, self.config, self.out, step, write=write)
+        self.state.sample_pending = False
 
     # The end
 

@@ -1,11 +1,16 @@
 import json
+import os
+import signal
 
+import pytest
 import torch
 from helpers.small_runs import small_config
 from safetensors.torch import load_file
 
 from lpa.train.checkpoint.store import checkpoint_path
+from lpa.train.result import RunInterruptedError
 from lpa.train.run import train
+from lpa.train.trainer import Trainer
 
 
 def test_samples_are_kept_and_change_no_weight(prepared, tmp_path):
@@ -73,6 +78,31 @@ def test_a_context_of_one_token_has_no_room_for_a_sample(prepared, tmp_path):
     config.data.seq_len = 1
     train(config, tmp_path / "run")
     assert json.loads((tmp_path / "run/samples.jsonl").read_text()) == {"step": 1, "text": ""}
+
+
+def test_a_sample_that_a_signal_put_off_is_taken_when_the_run_goes_on(
+    prepared, tmp_path, monkeypatch
+):
+    step = Trainer.train_step
+
+    def step_with_a_signal(trainer):
+        if trainer.state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer)
+
+    def samples(run):
+        lines = (tmp_path / run / "samples.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    config = small_config(prepared, steps=6, threads=1, sample_every=2, sample_prompt="My fellow")
+    train(config, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", step_with_a_signal)
+        with pytest.raises(RunInterruptedError):
+            train(config, tmp_path / "stopped")
+    assert [sample["step"] for sample in samples("stopped")] == [2]
+    train(config, tmp_path / "stopped", resume=True)
+    assert samples("stopped") == samples("straight")
 
 
 def test_samples_after_the_resumed_step_are_dropped(prepared, tmp_path):

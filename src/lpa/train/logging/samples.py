@@ -45,7 +45,7 @@ def sample_text(
     if len(ids) >= positions:  # one token at least must fit behind
         ids = ids[len(ids) - positions + 1 :]
         prompt = tokenizer.decode(ids)
-    new_tokens = min(config.train.sample_tokens, positions - len(ids))
+    new_tokens = min(config.train.sample_tokens, positions - len(ids)) if ids else 0
     text = prompt + (_continue(model, tokenizer, ids, new_tokens) if new_tokens > 0 else "")
     if write:
         with open(run / SAMPLES_FILE, "a", encoding="utf-8") as file:
