@@ -23,7 +23,7 @@ def ensure_pad_token(tokenizer: Any) -> None:
 
 
 class TextPairEncoder:
-    """Encodes a text, or two with the end-of-text token between, as between documents.
+    """Encodes a text, or two with the end-of-text token between.
 
     Args:
         tokenizer: the model's.
