@@ -1,10 +1,13 @@
+import json
 import shutil
 from itertools import islice
 
 import pytest
+from transformers import AutoTokenizer
 
 from lpa.data import bundled_corpus, load_split_tokens, load_tokenizer, prepare, read_documents
 from lpa.data.text_encoder import TextEncoder
+from lpa.data.tokenizer import document_bos_token
 from lpa.errors import UserError
 
 LLAMA = {
@@ -116,3 +119,15 @@ def test_what_cannot_be_carried_over_is_refused(model, tmp_path):
         load_tokenizer(tmp_path / "broken.model")
     with pytest.raises(UserError, match="has no end-of-text token"):
         load_tokenizer(model(**KINDS["bpe"], eos_id=-1))
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_settings_beside_a_model_say_whether_a_text_begins_with_a_token(model, tmp_path, adds):
+    """As in a directory of Llama's tokenizer that holds no tokenizer.json."""
+    shutil.copy(model(), tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": adds}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert document_bos_token(tokenizer) == (tokenizer.bos_token_id if adds else None)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    begins = AutoTokenizer.from_pretrained(tmp_path / "saved")("text")["input_ids"][0]
+    assert (begins == tokenizer.bos_token_id) is adds

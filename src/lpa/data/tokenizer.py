@@ -189,11 +189,6 @@ def verify_tokenizer(data: Path, manifest: Manifest) -> None:
             f"{manifest.eos_token_id}, that of the manifest; prepare the data again"
         )
     bos = document_bos_token(tokenizer)
-    if manifest.bos_token_id not in (None, bos):
-        raise UserError(
-            f"{directory / _CONFIG_FILE}: the token before a text is {bos}; expected "
-            f"{manifest.bos_token_id}, that of the manifest; prepare the data again"
-        )
     if bos is not None and manifest.bos_token_id is None:
         warnings.warn(
             f"data {data}: no document begins with token {bos}, which its tokenizer puts before a text, so "
@@ -259,6 +254,7 @@ def _load(path: str | Path) -> Any:
     try:
         if location.suffix == ".model" and location.is_file():
             tokenizer = load_sentencepiece(location)
+            _set_bos(tokenizer, location.with_name(_CONFIG_FILE) if Path(path).is_dir() else None)
         elif Path(path).is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
             if END_OF_TEXT in tokenizer.get_vocab():
@@ -273,6 +269,19 @@ def _load(path: str | Path) -> Any:
             f"tokenizer {path}: cannot be loaded ({_reason(error)}); {_EXPECTED}"
         ) from error
     return _settled(tokenizer, path)
+
+
+def _set_bos(tokenizer: Any, settings: Path | None) -> None:
+    """Let a tokenizer put its beginning-of-sequence token before a text, where settings beside it say so."""
+    from tokenizers import processors
+
+    if settings is None or not settings.is_file() or tokenizer.bos_token is None:
+        return
+    if json.loads(settings.read_text(encoding="utf-8")).get("add_bos_token"):
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{tokenizer.bos_token} $A",
+            special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
+        )
 
 
 def _has_tokenizer(directory: Path) -> bool:
@@ -340,9 +349,17 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 
 def default_bos_token(tokenizer: Any) -> int | None:
-    """The beginning-of-sequence token, where the tokenizer puts it before a text unasked."""
-    bos: int | None = tokenizer.bos_token_id
-    return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
+    """The token that a tokenizer puts before a text unasked, whatever it calls it; None without one.
+
+    Several tokens, as some tokenizers set them, begin no document here.
+    """
+    backend = tokenizer.backend_tokenizer
+    try:
+        text, whole = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
+    except Exception:  # bare in the library: no unknown token for this letter
+        return None
+    begins = [start for start in range(len(whole)) if whole[start : start + len(text)] == text]
+    return whole[0] if begins[:1] == [1] else None
 
 
 def document_bos_token(tokenizer: Any) -> int | None:
@@ -381,8 +398,6 @@ class FastTokenizer:
 
     It has what `lpa prepare` asks of a tokenizer; `load_fast_tokenizer` says where it replaces one.
     """
-
-    bos_token_id = None  # its settings name none
 
     def __init__(self, directory: Path, eos_token: str) -> None:
         self._directory = directory

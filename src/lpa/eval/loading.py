@@ -1,10 +1,12 @@
 """Trained models with their tokenizers, on a device."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from lpa.data.tokenizer import load_model_tokenizer
+from lpa.data.tokenizer import document_bos_token, load_model_tokenizer
 from lpa.device import resolve_device, resolve_dtype
+from lpa.errors import LPAWarning
 from lpa.model.loading import load_model, model_directory
 
 
@@ -27,4 +29,13 @@ def load_with_tokenizer(
     model: Any = load_model(
         directory, dtype=resolve_dtype(dtype, target.type), attn_implementation=attention
     )
-    return model.to(target), load_model_tokenizer(directory, model.config)
+    tokenizer = load_model_tokenizer(directory, model.config)
+    bos = document_bos_token(tokenizer)
+    if model.config.model_type == "lpa" and model.config.bos_token_id is None and bos is not None:
+        warnings.warn(
+            f"model {directory}: its tokenizer puts token {bos} before a text, and its config.json names no "
+            "bos_token_id, so it may never have seen that token; prepare the data again to train with it",
+            LPAWarning,
+            stacklevel=2,
+        )
+    return model.to(target), tokenizer

@@ -62,7 +62,7 @@ def evaluate_perplexity(
     tokenizer: Any = None,
     on_progress: StepCallback = lambda done, total: None,
 ) -> Evaluation:
-    """Computes the perplexity of a model on a text; every token is scored once.
+    """Computes the perplexity of a model on a text; every token that another comes before is scored once.
 
     Args:
         model: a run directory, a Hugging Face directory, or a live model, which stays on its device.

@@ -68,13 +68,18 @@ def _from_prepared(directory: Path, split: str | None, tokenizer: Any) -> Tokeni
     split = split or manifest.held_out_split
     contents = manifest.split(split)
     tokens = load_split_tokens(directory, split, manifest)
+    ends = _document_ends(tokens, manifest.eos_token_id)
+    bos = document_bos_token(tokenizer)
+    if bos is not None and manifest.bos_token_id is None:  # of an earlier version
+        tokens = np.insert(tokens, [0, *ends[:-1]], bos)
+        ends += np.arange(1, len(ends) + 1)
     return TokenizedText(
         tokens=tokens,
-        ends=_document_ends(tokens, manifest.eos_token_id),
+        ends=ends,
         words=contents.words,
         bytes=contents.bytes,
         document_bytes=None,
-        bos_token_id=manifest.bos_token_id,
+        bos_token_id=bos,
         eos_token_id=manifest.eos_token_id,
     )
 

@@ -165,6 +165,8 @@ def resolve_model_config(
             f"data.seq_len: got {seq_len}; expected at most the {source.max_position_embeddings} positions "
             f"of model.from {directory}"
         )
+    if source.bos_token_id is None:
+        source.bos_token_id = manifest.bos_token_id
     source.intra_document_mask = config.data.intra_document_mask
     return source
 

@@ -242,7 +242,7 @@ def _resume_run(
         # What was found of the model before it is trained further.
         for found in (RESULT_FILE, TEST_FILE, f"{SCORES_DIRECTORY}/*.json"):
             remove(set(out.glob(found)))
-        drop_samples_after(out, trainer.state.step)
+        drop_samples_after(out, trainer.state.step - trainer.state.sample_pending)
         remove({path for pattern in _LEFTOVERS for path in out.glob(pattern)})
         _MARKER.save(out)
         store.go_back_to(out, store.step_of(path))

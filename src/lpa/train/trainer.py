@@ -166,7 +166,8 @@ class Trainer:
             self._reader = None
             if self.state.evaluation_pending and self.state.step < settings.steps:
                 self.evaluate(settings.eval_tokens)
-            self.sample()
+            if self.state.sample_pending and settings.sample_every:
+                self.sample()
             self._clock.start_step()
             while self.state.step < last and not self._stop_requests.should_stop:
                 self.train_step()
@@ -310,7 +311,7 @@ class Trainer:
             else:
                 self.evaluate(settings.eval_tokens)
         state.sample_pending = self._is_due(settings.sample_every)
-        if not self._stop_requests.signal:
+        if state.sample_pending and not self._stop_requests.signal:
             self.sample()
         # At the end too, whatever `checkpoint.every` says: what comes after it may fail.
         state.evaluation_pending |= is_done
@@ -393,9 +394,7 @@ class Trainer:
         return state.best_eval_tokens not in (None, limit) or not state.best_loss <= loss
 
     def sample(self) -> None:
-        """Continue the prompt and keep the text, where it is due, on all processes together."""
-        if not (self.state.sample_pending and self.config.train.sample_every):
-            return
+        """Continue the prompt and keep the text, on all processes together."""
         with (
             self.timer("sampling"),
             inference_context(self.model, self.layout),

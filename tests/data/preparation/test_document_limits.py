@@ -1,19 +1,25 @@
 """What stands before and after each document, as far as the tokenizer sets something."""
 
 import json
+import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
+import torch
 from helpers.small_runs import small_config
 from helpers.tokenizer_kinds import save_with_bos
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from lpa.data import Manifest, load_split_tokens, prepare
+from lpa.data import Manifest, bundled_corpus, load_split_tokens, prepare
 from lpa.data.preparation import encode_jobs
 from lpa.data.stats import decode_documents
 from lpa.data.tokenizer import document_bos_token, encode_prompt, load_tokenizer, verify_tokenizer
-from lpa.errors import LPAWarning, UserError
+from lpa.errors import LPAWarning
+from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.perplexity import evaluate_perplexity
+from lpa.eval.tokenized_text import load_text
 from lpa.train.run import train
 
 BOS = 300  # after the tokens of `prepared`
@@ -83,19 +89,18 @@ def test_work_begun_without_the_token_is_encoded_again(prepared, tokenizer, sour
         if what == "writing shards":
             raise KeyboardInterrupt
 
-    settings = tokenizer / "tokenizer_config.json"
-    fields = json.loads(settings.read_text())
     with pytest.raises(KeyboardInterrupt):
         prepared_with(tokenizer, source, tmp_path / "data", on_progress=stop)
     assert list(tmp_path.glob(".data.partial*/jobs/*.npy"))
-    settings.write_text(json.dumps({**fields, "bos_token": None}))
+    backend = json.loads((tokenizer / "tokenizer.json").read_text())
+    (tokenizer / "tokenizer.json").write_text(json.dumps({**backend, "post_processor": None}))
     with pytest.warns(LPAWarning, match="has changed since this preparation was started"):
         manifest = prepared_with(tokenizer, source, tmp_path / "data")
     assert manifest.bos_token_id is None
     assert BOS not in load_split_tokens(tmp_path / "data", "train")
 
 
-def test_a_tokenizer_that_begins_texts_otherwise_than_the_data(tokenizer, source, tmp_path):
+def test_data_of_an_earlier_version_are_named(tokenizer, source, tmp_path):
     data = tmp_path / "data"
     manifest = prepared_with(tokenizer, source, data)
     with warnings.catch_warnings():
@@ -106,10 +111,6 @@ def test_a_tokenizer_that_begins_texts_otherwise_than_the_data(tokenizer, source
     (data / "manifest.json").write_text(json.dumps(fields))
     with pytest.warns(LPAWarning, match=f"no document begins with token {BOS}"):
         verify_tokenizer(data, Manifest.load(data))
-    settings = data / "tokenizer" / "tokenizer_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "bos_token": None}))
-    with pytest.raises(UserError, match=f"the token before a text is None; expected {BOS}"):
-        verify_tokenizer(data, manifest)
 
 
 def test_a_model_learns_the_token_and_says_so(tokenizer, source, tmp_path):
@@ -133,3 +134,61 @@ def test_a_model_learns_the_token_and_says_so(tokenizer, source, tmp_path):
         )
         assert of_data.tokens == of_text.tokens
         assert of_data.loss == of_text.loss
+
+
+def test_a_text_that_spells_the_token_does_not_begin_twice(tokenizer, tmp_path):
+    (tmp_path / "text.txt").write_text("<s>some text")
+    for parse, times in ((True, 1), (False, 1)):
+        prepared_with(
+            tokenizer, tmp_path / "text.txt", tmp_path / str(parse), parse_special_tokens=parse
+        )
+        tokens = load_split_tokens(tmp_path / str(parse), "train")
+        assert (tokens == BOS).sum() == times
+        assert tokens[0] == BOS
+
+
+def test_a_token_counts_whatever_the_settings_call_it(tokenizer, source, tmp_path):
+    """As transformers sets it too."""
+    settings = tokenizer / "tokenizer_config.json"
+    fields = json.loads(settings.read_text())
+    for changed in (
+        {name: value for name, value in fields.items() if name != "bos_token"},
+        {**fields, "bos_token": None, "cls_token": "<s>"},
+    ):
+        settings.write_text(json.dumps(changed))
+        assert document_bos_token(load_tokenizer(tokenizer)) == BOS
+    settings.unlink()
+    manifest = prepared_with(tokenizer / "tokenizer.json", source, tmp_path / "data")
+    assert manifest.bos_token_id == BOS
+
+
+def test_data_of_an_earlier_version_are_scored_as_their_text_is(prepared, tokenizer, tmp_path):
+    """They hold no token before documents; the tokenizer sets it all the same."""
+    plain = prepared_with(prepared / "tokenizer", bundled_corpus("test"), tmp_path / "plain")
+    manifest = prepared_with(tokenizer, bundled_corpus("test"), tmp_path / "data")
+    opened = load_tokenizer(tokenizer)
+    expected = load_text(tmp_path / "data", "train", opened)
+    old = replace(plain, tokenizer_sha256=manifest.tokenizer_sha256, vocab_size=manifest.vocab_size)
+    old.save(tmp_path / "plain")
+    found = load_text(tmp_path / "plain", "train", opened)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.ends.tolist() == expected.ends.tolist()
+    assert found.bos_token_id == expected.bos_token_id == BOS
+
+
+def test_a_model_that_never_saw_the_token_is_named(tokenizer, run, tmp_path):
+    model = shutil.copytree(run / "final", tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LPAWarning)
+        load_with_tokenizer(model, "cpu")
+    config = json.loads((model / "config.json").read_text())
+    for file in tokenizer.iterdir():
+        shutil.copy(file, model)
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": BOS + 1}))
+    weights = load_file(model / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in weights:
+            weights[name] = torch.cat([weights[name], weights[name][:1]])
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(LPAWarning, match="puts token 300 before a text"):
+        load_with_tokenizer(model, "cpu")

@@ -90,6 +90,9 @@ def test_a_sample_that_a_signal_put_off_is_taken_when_the_run_goes_on(
             os.kill(os.getpid(), signal.SIGTERM)
         return step(trainer)
 
+    def crash(trainer):
+        raise ZeroDivisionError
+
     def samples(run):
         lines = (tmp_path / run / "samples.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
@@ -101,6 +104,11 @@ def test_a_sample_that_a_signal_put_off_is_taken_when_the_run_goes_on(
         with pytest.raises(RunInterruptedError):
             train(config, tmp_path / "stopped")
     assert [sample["step"] for sample in samples("stopped")] == [2]
+    with monkeypatch.context() as patch:  # a crash before the next checkpoint
+        patch.setattr(Trainer, "train_step", crash)
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path / "stopped", resume=True)
+    assert [sample["step"] for sample in samples("stopped")] == [2, 4]
     train(config, tmp_path / "stopped", resume=True)
     assert samples("stopped") == samples("straight")
 

@@ -164,7 +164,7 @@ class JobEncoder:
         parts: list[np.ndarray] = []
         encoded = self._encode_texts([chunk.text for chunk in chunks])
         for chunk, (ids, words) in zip(chunks, encoded, strict=True):
-            if chunk.is_first:
+            if chunk.is_first and not np.array_equal(ids[:1], self._bos):  # text may spell it
                 parts.append(self._bos)
             parts.append(ids)
             result.words += words
