@@ -54,9 +54,8 @@ def test_tokenizers_are_opened_in_one_place():
 def test_documents_are_encoded_in_one_place():
     encode = ("backend.encode()", "backend_tokenizer.encode()", "tokenizer.encode()")
     batch = ("backend.encode_batch()", "tokenizer.encode_batch()", "encode_batch_fast()")
-    # Two find out what a tokenizer puts around a text.
-    frames = {"convert/gguf/gguf_tokenizer.py", "data/tokenizer.py"}
-    assert files_that_use(*encode, *batch) == ENCODES | frames
+    # One finds out what a tokenizer puts around a text.
+    assert files_that_use(*encode, *batch) == ENCODES | {"data/document_limits.py"}
     called = {file for file, name in uses() if name in ("tokenizer()", "self._tokenizer()")}
     # The place that opens tokenizers tries one before anyone else has it.
     assert called == {"data/tokenizer.py"}

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from lpa.data import bundled_corpus, load_split_tokens, load_tokenizer, prepare, read_documents
+from lpa.data.document_limits import document_bos_token
 from lpa.data.text_encoder import TextEncoder
-from lpa.data.tokenizer import document_bos_token
 from lpa.errors import UserError
 
 LLAMA = {

@@ -18,7 +18,7 @@ from lpa.model.loading import positions_of
 
 
 def text_of(lengths, bos=None, seed=0):
-    """Documents of random tokens 2 … 96, each begun by `bos` if one is given, and ended by token 0."""
+    """Documents of random tokens 2 … 96, each after `bos` if one is given, and ended by token 0."""
     generator = np.random.default_rng(seed)
     begin = [] if bos is None else [bos]
     parts = [np.array([*begin, *generator.integers(2, 97, length), 0]) for length in lengths]

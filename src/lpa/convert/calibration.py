@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpa.data.document_limits import document_bos_token
 from lpa.data.sources.documents import read_documents
 from lpa.data.sources.source import Source
 from lpa.data.text_encoder import TextEncoder
-from lpa.data.tokenizer import document_bos_token
 from lpa.errors import UserError
 
 _BATCH_SIZE = (

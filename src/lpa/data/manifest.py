@@ -34,9 +34,8 @@ class Split:
     """One split: its shards in order, and how much text they came from.
 
     `tokens` counts one end-of-text token after each document, and one beginning-of-sequence token before it
-    where there is one; `bytes` (of UTF-8) and `words` (runs
-    without whitespace) count the text itself, `special_tokens_in_text` the places in it that spell a
-    special token.
+    where there is one; `bytes` (of UTF-8) and `words` (runs without whitespace) count the text itself,
+    `special_tokens_in_text` the places in it that spell a special token.
     """
 
     shards: list[Shard]

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lpa.data.document_limits import document_bos_token
 from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
 from lpa.data.sentencepiece import load_sentencepiece
-from lpa.data.text_encoder import TextEncoder, disable_truncation_and_dropout
+from lpa.data.text_encoder import disable_truncation_and_dropout
 from lpa.errors import LPAWarning, UserError, expected_one_of
 
 END_OF_TEXT = "<|endoftext|>"
@@ -167,6 +168,8 @@ def load_tokenizer(path: str | Path) -> Any:
 def verify_tokenizer(data: Path, manifest: Manifest) -> None:
     """Compare the tokenizer of a prepared data directory with the manifest; the hub is never asked.
 
+    Warns where the tokenizer puts a token before a text and the documents, of an earlier version, lack it.
+
     Raises:
         UserError: it is missing, cannot be loaded, or is not the one that the data were prepared with.
     """
@@ -254,7 +257,8 @@ def _load(path: str | Path) -> Any:
     try:
         if location.suffix == ".model" and location.is_file():
             tokenizer = load_sentencepiece(location)
-            _set_bos(tokenizer, location.with_name(_CONFIG_FILE) if Path(path).is_dir() else None)
+            if Path(path).is_dir():
+                _set_bos(tokenizer, location.with_name(_CONFIG_FILE))
         elif Path(path).is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
             if END_OF_TEXT in tokenizer.get_vocab():
@@ -271,11 +275,11 @@ def _load(path: str | Path) -> Any:
     return _settled(tokenizer, path)
 
 
-def _set_bos(tokenizer: Any, settings: Path | None) -> None:
+def _set_bos(tokenizer: Any, settings: Path) -> None:
     """Let a tokenizer put its beginning-of-sequence token before a text, where settings beside it say so."""
     from tokenizers import processors
 
-    if settings is None or not settings.is_file() or tokenizer.bos_token is None:
+    if not settings.is_file() or tokenizer.bos_token is None:
         return
     if json.loads(settings.read_text(encoding="utf-8")).get("add_bos_token"):
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -346,38 +350,6 @@ def open_backend(path: Path) -> Any:
 def vocabulary_size(tokenizer: Any) -> int:
     """The highest token id + 1, which is more than the number of tokens where ids leave gaps."""
     return 1 + max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
-
-
-def default_bos_token(tokenizer: Any) -> int | None:
-    """The token that a tokenizer puts before a text unasked, whatever it calls it; None without one.
-
-    Several tokens, as some tokenizers set them, begin no document here.
-    """
-    backend = tokenizer.backend_tokenizer
-    try:
-        text, whole = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
-    except Exception:  # bare in the library: no unknown token for this letter
-        return None
-    begins = [start for start in range(len(whole)) if whole[start : start + len(text)] == text]
-    return whole[0] if begins[:1] == [1] else None
-
-
-def document_bos_token(tokenizer: Any) -> int | None:
-    """What each of many documents begins with: `default_bos_token`, unless it is what ends them."""
-    bos = default_bos_token(tokenizer)
-    return None if bos == tokenizer.eos_token_id else bos
-
-
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens of a text to continue, which begins as a document does; there is at least one.
-
-    Text that spells a special token is that token.
-    """
-    ids = TextEncoder.of(tokenizer, parse_special_tokens=True).encode(prompt)
-    bos = default_bos_token(tokenizer)
-    if bos is not None and ids[:1] != [bos]:
-        return [bos, *ids]
-    return ids or [tokenizer.eos_token_id]  # after the end of the document before
 
 
 def load_vocabulary(directory: Path) -> dict[str, int] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from lpa.callbacks import StepCallback
-from lpa.data.tokenizer import document_bos_token, tokenizer_hash
+from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
 from lpa.eval.bootstrap import bootstrap
 from lpa.eval.perplexity import Evaluation, check_scorable, open_for_scoring, summarize
@@ -169,17 +169,13 @@ def _load_texts(
     """The text in the tokens of each model, and whether these tokens are the same."""
     first = load_text(data, split, tokenizers[0])
     same_vocabulary = tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
-    if same_vocabulary and _document_limits(tokenizers[0]) == _document_limits(tokenizers[1]):
+    # The token before a document is in tokenizer.json, that after it in tokenizer_config.json.
+    if same_vocabulary and tokenizers[0].eos_token_id == tokenizers[1].eos_token_id:
         return [first, first], True  # encoded once
     second = load_text(data, split, tokenizers[1])
     # Prepared data has the end-of-text token that it was made with, whatever the tokenizers say.
     limits = [(text.bos_token_id, text.eos_token_id) for text in (first, second)]
     return [first, second], same_vocabulary and limits[0] == limits[1]
-
-
-def _document_limits(tokenizer: Any) -> tuple[int | None, int]:
-    """The tokens before and after a document, which tokenizer_config.json says, not tokenizer.json."""
-    return document_bos_token(tokenizer), tokenizer.eos_token_id
 
 
 def verdict(interval_of_change: tuple[float, float]) -> str:

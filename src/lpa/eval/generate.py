@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from lpa.data.document_limits import encode_prompt
 from lpa.data.text_encoder import decode_continuation
-from lpa.data.tokenizer import encode_prompt
 from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
 from lpa.model.loading import positions_of

@@ -4,7 +4,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lpa.data.tokenizer import document_bos_token, load_model_tokenizer
+from lpa.data.document_limits import document_bos_token
+from lpa.data.tokenizer import load_model_tokenizer
 from lpa.device import resolve_device, resolve_dtype
 from lpa.errors import LPAWarning
 from lpa.model.loading import load_model, model_directory

@@ -51,8 +51,8 @@ def iter_windows(text: TokenizedText, *, mode: str, seq_len: int, stride: int) -
     if mode == "documents":
         begin = 0
         for end in text.ends:
-            begun = text.tokens[begin] == text.bos_token_id
-            first = None if begun else text.eos_token_id
+            has_bos = text.tokens[begin] == text.bos_token_id
+            first = None if has_bos else text.eos_token_id
             yield from sequence_windows(
                 text.tokens[begin:end], seq_len=seq_len, stride=stride, first=first, offset=begin
             )

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from lpa.data.dataset import load_split_tokens
+from lpa.data.document_limits import document_bos_token
 from lpa.data.manifest import MANIFEST_FILE, Manifest
 from lpa.data.sources.documents import read_documents
 from lpa.data.sources.source import Source
 from lpa.data.text_encoder import TextEncoder
-from lpa.data.tokenizer import document_bos_token, tokenizer_hash
+from lpa.data.tokenizer import tokenizer_hash
 from lpa.errors import UserError
 
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from lpa.data import Manifest, bundled_corpus, load_split_tokens, prepare
+from lpa.data.document_limits import document_bos_token, encode_prompt
 from lpa.data.preparation import encode_jobs
 from lpa.data.stats import decode_documents
-from lpa.data.tokenizer import document_bos_token, encode_prompt, load_tokenizer, verify_tokenizer
+from lpa.data.tokenizer import load_tokenizer, verify_tokenizer
 from lpa.errors import LPAWarning
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.perplexity import evaluate_perplexity
@@ -138,12 +139,12 @@ def test_a_model_learns_the_token_and_says_so(tokenizer, source, tmp_path):
 
 def test_a_text_that_spells_the_token_does_not_begin_twice(tokenizer, tmp_path):
     (tmp_path / "text.txt").write_text("<s>some text")
-    for parse, times in ((True, 1), (False, 1)):
+    for parse in (True, False):
         prepared_with(
             tokenizer, tmp_path / "text.txt", tmp_path / str(parse), parse_special_tokens=parse
         )
         tokens = load_split_tokens(tmp_path / str(parse), "train")
-        assert (tokens == BOS).sum() == times
+        assert (tokens == BOS).sum() == 1
         assert tokens[0] == BOS
 
 
@@ -190,5 +191,5 @@ def test_a_model_that_never_saw_the_token_is_named(tokenizer, run, tmp_path):
         if name in weights:
             weights[name] = torch.cat([weights[name], weights[name][:1]])
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.warns(LPAWarning, match="puts token 300 before a text"):
+    with pytest.warns(LPAWarning, match=f"puts token {BOS} before a text"):
         load_with_tokenizer(model, "cpu")

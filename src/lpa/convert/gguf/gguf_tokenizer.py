@@ -6,7 +6,7 @@ most one token before a text and one after it.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from tokenizers import pre_tokenizers
 
+from lpa.data.document_limits import tokens_around
 from lpa.data.tokenizer import load_tokenizer
 from lpa.errors import UserError
 
@@ -200,14 +201,12 @@ def _one_run(*names: str) -> bool:
     return len(list(groupby("".join(names)))) == 1
 
 
-def _frame(backend: Any, refuse: Any) -> tuple[int | None, int | None]:
+def _frame(backend: Any, refuse: Callable[[str], NoReturn]) -> tuple[int | None, int | None]:
     """The token that the post-processor sets before a text, and that after it."""
-    text = backend.encode("a b", add_special_tokens=False).ids
-    framed = backend.encode("a b", add_special_tokens=True).ids
-    starts = [i for i in range(len(framed)) if framed[i : i + len(text)] == text]
-    if not starts:
+    around = tokens_around(backend, "a b")
+    if around is None:
         refuse("its post-processor changes the tokens of a text")
-    before, after = framed[: starts[0]], framed[starts[0] + len(text) :]
+    before, after = around
     for name, tokens in (("before", before), ("after", after)):
         if len(tokens) > 1:
             refuse(f"its post-processor sets {len(tokens)} tokens {name} a text")

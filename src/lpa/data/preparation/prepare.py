@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.callbacks import ProgressCallback
+from lpa.data.document_limits import document_bos_token
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest
 from lpa.data.preparation.chunking import Chunker
 from lpa.data.preparation.encode_jobs import Encoding
@@ -30,7 +31,6 @@ from lpa.data.sources.documents import read_fragments
 from lpa.data.sources.listing import SourceFiles, list_files
 from lpa.data.sources.source import Source
 from lpa.data.tokenizer import (
-    document_bos_token,
     load_fast_tokenizer,
     load_tokenizer,
     tokenizer_hash,

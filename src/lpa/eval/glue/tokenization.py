@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from lpa.data.document_limits import default_bos_token
 from lpa.data.text_encoder import TextEncoder
-from lpa.data.tokenizer import default_bos_token
 from lpa.errors import LPAWarning
 from lpa.eval.glue.examples import Examples
 

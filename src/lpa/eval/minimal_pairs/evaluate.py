@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lpa.callbacks import StepCallback
+from lpa.data.document_limits import default_bos_token
 from lpa.data.text_encoder import TextEncoder
-from lpa.data.tokenizer import default_bos_token
 from lpa.errors import UserError
 from lpa.eval.minimal_pairs.pairs import MinimalPair, pairs_from_data, read_pairs
 from lpa.eval.perplexity import open_for_scoring

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from lpa.data.document_limits import encode_prompt
 from lpa.data.text_encoder import decode_continuation
-from lpa.data.tokenizer import encode_prompt
 from lpa.errors import LPAWarning, UserError
 from lpa.model.compile import eager_layers
 from lpa.model.modeling_lpa import LPAForCausalLM
