@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lpa.display.units import format_bytes, format_count, format_duration, format_flops
-from lpa.model.cost import parameter_count, training_flops_per_token
+from lpa.model.cost import parameter_count
 from lpa.train.config import RunConfig
 from lpa.train.distillation import plan_teacher
 from lpa.train.distributed.parallelize import parallelize
@@ -112,13 +112,7 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
         memory, phases, collectives = _plan_step(config, shape)
     parameters = parameter_count(shape.model_config)
     tokens_per_step = settings.batch_size * shape.seq_len
-    flops = (
-        training_flops_per_token(
-            shape.model_config, shape.seq_len, trainable=config.optim.trainable
-        )
-        * settings.steps
-        * tokens_per_step
-    )
+    flops = config.training_flops_per_token(shape.model_config) * settings.steps * tokens_per_step
     return RunPlan(
         processes=shape.processes,
         layout=str(layout),

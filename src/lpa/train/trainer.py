@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lpa.data.tokenizer import load_data_tokenizer
 from lpa.device import dtype_name, peak_flops, resolve_dtype
-from lpa.model.cost import parameter_count, training_flops_per_token
+from lpa.model.cost import parameter_count
 from lpa.scoring.perplexity import ValidationPerplexity
 from lpa.storage.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
 from lpa.train.batches import BatchReader, MicroBatch, TrainingData
@@ -114,9 +114,7 @@ class Trainer:
             keep_latest_k=config.checkpoint.keep_latest_k,
             async_save=config.checkpoint.async_save,
         )
-        self._flops_per_token = training_flops_per_token(
-            self.model_config, config.data.seq_len, trainable=config.optim.trainable
-        )
+        self._flops_per_token = config.training_flops_per_token(self.model_config)
         self.timer = PhaseTimer()
         self._clock = RunClock(config.train.max_seconds)
         self._stop_requests = StopRequests(self.world, self._clock.is_time_up)

@@ -52,6 +52,19 @@ def test_tuned_settings_reach_the_placement_they_are_for_but_not_tuning_itself()
     assert plain.variants == given.variants
 
 
+def test_what_is_not_trained_counts_no_gradient():
+    def flops(trainable):
+        settings = {"none": {}, "attention": {"optim.trainable": trainable}}
+        return {
+            v.name: v.train_flops_per_token
+            for v in expand_grid("sublayers", "nano", tuned=settings).variants
+        }
+
+    every, factors = flops("all"), flops("factors")
+    assert factors["dense"] == every["dense"]
+    assert factors["qkvo"] < every["qkvo"]
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_all_runs_of_a_study_have_one_precision_that_no_other_machine_changes(scale):
     chosen = scale in ("femto", "pico", "nano", "micro")

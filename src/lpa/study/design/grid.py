@@ -9,7 +9,7 @@ from typing import Any
 from lpa.device import dtype_name, fast_dtype, planned_device_type
 from lpa.errors import UserError, expected_one_of
 from lpa.model.configuration_lpa import LPAConfig
-from lpa.model.cost import parameter_count, training_flops_per_token
+from lpa.model.cost import parameter_count
 from lpa.storage.records import Count, Finite
 from lpa.study.design.cost_match import match_cost
 from lpa.study.design.expressions import BASELINE, MATCH, Sizes, resolve_expressions, variant_name
@@ -163,7 +163,7 @@ def expand_grid(
                 overrides=overrides,
                 match=ratio,
                 parameters=parameter_count(model),
-                train_flops_per_token=training_flops_per_token(model, config.data.seq_len),
+                train_flops_per_token=config.training_flops_per_token(model),
                 tokens=total_tokens(config),
             )
         )

@@ -7,7 +7,6 @@ import yaml
 
 from lpa.data.manifest import Manifest
 from lpa.model.configuration_lpa import LPAConfig
-from lpa.model.cost import training_flops_per_token
 from lpa.model.hub.model_card import CardContent, short_name
 from lpa.scoring.perplexity import ValidationPerplexity
 from lpa.train.config import RunConfig
@@ -32,9 +31,7 @@ def run_card(
         state: how far the run is.
         validation: on the validation split, where it was taken.
     """
-    flops_per_token = training_flops_per_token(
-        model_config, config.data.seq_len, trainable=config.optim.trainable
-    )
+    flops_per_token = config.training_flops_per_token(model_config)
     facts = {
         "Text": _text(manifest),
         "Trained on": f"{state.tokens:,} tokens in {state.step:,} steps, {config.data.seq_len} at a time",

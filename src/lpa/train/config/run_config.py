@@ -7,6 +7,8 @@ from typing import Any, get_type_hints
 import yaml
 
 from lpa.errors import UserError
+from lpa.model.configuration_lpa import LPAConfig
+from lpa.model.cost import training_flops_per_token
 from lpa.storage.records import parse_value, read_yaml
 from lpa.train.config.field_ranges import require
 from lpa.train.config.model_config import ModelConfig
@@ -48,6 +50,10 @@ class RunConfig:
                 every,
                 f"fewer than the {self.train.steps} steps of the run, which else never restarts",
             )
+
+    def training_flops_per_token(self, model: LPAConfig) -> int:
+        """Of a forward and a backward pass of this run's model, where what is not trained has no gradient."""
+        return training_flops_per_token(model, self.data.seq_len, trainable=self.optim.trainable)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by section and field."""

@@ -18,7 +18,7 @@ from lpa.device import training_flops
 from lpa.display import console
 from lpa.display.units import format_count, format_duration
 from lpa.model.configuration_lpa import LPAConfig
-from lpa.model.cost import parameter_count, training_flops_per_token
+from lpa.model.cost import parameter_count
 from lpa.scoring.perplexity import Perplexity
 from lpa.train.config import RunConfig
 from lpa.train.logging.metrics import MetricsLog
@@ -98,8 +98,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         name = str(model.from_) if model.from_ else model.preset
         tokens = train.batch_size * data.seq_len
         resumed = f", {step:,} of them done" if step else ""
-        trainable = self._config.optim.trainable
-        flops = training_flops_per_token(model_config, data.seq_len, trainable=trainable) * tokens
+        flops = self._config.training_flops_per_token(model_config) * tokens
         rate = processes * training_flops(device, getattr(torch, train.dtype))
         expected = format_duration(flops * (self._steps - step) / rate)
         for line in (
