@@ -6,6 +6,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 DOCS_READY := .venv/.docs-ready
 
+# Containers often forbid Python to keep what it compiles: each process of a test would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test check format docs dist
 
 demo: $(READY)
