@@ -29,10 +29,15 @@ def test_the_table_has_every_variant_at_every_length_and_the_known_gain(studies)
     assert [row[0] for row in cells] == ["dense", "LPA"] * 3
     assert comparison.headings[-1] == "minimal-pairs"
     for variant, *_, gain, pairs in cells:
-        assert gain == ("–" if variant == "dense" else "1.50 [1.50, 1.50]" + gain[17:])
+        expected = "1.00 [1.00, 1.00]" if variant == "dense" else "1.50 [1.50, 1.50]"
+        assert gain.startswith(expected)
         assert pairs == "70.0% ± 10.0%"
     perplexities = [float(row[2].split()[0]) for row in cells]
     assert perplexities == sorted(perplexities, reverse=True)
+    between = comparison.between_cells()
+    assert [row[0] for row in between] == ["LPA"] * 3
+    assert [row[2] == "–" for row in between] == [True, False, False]
+    assert all(row[-1].startswith("1.50 [1.50, 1.50]") for row in between)
 
 
 def test_the_table_says_how_many_seeds_a_figure_rests_on(studies):
@@ -71,6 +76,8 @@ def test_studies_of_other_data_or_settings_are_compared_separately(studies, fiel
     assert longest.title == "Rivals of low-rank attention at tiny, in length-20"
     assert others.title == "Rivals of low-rank attention at tiny, in length-2, length-6"
     assert all(row[-2] == "–" for row in [*longest.cells(), *others.cells()])
+    assert longest.between_cells() == []
+    assert [row[0] for row in others.between_cells()] == ["LPA"] * 2
 
 
 def test_the_table_is_of_the_baseline_that_is_asked_for(studies, tmp_path):
@@ -80,7 +87,8 @@ def test_the_table_is_of_the_baseline_that_is_asked_for(studies, tmp_path):
     cells = comparison.cells()
     assert [row[0] for row in cells] == ["dense", "LPA", "dense", "LPA", "dense"]
     assert [row[3].startswith("+") for row in cells] == [True, False, True, False, False]
-    assert [row[-2].startswith("1.50") for row in cells] == [False, True, False, True, False]
+    gains = ["1.00", "1.50", "1.00", "1.50", "1.00"]
+    assert [row[-2][:4] for row in cells] == gains
     write_study_report(studies, tmp_path / "report.html", [comparison])
     page = " ".join((tmp_path / "report.html").read_text().split())
     assert "At equal tokens each variant is compared with LPA" in page
@@ -125,7 +133,8 @@ def test_the_page_shows_the_table_and_the_figure(studies, tmp_path):
     write_study_report(studies, tmp_path / "report.html", compare_rivals(studies))
     page = (tmp_path / "report.html").read_text()
     assert "Rivals of low-rank attention at tiny" in page
-    assert len(re.findall(r"1\.50 \[1\.50, 1\.50\]", page)) == 3
+    assert len(re.findall(r"1\.50 \[1\.50, 1\.50\]", page)) == 2 * 3
+    assert "by straight lines" in page
     assert (tmp_path / "report-figures" / "0-rivals-tiny-1.svg").is_file()
     assert not (tmp_path / "report-figures" / "0-rivals-tiny-2.svg").exists()
     before = set((tmp_path / "report-figures").iterdir())
@@ -144,8 +153,10 @@ def test_the_json_holds_the_judgements(studies):
     found = json.loads(json.dumps(comparison.to_dict()))
     assert found["scale"] == "tiny"
     assert found["directories"] == ["length-2", "length-6", "length-20"]
-    assert len(found["judgements"]) == 3
-    assert all(judged["equal_tokens"]["ratio"] < 1 for judged in found["judgements"])
+    for name in ("judgements", "between"):
+        ours = [judged for judged in found[name] if judged["variant"] == "LPA"]
+        assert len(found[name]) == 2 * len(ours) == 6
+        assert all(judged["equal_tokens"]["ratio"] < 1 for judged in ours)
 
 
 def test_scores_are_read_by_their_file_names(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lpa.study.results.comparison import compare_family, compute_equivalent_gain, holm
+from lpa.study.results.comparison import compare_family, holm
 
 
 def test_holm_as_in_the_textbook():
@@ -32,17 +32,6 @@ def test_a_family_is_compared_pair_by_pair_at_the_levels_of_holm():
     half = stats.t.ppf(1 - 0.05 / 3 / 2, 2) * np.std(logs, ddof=1) / math.sqrt(3)
     assert found["steady"].ratio == pytest.approx(math.exp(np.mean(logs)))
     assert found["steady"].high == pytest.approx(math.exp(np.mean(logs) + half))
-
-
-def test_the_gain_is_what_dense_would_need_over_what_was_used():
-    dense = {c: 8 * c**-0.05 for c in (1e13, 3e13, 1e14)}
-    same, extrapolated = compute_equivalent_gain(dense[3e13], 3e13, dense)
-    assert same == pytest.approx(1)
-    assert not extrapolated
-    half, _ = compute_equivalent_gain(dense[3e13], 1.5e13, dense)
-    assert half == pytest.approx(2)
-    assert compute_equivalent_gain(8 * 1e15**-0.05, 1e14, dense)[1]
-    assert compute_equivalent_gain(4.0, 1e13, {1e13: 4.0, 2e13: 4.1, 3e13: 4.2}) is None
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, 1e60])
@@ -77,9 +66,3 @@ def test_equal_figures_differ_least():
     found = compare_family({"same": dense, "less": {0: 40.0, 1: 41.7}}, dense)
     assert found["same"].p_adjusted == 1
     assert found["less"].p_adjusted < 1
-
-
-@pytest.mark.parametrize("loss", [5.0, 0.0, -1.0, math.nan, math.inf])
-def test_a_loss_that_the_curve_never_reaches_has_no_gain(loss):
-    almost_flat = {1e13: 5.7, 3e13: 5.6995, 1e14: 5.699}
-    assert compute_equivalent_gain(loss, 1e13, almost_flat) is None

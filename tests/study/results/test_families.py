@@ -45,10 +45,11 @@ def test_the_arms_of_several_directories_are_one_family(rivals, tmp_path):
         for comparison in compare_rivals(find_studies([directory]))
         for found in comparison.judgements
     }
-    for found in both.judgements:
+    judged = [found for found in both.judgements if found.variant != "dense"]
+    for found in judged:
         assert found.equal_tokens.ratio == pytest.approx(apart[found.variant].equal_tokens.ratio)
-    worst = max(both.judgements, key=lambda found: found.equal_tokens.p_adjusted)
-    best = min(both.judgements, key=lambda found: found.equal_tokens.p_adjusted)
+    worst = max(judged, key=lambda found: found.equal_tokens.p_adjusted)
+    best = min(judged, key=lambda found: found.equal_tokens.p_adjusted)
     assert best.equal_tokens.p_adjusted == 2 * apart[best.variant].equal_tokens.p_adjusted
     assert worst.equal_tokens.p_adjusted == apart[worst.variant].equal_tokens.p_adjusted
 

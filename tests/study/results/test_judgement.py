@@ -5,14 +5,15 @@ import math
 import pytest
 from helpers.study_runs import rival_study
 
+from lpa.study.results.curves import FittedCurve, InterpolatedCurve
 from lpa.study.results.judgement import judge
 
 
 def test_a_known_saving_is_found_at_every_length():
     found = judge([rival_study(20, 1.5), rival_study(2, 1.5), rival_study(6, 1.5)])
-    assert [row.variant for row in found] == ["LPA"] * 3
+    assert [row.variant for row in found] == ["dense", "LPA"] * 3
     assert [row.tokens for row in found] == sorted(row.tokens for row in found)
-    for row in found:
+    for row in found[1::2]:
         assert list(row.gains.values()) == pytest.approx([1.5] * 3)
         assert row.equal_flops.ratio < 1
         assert row.equal_flops.differs
@@ -23,16 +24,42 @@ def test_two_lengths_give_no_curve():
     for row in judge([rival_study(2, 1.5), rival_study(6, 1.5)]):
         assert row.equal_flops is None
         assert row.gains == {}
-        assert row.equal_tokens is not None
+        assert (row.equal_tokens is None) == (row.variant == "dense")
+
+
+def test_two_lengths_give_a_line():
+    """At the shortest length, LPA has fewer FLOPs than dense ever."""
+    found = judge([rival_study(2, 1.5), rival_study(6, 1.5)], kind=InterpolatedCurve.through)
+    short, long = (row for row in found if row.variant == "LPA")
+    for row in (short, long):
+        assert list(row.gains.values()) == pytest.approx([1.5] * 3)
+    assert short.equal_flops is None
+    assert long.equal_flops.differs
+
+
+def test_the_gain_of_the_baseline_says_how_far_its_curve_misses_it():
+    """The losses of the middle length are lower than a power law's."""
+    studies = [rival_study(length, 1.5) for length in (2, 6, 20)]
+    middle = studies[1].rows[0]
+    middle.perplexities = {seed: value * 0.96 for seed, value in middle.perplexities.items()}
+    fitted = [row for row in judge(studies) if row.variant == "dense"]
+    for row, above in zip(fitted, (False, True, False), strict=True):
+        assert {gain > 1.02 for gain in row.gains.values()} == {above}
+        assert {gain < 0.98 for gain in row.gains.values()} == {not above}
+        assert row.equal_flops is None
+    for row in judge(studies, kind=InterpolatedCurve.through):
+        if row.variant == "dense":
+            assert list(row.gains.values()) == pytest.approx([1] * 3)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, 0.0])
 @pytest.mark.parametrize("variant", ["dense", "LPA"])
-def test_a_perplexity_that_is_none_leaves_the_other_seeds(variant, value):
+@pytest.mark.parametrize("kind", [FittedCurve.through, InterpolatedCurve.through])
+def test_a_perplexity_that_is_none_leaves_the_other_seeds(kind, variant, value):
     studies = [rival_study(length, 1.5) for length in (2, 6, 20)]
     row = next(row for row in studies[0].rows if row.variant == variant)
     row.perplexities[1] = value
-    for found in judge(studies):
+    for found in judge(studies, kind=kind):
         assert set(found.gains) >= {0, 2}
         assert all(math.isfinite(gain) for gain in found.gains.values())
 
@@ -48,7 +75,7 @@ def diverge(row):
 def test_a_variant_that_diverged_is_not_judged_by_the_seeds_that_survive():
     studies = [rival_study(length, 1.5) for length in (2, 6, 20)]
     diverge(studies[0].rows[1])
-    ours, *longer = judge(studies)
+    ours, *longer = (found for found in judge(studies) if found.variant == "LPA")
     assert ours.equal_tokens.verdict == ours.equal_flops.verdict == "undecided (a run diverged)"
     assert ours.gains == {}
     assert all(found.equal_tokens.verdict == "better" for found in longer)
@@ -58,10 +85,12 @@ def test_a_variant_that_diverged_is_not_judged_by_the_seeds_that_survive():
 def test_a_baseline_that_diverged_decides_nothing_at_its_length_and_by_its_curve():
     studies = [rival_study(length, 1.5) for length in (2, 6, 20)]
     diverge(studies[0].rows[0])
-    ours, *longer = judge(studies)
+    judged = judge(studies)
+    ours, *longer = (found for found in judged if found.variant == "LPA")
     assert ours.equal_tokens.diverged
     assert all(found.equal_tokens.verdict == "better" for found in longer)
-    assert all(found.equal_flops.diverged and not found.gains for found in (ours, *longer))
+    assert all(found.equal_flops.diverged for found in (ours, *longer))
+    assert not any(found.gains for found in judged)
 
 
 def test_another_baseline_is_that_of_equal_tokens_and_leaves_the_curve_alone():
@@ -74,12 +103,14 @@ def test_another_baseline_is_that_of_equal_tokens_and_leaves_the_curve_alone():
         before = by_dense["LPA", tokens]
         if variant == "dense":
             assert found.equal_tokens.ratio == pytest.approx(1 / before.equal_tokens.ratio)
-            assert (found.equal_flops, found.gains) == (None, {})
+            assert (found.equal_flops, found.gains) == (None, by_dense["dense", tokens].gains)
         else:
             assert found.equal_tokens is None
             assert (found.equal_flops, found.gains) == (before.equal_flops, before.gains)
     for result in studies[1:]:
         del result.rows[1]
-    [dense, ours] = judge(studies, "LPA")
+    dense, ours, *longer = judge(studies, "LPA")
+    assert [found.variant for found in longer] == ["dense"] * 2
+    assert all(found.equal_tokens is None for found in longer)
     assert dense.equal_tokens == by_lpa["dense", dense.tokens].equal_tokens
     assert ours.gains == by_dense["LPA", ours.tokens].gains

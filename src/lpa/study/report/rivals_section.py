@@ -1,4 +1,4 @@
-"""The comparison of rivals at several lengths: the table and the figure of docs/protocol.md."""
+"""The comparison of rivals at several lengths: the tables and the figure."""
 
 import math
 from collections import Counter, defaultdict
@@ -13,6 +13,7 @@ from lpa.display.html import DrawFunction
 from lpa.display.units import format_count
 from lpa.study.report.figures import draw_legend, label_of, line_style, marker_style
 from lpa.study.results.comparison import Comparison
+from lpa.study.results.curves import InterpolatedCurve
 from lpa.study.results.families import are_comparable, is_family
 from lpa.study.results.judgement import Judgement, judge
 from lpa.study.results.statistics import Difference, Summary
@@ -28,6 +29,7 @@ HEADINGS = (
     "p (Holm)",
     "compute-equivalent gain",
 )
+BETWEEN_HEADINGS = ("variant", "tokens", *HEADINGS[-3:])
 
 
 @dataclass
@@ -40,7 +42,8 @@ class RivalsComparison:
         baseline: that of the comparison at equal tokens.
         own_baseline: that of the studies, whose losses the curve is fitted to.
         rows: of all lengths, the shortest first; with the baseline's.
-        judgements: of the rows but the baseline's.
+        judgements: of the rows, by the protocol's power law.
+        between: likewise, by lines between the lengths of `own_baseline`.
     """
 
     scale: str
@@ -50,6 +53,7 @@ class RivalsComparison:
     own_baseline: str
     rows: list[VariantRow]
     judgements: list[Judgement]
+    between: list[Judgement]
 
     @property
     def score_names(self) -> list[str]:
@@ -61,13 +65,20 @@ class RivalsComparison:
 
     def cells(self) -> list[list[str]]:
         """The table under `headings`."""
-        judged = {(found.variant, found.tokens): found for found in self.judgements}
         return [
             [
-                *_row_cells(row, judged.get((row.variant, row.tokens))),
+                *_row_cells(row, found),
                 *(_score_cell(row.scores.get(name, {}), row) for name in self.score_names),
             ]
-            for row in self.rows
+            for row, found in zip(self.rows, self.judgements, strict=True)
+        ]
+
+    def between_cells(self) -> list[list[str]]:
+        """The table under `BETWEEN_HEADINGS`, of the rows that such lines say anything of."""
+        return [
+            [row.variant, format_count(row.tokens), *_curve_cells(found, row)]
+            for row, found in zip(self.rows, self.between, strict=True)
+            if row.variant != self.own_baseline and (found.gains or found.equal_flops)
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +88,7 @@ class RivalsComparison:
             "directories": [str(directory) for directory in self.directories],
             "baseline": self.baseline,
             "judgements": [asdict(found) for found in self.judgements],
+            "between": [asdict(found) for found in self.between],
         }
 
 
@@ -111,6 +123,7 @@ def compare_rivals(
                 own_baseline,
                 rows,
                 judge(group, baseline),
+                judge(group, baseline, InterpolatedCurve.through),
             )
         )
     return comparisons
@@ -133,25 +146,28 @@ def _comparable_studies(studies: Sequence[StudyResult]) -> list[list[StudyResult
     return [sorted(group, key=lambda each: each.rows[0].tokens) for group in groups]
 
 
-def _row_cells(row: VariantRow, found: Judgement | None) -> list[str]:
+def _row_cells(row: VariantRow, found: Judgement) -> list[str]:
     perplexity = "–" if row.perplexity is None else _with_deviation(row.perplexity, ".2f")
-    perplexity += _missing_seeds(row)
+    return [
+        row.variant,
+        format_count(row.tokens),
+        perplexity + _missing_seeds(row),
+        *_comparison_cells(found.equal_tokens, row),
+        *_curve_cells(found, row),
+    ]
+
+
+def _curve_cells(found: Judgement, row: VariantRow) -> list[str]:
+    """What the baseline's curve says: at equal FLOPs, with its p-value, and the compute-equivalent gain."""
     gain = "–"
-    if found and (over := Difference.between(found.gains, dict.fromkeys(found.gains, 1.0))):
+    if over := Difference.between(found.gains, dict.fromkeys(found.gains, 1.0)):
         gain = f"{1 + over.mean:.2f}"
         if not math.isnan(over.low):
             gain += f" [{1 + over.low:.2f}, {1 + over.high:.2f}]"
         if found.extrapolated:
             gain += " (extrapolated)"
         gain += fewer_seeds(len(found.gains), row)
-    return [
-        row.variant,
-        format_count(row.tokens),
-        perplexity,
-        *_comparison_cells(found.equal_tokens if found else None, row),
-        *_comparison_cells(found.equal_flops if found else None, row),
-        gain,
-    ]
+    return [*_comparison_cells(found.equal_flops, row), gain]
 
 
 def _missing_seeds(row: VariantRow) -> str:

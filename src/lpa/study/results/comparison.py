@@ -1,4 +1,4 @@
-"""The judgements of docs/protocol.md: corrected for many comparisons, at equal FLOPs, as compute saved."""
+"""Comparisons of a family with its baseline, corrected for their number as docs/protocol.md says."""
 
 import math
 import warnings
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lpa.study.results.statistics import A_RUN_DIVERGED, NO_DIFFERENCE, PowerLaw
+from lpa.study.results.statistics import A_RUN_DIVERGED, NO_DIFFERENCE
 
 LEVEL = 0.05
-# Of a number of FLOPs, below what a float holds.
-_MAX_EXPONENT = 700
 
 
 @dataclass
@@ -108,26 +106,3 @@ def _log_ratios(values: Mapping[int, float], baseline: Mapping[int, float]) -> n
     if not (np.isfinite(pairs) & (pairs > 0)).all():
         return np.array([])
     return np.log(pairs[:, 0]) - np.log(pairs[:, 1]) if len(pairs) else pairs
-
-
-def compute_equivalent_gain(
-    loss: float, flops: float, baseline: Mapping[float, float]
-) -> tuple[float, bool] | None:
-    """FLOPs that the baseline needs for a loss over those used: C_dense(L) / C with L = a C^(-b).
-
-    Args:
-        baseline: FLOPs -> loss of the baseline's runs with one seed, at three lengths or more.
-
-    Returns:
-        The gain, and whether the loss is outside the baseline's own; None where no falling curve fits, or
-        the curve reaches the loss at no number of FLOPs.
-    """
-    law = PowerLaw.fit(list(baseline), list(baseline.values()))
-    if law is None or law.exponent >= 0 or not (math.isfinite(loss) and loss > 0):
-        return None
-    exponent = math.log(loss / law.factor) / law.exponent
-    if exponent > _MAX_EXPONENT:
-        return None
-    needed = math.exp(exponent)
-    losses = baseline.values()
-    return needed / flops, not min(losses) <= loss <= max(losses)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lpa.study.results.comparison import Comparison, compare_family, compute_equivalent_gain
-from lpa.study.results.statistics import PowerLaw
+from lpa.study.results.comparison import Comparison, compare_family
+from lpa.study.results.curves import CurveKind, FittedCurve, compute_equivalent_gain
 from lpa.study.results.study_results import StudyResult, VariantRow
 
 # Seed -> training FLOPs -> test loss of a baseline.
@@ -22,11 +22,11 @@ class Judgement:
     Attributes:
         tokens: of training.
         equal_tokens: perplexity against the baseline's of the same length; None of the baseline itself.
-        equal_flops: against what the fitted curve of the studies' own baseline gives at the variant's FLOPs;
-            None where that has fewer than three lengths.
+        equal_flops: against what the curve of the studies' own baseline gives at the variant's FLOPs; None
+            of that baseline, and where the curve gives nothing.
         gains: compute-equivalent gain by seed, by the same curve; empty where a run diverged of the variant,
-            or of those that the curve is fitted to.
-        extrapolated: whether one of them rests on the curve beyond the losses that it was fitted to.
+            or of those of the curve. That of the curve's own baseline says how far the curve misses it.
+        extrapolated: whether one of them rests on the curve beyond the losses of the baseline.
     """
 
     variant: str
@@ -37,13 +37,18 @@ class Judgement:
     extrapolated: bool
 
 
-def judge(studies: Sequence[StudyResult], baseline: str | None = None) -> list[Judgement]:
-    """All variants but the baseline, by length, those of one length being a family.
+def judge(
+    studies: Sequence[StudyResult],
+    baseline: str | None = None,
+    kind: CurveKind = FittedCurve.through,
+) -> list[Judgement]:
+    """All variants, by length, those of one length being a family.
 
     Args:
         studies: comparable ones, each of another length.
         baseline: that of the comparison at equal tokens, in the studies that have it; by default their own,
             which the curve is always of.
+        kind: of the curve; by default that of docs/protocol.md.
     """
     curves = baseline_curves(studies)
     curve_diverged = any(_own_baseline(result).diverged for result in studies)
@@ -52,12 +57,9 @@ def judge(studies: Sequence[StudyResult], baseline: str | None = None) -> list[J
         rows = {row.variant: row for row in result.rows}
         tokens = _compare_at_tokens(rows, baseline or result.index.baseline)
         others = {name: row for name, row in rows.items() if name != result.index.baseline}
-        flops = _compare_at_flops(others, curves, curve_diverged)
+        flops = _compare_at_flops(others, curves, kind, curve_diverged)
         for name, row in rows.items():
-            if name not in others and name not in tokens:
-                continue
-            judged = name in others and not (row.diverged or curve_diverged)
-            gains = _gains(row, curves) if judged else {}
+            gains = {} if row.diverged or curve_diverged else _gains(row, curves, kind)
             found.append(
                 Judgement(
                     name,
@@ -84,14 +86,15 @@ def _compare_at_tokens(rows: Mapping[str, VariantRow], baseline: str) -> dict[st
 
 
 def _compare_at_flops(
-    rows: Mapping[str, VariantRow], curves: Curves, curve_diverged: bool
+    rows: Mapping[str, VariantRow], curves: Curves, kind: CurveKind, curve_diverged: bool
 ) -> dict[str, Comparison]:
     """Against what the curve of the same seed gives."""
     ratios = {
         name: {
             seed: perplexity / float(np.exp(expected))
             for seed, perplexity in row.perplexities.items()
-            if (expected := _loss_at(curves.get(seed, {}), row.flops)) is not None
+            if (curve := kind(curves.get(seed, {})))
+            and (expected := curve.loss_at(row.flops)) is not None
         }
         for name, row in rows.items()
     }
@@ -100,10 +103,10 @@ def _compare_at_flops(
     return compare_family(ratios, seeds, diverged)
 
 
-def _gains(row: VariantRow, curves: Curves) -> dict[int, tuple[float, bool]]:
+def _gains(row: VariantRow, curves: Curves, kind: CurveKind) -> dict[int, tuple[float, bool]]:
     """By seed, and whether it is extrapolated."""
     found = {
-        seed: compute_equivalent_gain(_loss(perplexity), row.flops, curves.get(seed, {}))
+        seed: compute_equivalent_gain(_loss(perplexity), row.flops, curves.get(seed, {}), kind)
         for seed, perplexity in row.perplexities.items()
     }
     return {seed: gain for seed, gain in found.items() if gain}
@@ -126,8 +129,3 @@ def _own_baseline(result: StudyResult) -> VariantRow:
 def _loss(perplexity: float) -> float:
     """Nats per token; nan of what is no positive number."""
     return math.log(perplexity) if perplexity > 0 else math.nan
-
-
-def _loss_at(curve: Mapping[float, float], flops: float) -> float | None:
-    law = PowerLaw.fit(list(curve), list(curve.values()))
-    return None if law is None else law.factor * flops**law.exponent
