@@ -27,6 +27,15 @@ def test_two_lengths_give_no_curve():
         assert (row.equal_tokens is None) == (row.variant == "dense")
 
 
+@pytest.mark.parametrize("kind", [FittedCurve.through, InterpolatedCurve.through])
+def test_a_seed_that_lacks_a_length_of_the_curve_waits_for_it(kind):
+    studies = [rival_study(length, 1.5) for length in (2, 6, 20, 60)]
+    del studies[1].rows[0].perplexities[1]
+    for found in judge(studies, kind=kind):
+        assert set(found.gains) == {0, 2}
+        assert found.equal_flops is None or found.equal_flops.count == 2
+
+
 def test_two_lengths_give_a_line():
     """At the shortest length, LPA has fewer FLOPs than dense ever."""
     found = judge([rival_study(2, 1.5), rival_study(6, 1.5)], kind=InterpolatedCurve.through)

@@ -113,13 +113,15 @@ def _gains(row: VariantRow, curves: Curves, kind: CurveKind) -> dict[int, tuple[
 
 
 def baseline_curves(studies: Sequence[StudyResult]) -> Curves:
-    """Those of the studies' own baseline."""
+    """Those of the studies' own baseline, of the seeds with all lengths that any seed has: a curve that lacks
+    one would be another curve."""
     curves: dict[int, dict[float, float]] = defaultdict(dict)
     for result in studies:
         row = _own_baseline(result)
         for seed, perplexity in row.perplexities.items():
             curves[seed][row.flops] = _loss(perplexity)
-    return dict(curves)
+    lengths = max(map(len, curves.values()), default=0)
+    return {seed: curve for seed, curve in curves.items() if len(curve) == lengths}
 
 
 def _own_baseline(result: StudyResult) -> VariantRow:
