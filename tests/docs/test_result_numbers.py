@@ -101,6 +101,7 @@ def test_every_row_of_the_comparison_is_what_the_records_give(contest):
         and "iB |" not in row  # costs, which are not of the records
     ]
     assert len(printed) >= 16
+    assert len({heading for heading, _ in printed}) == 4  # two tunings and two comparisons
     assert [row for row in printed if row not in given] == []
 
 

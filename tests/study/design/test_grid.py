@@ -62,7 +62,7 @@ def test_what_is_not_trained_counts_no_gradient():
 
     every, factors = flops("all"), flops("factors")
     assert factors["dense"] == every["dense"]
-    assert factors["qkvo"] < every["qkvo"]
+    assert 0.5 * every["qkvo"] < factors["qkvo"] < 0.9 * every["qkvo"]
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -34,10 +34,10 @@ def test_the_table_has_every_variant_at_every_length_and_the_known_gain(studies)
         assert pairs == "70.0% ± 10.0%"
     perplexities = [float(row[2].split()[0]) for row in cells]
     assert perplexities == sorted(perplexities, reverse=True)
-    between = comparison.between_cells()
-    assert [row[0] for row in between] == ["LPA"] * 3
-    assert [row[2] == "–" for row in between] == [True, False, False]
-    assert all(row[-1].startswith("1.50 [1.50, 1.50]") for row in between)
+    interpolated = comparison.interpolated_cells()
+    assert [row[0] for row in interpolated] == ["LPA"] * 3
+    assert [row[2] == "–" for row in interpolated] == [True, False, False]
+    assert all(row[-1].startswith("1.50 [1.50, 1.50]") for row in interpolated)
 
 
 def test_the_table_says_how_many_seeds_a_figure_rests_on(studies):
@@ -76,8 +76,8 @@ def test_studies_of_other_data_or_settings_are_compared_separately(studies, fiel
     assert longest.title == "Rivals of low-rank attention at tiny, in length-20"
     assert others.title == "Rivals of low-rank attention at tiny, in length-2, length-6"
     assert all(row[-2] == "–" for row in [*longest.cells(), *others.cells()])
-    assert longest.between_cells() == []
-    assert [row[0] for row in others.between_cells()] == ["LPA"] * 2
+    assert longest.interpolated_cells() == []
+    assert [row[0] for row in others.interpolated_cells()] == ["LPA"] * 2
 
 
 def test_the_table_is_of_the_baseline_that_is_asked_for(studies, tmp_path):
@@ -153,7 +153,7 @@ def test_the_json_holds_the_judgements(studies):
     found = json.loads(json.dumps(comparison.to_dict()))
     assert found["scale"] == "tiny"
     assert found["directories"] == ["length-2", "length-6", "length-20"]
-    for name in ("judgements", "between"):
+    for name in ("judgements", "interpolated"):
         ours = [judged for judged in found[name] if judged["variant"] == "LPA"]
         assert len(found[name]) == 2 * len(ours) == 6
         assert all(judged["equal_tokens"]["ratio"] < 1 for judged in ours)
@@ -188,3 +188,6 @@ def test_a_comparison_in_which_a_run_diverged_says_so(studies):
     [cells] = [cells for cells in comparison.cells() if "failed" in cells[2]]
     undecided = ["undecided (a run diverged)", "–"]
     assert cells[3:8] == [*undecided, *undecided, "–"]
+    assert [row[0] for row in comparison.interpolated_cells()] == ["LPA"] * 2
+    [alone] = compare_rivals(studies[1:2])
+    assert alone.interpolated_cells() == []

@@ -27,18 +27,30 @@ def test_two_lengths_give_no_curve():
         assert (row.equal_tokens is None) == (row.variant == "dense")
 
 
-@pytest.mark.parametrize("kind", [FittedCurve.through, InterpolatedCurve.through])
+@pytest.mark.parametrize("kind", [FittedCurve.from_losses, InterpolatedCurve.from_losses])
 def test_a_seed_that_lacks_a_length_of_the_curve_waits_for_it(kind):
     studies = [rival_study(length, 1.5) for length in (2, 6, 20, 60)]
     del studies[1].rows[0].perplexities[1]
-    for found in judge(studies, kind=kind):
+    shortest, *longer = (found for found in judge(studies, kind=kind) if found.variant == "LPA")
+    for found in (shortest, *longer):
         assert set(found.gains) == {0, 2}
-        assert found.equal_flops is None or found.equal_flops.count == 2
+    assert [found.equal_flops.count for found in longer] == [2] * 3
+    if kind == InterpolatedCurve.from_losses:
+        assert shortest.equal_flops is None
+
+
+@pytest.mark.parametrize("kind", [FittedCurve.from_losses, InterpolatedCurve.from_losses])
+def test_a_seed_with_as_many_lengths_but_others_has_another_curve(kind):
+    """Of four lengths each seed has three."""
+    studies = [rival_study(length, 1.5) for length in (2, 6, 20, 60)]
+    for seed, result in enumerate(studies[:3]):
+        del result.rows[0].perplexities[seed]
+    assert not any(found.gains or found.equal_flops for found in judge(studies, kind=kind))
 
 
 def test_two_lengths_give_a_line():
     """At the shortest length, LPA has fewer FLOPs than dense ever."""
-    found = judge([rival_study(2, 1.5), rival_study(6, 1.5)], kind=InterpolatedCurve.through)
+    found = judge([rival_study(2, 1.5), rival_study(6, 1.5)], kind=InterpolatedCurve.from_losses)
     short, long = (row for row in found if row.variant == "LPA")
     for row in (short, long):
         assert list(row.gains.values()) == pytest.approx([1.5] * 3)
@@ -56,20 +68,21 @@ def test_the_gain_of_the_baseline_says_how_far_its_curve_misses_it():
         assert {gain > 1.02 for gain in row.gains.values()} == {above}
         assert {gain < 0.98 for gain in row.gains.values()} == {not above}
         assert row.equal_flops is None
-    for row in judge(studies, kind=InterpolatedCurve.through):
+    for row in judge(studies, kind=InterpolatedCurve.from_losses):
         if row.variant == "dense":
             assert list(row.gains.values()) == pytest.approx([1] * 3)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, 0.0])
 @pytest.mark.parametrize("variant", ["dense", "LPA"])
-@pytest.mark.parametrize("kind", [FittedCurve.through, InterpolatedCurve.through])
+@pytest.mark.parametrize("kind", [FittedCurve.from_losses, InterpolatedCurve.from_losses])
 def test_a_perplexity_that_is_none_leaves_the_other_seeds(kind, variant, value):
-    studies = [rival_study(length, 1.5) for length in (2, 6, 20)]
-    row = next(row for row in studies[0].rows if row.variant == variant)
+    studies = [rival_study(length, 1.5) for length in (2, 6, 20, 60)]
+    row = next(row for row in studies[1].rows if row.variant == variant)
     row.perplexities[1] = value
     for found in judge(studies, kind=kind):
-        assert set(found.gains) >= {0, 2}
+        lost = variant == "dense" or (found.variant, found.tokens) == ("LPA", row.tokens)
+        assert set(found.gains) == ({0, 2} if lost else {0, 1, 2})
         assert all(math.isfinite(gain) for gain in found.gains.values())
 
 

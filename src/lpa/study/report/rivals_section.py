@@ -29,7 +29,7 @@ HEADINGS = (
     "p (Holm)",
     "compute-equivalent gain",
 )
-BETWEEN_HEADINGS = ("variant", "tokens", *HEADINGS[-3:])
+INTERPOLATED_HEADINGS = ("variant", "tokens", *HEADINGS[-3:])
 
 
 @dataclass
@@ -40,10 +40,10 @@ class RivalsComparison:
         title: names the directories where others at this scale are not comparable with these.
         directories: those of the studies, the shortest length first.
         baseline: that of the comparison at equal tokens.
-        own_baseline: that of the studies, whose losses the curve is fitted to.
+        own_baseline: that of the studies, whose losses make the curves.
         rows: of all lengths, the shortest first; with the baseline's.
         judgements: of the rows, by the protocol's power law.
-        between: likewise, by lines between the lengths of `own_baseline`.
+        interpolated: likewise, by lines between the lengths of `own_baseline`.
     """
 
     scale: str
@@ -53,7 +53,7 @@ class RivalsComparison:
     own_baseline: str
     rows: list[VariantRow]
     judgements: list[Judgement]
-    between: list[Judgement]
+    interpolated: list[Judgement]
 
     @property
     def score_names(self) -> list[str]:
@@ -73,12 +73,12 @@ class RivalsComparison:
             for row, found in zip(self.rows, self.judgements, strict=True)
         ]
 
-    def between_cells(self) -> list[list[str]]:
-        """The table under `BETWEEN_HEADINGS`, of the rows that such lines say anything of."""
+    def interpolated_cells(self) -> list[list[str]]:
+        """The table under `INTERPOLATED_HEADINGS`, of the rows that such lines say anything of."""
         return [
             [row.variant, format_count(row.tokens), *_curve_cells(found, row)]
-            for row, found in zip(self.rows, self.between, strict=True)
-            if row.variant != self.own_baseline and (found.gains or found.equal_flops)
+            for row, found in zip(self.rows, self.interpolated, strict=True)
+            if row.variant != self.own_baseline and found.gains
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class RivalsComparison:
             "directories": [str(directory) for directory in self.directories],
             "baseline": self.baseline,
             "judgements": [asdict(found) for found in self.judgements],
-            "between": [asdict(found) for found in self.between],
+            "interpolated": [asdict(found) for found in self.interpolated],
         }
 
 
@@ -123,7 +123,7 @@ def compare_rivals(
                 own_baseline,
                 rows,
                 judge(group, baseline),
-                judge(group, baseline, InterpolatedCurve.through),
+                judge(group, baseline, InterpolatedCurve.from_losses),
             )
         )
     return comparisons

@@ -16,7 +16,7 @@ from lpa.study.design.grid_files import STUDIES, read_claims
 from lpa.study.design.study_index import TUNING_SUFFIX
 from lpa.study.report.figures import SCALING_AXES, scaling_fits, study_figures
 from lpa.study.report.rivals_section import (
-    BETWEEN_HEADINGS,
+    INTERPOLATED_HEADINGS,
     RivalsComparison,
     compare_rivals,
     draw_loss_against_flops,
@@ -166,7 +166,7 @@ def write_study_report(
         studies=sections,
         comparisons=comparisons,
         headings=HEADINGS,
-        between_headings=BETWEEN_HEADINGS,
+        interpolated_headings=INTERPOLATED_HEADINGS,
         source=read_claims()["source"],
     )
     write_files({**files, path: page.encode()})

@@ -9,103 +9,101 @@ import numpy as np
 
 from lpa.study.results.statistics import PowerLaw
 
-# Of a number of FLOPs, below what a float holds.
+# Of a number of FLOPs, so that it is one that a float holds.
 _MAX_EXPONENT = 700
 
 
 class Curve(Protocol):
     def loss_at(self, flops: float) -> float | None:
-        """None where the curve says nothing."""
+        """None where the curve gives none."""
 
     def flops_at(self, loss: float) -> float | None:
         """None where the curve does not fall, or reaches the loss at no number of FLOPs."""
 
+    def covers(self, loss: float) -> bool:
+        """Whether a loss is within those that the curve is made of."""
 
-# From FLOPs -> loss; None where there are too few lengths.
+
+# From FLOPs -> loss, all of them finite and positive; None where there are too few lengths.
 CurveKind = Callable[[Mapping[float, float]], Curve | None]
 
 
 @dataclass(frozen=True)
 class FittedCurve:
-    """The power law without a floor of docs/protocol.md, which need not meet the baseline's own losses."""
+    """The power law without a floor of docs/protocol.md, which need not meet the losses it is made of."""
 
     law: PowerLaw
+    losses: tuple[float, ...]
 
     @classmethod
-    def through(cls, losses: Mapping[float, float]) -> "FittedCurve | None":
-        """From three lengths or more."""
+    def from_losses(cls, losses: Mapping[float, float]) -> "FittedCurve | None":
+        """Of three lengths or more."""
         law = PowerLaw.fit(list(losses), list(losses.values()))
-        return None if law is None else cls(law)
+        return None if law is None else cls(law, tuple(losses.values()))
 
     def loss_at(self, flops: float) -> float | None:
         return self.law.factor * flops**self.law.exponent
 
     def flops_at(self, loss: float) -> float | None:
-        if self.law.exponent >= 0 or not _has_logarithm(loss):
+        if self.law.exponent >= 0 or not is_loss(loss):
             return None
         return _exp(math.log(loss / self.law.factor) / self.law.exponent)
+
+    def covers(self, loss: float) -> bool:
+        return min(self.losses) <= loss <= max(self.losses)
 
 
 @dataclass(frozen=True)
 class InterpolatedCurve:
-    """Straight lines in logarithms from each of the baseline's lengths to the next.
+    """Straight lines in logarithms from each length to the next.
 
-    It meets the baseline's own losses, gives none at FLOPs beyond its lengths, and extends its first and
-    last line to losses beyond its own.
+    It meets the losses it is made of, gives none at FLOPs beyond its lengths, and extends its first and last
+    line to losses beyond its own. Where losses bend as they do, falling ever more slowly, a line is slightly
+    above what a run between two lengths would reach.
     """
 
-    log_flops: tuple[float, ...]
-    log_losses: tuple[float, ...]
+    flops: tuple[float, ...]
+    losses: tuple[float, ...]
 
     @classmethod
-    def through(cls, losses: Mapping[float, float]) -> "InterpolatedCurve | None":
-        """From two lengths or more, of which the losses have logarithms."""
-        points = sorted((flops, loss) for flops, loss in losses.items() if _has_logarithm(loss))
-        if len(points) < 2:
-            return None
-        return cls(*(tuple(map(math.log, values)) for values in zip(*points, strict=True)))
+    def from_losses(cls, losses: Mapping[float, float]) -> "InterpolatedCurve | None":
+        """Of two lengths or more."""
+        points = sorted(losses.items())
+        return cls(*zip(*points, strict=True)) if len(points) > 1 else None
 
     def loss_at(self, flops: float) -> float | None:
-        at = math.log(flops)
-        if not self.log_flops[0] <= at <= self.log_flops[-1]:
+        if not self.flops[0] <= flops <= self.flops[-1]:
             return None
-        return math.exp(np.interp(at, self.log_flops, self.log_losses))
+        return math.exp(np.interp(math.log(flops), np.log(self.flops), np.log(self.losses)))
 
     def flops_at(self, loss: float) -> float | None:
-        if not _has_logarithm(loss) or not (np.diff(self.log_losses) < 0).all():
+        if not is_loss(loss) or not (np.diff(self.losses) < 0).all():
             return None
-        wanted = math.log(loss)
-        later = int(np.searchsorted(-np.array(self.log_losses), -wanted))
-        end = min(max(later, 1), len(self.log_losses) - 1)
-        (x, x_end), (y, y_end) = (
-            self.log_flops[end - 1 : end + 1],
-            self.log_losses[end - 1 : end + 1],
-        )
-        return _exp(x + (wanted - y) / (y_end - y) * (x_end - x))
+        later = int(np.searchsorted(-np.array(self.losses), -loss))
+        end = min(max(later, 1), len(self.losses) - 1)
+        x, x_end = map(math.log, self.flops[end - 1 : end + 1])
+        y, y_end = map(math.log, self.losses[end - 1 : end + 1])
+        return _exp(x + (math.log(loss) - y) / (y_end - y) * (x_end - x))
+
+    def covers(self, loss: float) -> bool:
+        return min(self.losses) <= loss <= max(self.losses)
 
 
-def compute_equivalent_gain(
-    loss: float, flops: float, baseline: Mapping[float, float], kind: CurveKind
-) -> tuple[float, bool] | None:
+def compute_equivalent_gain(loss: float, flops: float, curve: Curve) -> tuple[float, bool] | None:
     """FLOPs that the baseline needs for a loss, by its curve, over those used.
 
-    Args:
-        baseline: FLOPs -> loss of the baseline's runs with one seed.
-
     Returns:
-        The gain, and whether the loss is outside the baseline's own; None where the curve has no such FLOPs.
+        The gain, and whether it is extrapolated to a loss beyond the baseline's own; None where the curve
+        has no such FLOPs.
     """
-    curve = kind(baseline)
-    needed = None if curve is None else curve.flops_at(loss)
-    if needed is None:
-        return None
-    losses = baseline.values()
-    return needed / flops, not min(losses) <= loss <= max(losses)
+    needed = curve.flops_at(loss)
+    return None if needed is None else (needed / flops, not curve.covers(loss))
 
 
-def _has_logarithm(value: float) -> bool:
+def is_loss(value: float) -> bool:
+    """Whether it has a logarithm, as the losses of a curve must."""
     return math.isfinite(value) and value > 0
 
 
 def _exp(value: float) -> float | None:
-    return math.exp(value) if value <= _MAX_EXPONENT else None
+    return math.exp(value) if abs(value) <= _MAX_EXPONENT else None

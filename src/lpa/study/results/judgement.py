@@ -1,4 +1,4 @@
-"""The table of docs/protocol.md, from the studies of rivals at several lengths."""
+"""Each variant of the studies of rivals at several lengths, judged as docs/protocol.md says."""
 
 import math
 from collections import defaultdict
@@ -8,25 +8,33 @@ from dataclasses import dataclass
 import numpy as np
 
 from lpa.study.results.comparison import Comparison, compare_family
-from lpa.study.results.curves import CurveKind, FittedCurve, compute_equivalent_gain
+from lpa.study.results.curves import (
+    Curve,
+    CurveKind,
+    FittedCurve,
+    compute_equivalent_gain,
+    is_loss,
+)
 from lpa.study.results.study_results import StudyResult, VariantRow
 
-# Seed -> training FLOPs -> test loss of a baseline.
-Curves = Mapping[int, Mapping[float, float]]
+# By seed.
+Curves = Mapping[int, Curve]
 
 
 @dataclass
 class Judgement:
-    """One variant at one length, against the baseline.
+    """One variant at one length, the baseline among them.
 
     Attributes:
         tokens: of training.
-        equal_tokens: perplexity against the baseline's of the same length; None of the baseline itself.
+        equal_tokens: perplexity against the baseline's of the same length; None of the baseline itself, and
+            with fewer than two seeds in common.
         equal_flops: against what the curve of the studies' own baseline gives at the variant's FLOPs; None
-            of that baseline, and where the curve gives nothing.
-        gains: compute-equivalent gain by seed, by the same curve; empty where a run diverged of the variant,
-            or of those of the curve. That of the curve's own baseline says how far the curve misses it.
-        extrapolated: whether one of them rests on the curve beyond the losses of the baseline.
+            of that baseline, and with fewer than two seeds for which the curve gives a loss.
+        gains: compute-equivalent gain by seed, by the same curve; empty where a run of the variant diverged,
+            or one of the curve's baseline at any length. That of this baseline itself says how far the curve
+            misses its losses.
+        extrapolated: whether one of them is of a loss beyond the baseline's own.
     """
 
     variant: str
@@ -40,9 +48,9 @@ class Judgement:
 def judge(
     studies: Sequence[StudyResult],
     baseline: str | None = None,
-    kind: CurveKind = FittedCurve.through,
+    kind: CurveKind = FittedCurve.from_losses,
 ) -> list[Judgement]:
-    """All variants, by length, those of one length being a family.
+    """All variants, by length; those of one length but the baseline are a family.
 
     Args:
         studies: comparable ones, each of another length.
@@ -50,16 +58,17 @@ def judge(
             which the curve is always of.
         kind: of the curve; by default that of docs/protocol.md.
     """
-    curves = baseline_curves(studies)
+    found_curves = {seed: kind(losses) for seed, losses in baseline_losses(studies).items()}
+    curves = {seed: curve for seed, curve in found_curves.items() if curve}
     curve_diverged = any(_own_baseline(result).diverged for result in studies)
     found = []
     for result in sorted(studies, key=lambda each: each.rows[0].tokens):
         rows = {row.variant: row for row in result.rows}
         tokens = _compare_at_tokens(rows, baseline or result.index.baseline)
         others = {name: row for name, row in rows.items() if name != result.index.baseline}
-        flops = _compare_at_flops(others, curves, kind, curve_diverged)
+        flops = _compare_at_flops(others, curves, curve_diverged)
         for name, row in rows.items():
-            gains = {} if row.diverged or curve_diverged else _gains(row, curves, kind)
+            gains = {} if row.diverged or curve_diverged else _gains(row, curves)
             found.append(
                 Judgement(
                     name,
@@ -86,15 +95,14 @@ def _compare_at_tokens(rows: Mapping[str, VariantRow], baseline: str) -> dict[st
 
 
 def _compare_at_flops(
-    rows: Mapping[str, VariantRow], curves: Curves, kind: CurveKind, curve_diverged: bool
+    rows: Mapping[str, VariantRow], curves: Curves, curve_diverged: bool
 ) -> dict[str, Comparison]:
     """Against what the curve of the same seed gives."""
     ratios = {
         name: {
             seed: perplexity / float(np.exp(expected))
             for seed, perplexity in row.perplexities.items()
-            if (curve := kind(curves.get(seed, {})))
-            and (expected := curve.loss_at(row.flops)) is not None
+            if seed in curves and (expected := curves[seed].loss_at(row.flops)) is not None
         }
         for name, row in rows.items()
     }
@@ -103,25 +111,29 @@ def _compare_at_flops(
     return compare_family(ratios, seeds, diverged)
 
 
-def _gains(row: VariantRow, curves: Curves, kind: CurveKind) -> dict[int, tuple[float, bool]]:
+def _gains(row: VariantRow, curves: Curves) -> dict[int, tuple[float, bool]]:
     """By seed, and whether it is extrapolated."""
     found = {
-        seed: compute_equivalent_gain(_loss(perplexity), row.flops, curves.get(seed, {}), kind)
+        seed: compute_equivalent_gain(_loss(perplexity), row.flops, curves[seed])
         for seed, perplexity in row.perplexities.items()
+        if seed in curves
     }
     return {seed: gain for seed, gain in found.items() if gain}
 
 
-def baseline_curves(studies: Sequence[StudyResult]) -> Curves:
-    """Those of the studies' own baseline, of the seeds with all lengths that any seed has: a curve that lacks
-    one would be another curve."""
-    curves: dict[int, dict[float, float]] = defaultdict(dict)
+def baseline_losses(studies: Sequence[StudyResult]) -> dict[int, dict[float, float]]:
+    """Seed -> training FLOPs -> test loss of the studies' own baseline.
+
+    Seeds that lack a length which another has are left out: their curve would be another one.
+    """
+    losses: dict[int, dict[float, float]] = defaultdict(dict)
     for result in studies:
         row = _own_baseline(result)
         for seed, perplexity in row.perplexities.items():
-            curves[seed][row.flops] = _loss(perplexity)
-    lengths = max(map(len, curves.values()), default=0)
-    return {seed: curve for seed, curve in curves.items() if len(curve) == lengths}
+            if is_loss(loss := _loss(perplexity)):
+                losses[seed][row.flops] = loss
+    lengths = {flops for by_flops in losses.values() for flops in by_flops}
+    return {seed: by_flops for seed, by_flops in losses.items() if by_flops.keys() == lengths}
 
 
 def _own_baseline(result: StudyResult) -> VariantRow:

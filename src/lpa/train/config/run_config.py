@@ -52,7 +52,7 @@ class RunConfig:
             )
 
     def training_flops_per_token(self, model: LPAConfig) -> int:
-        """Of a forward and a backward pass of this run's model, where what is not trained has no gradient."""
+        """Of a forward and a backward pass; matrices that are not trained have no gradient."""
         return training_flops_per_token(model, self.data.seq_len, trainable=self.optim.trainable)
 
     def to_dict(self) -> dict[str, Any]:
