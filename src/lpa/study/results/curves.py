@@ -1,9 +1,9 @@
 """A baseline's test loss as a function of training FLOPs, from its runs of one seed at several lengths."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -13,15 +13,20 @@ from lpa.study.results.statistics import PowerLaw
 _MAX_EXPONENT = 700
 
 
-class Curve(Protocol):
+class Curve(ABC):
+    losses: tuple[float, ...]
+
+    @abstractmethod
     def loss_at(self, flops: float) -> float | None:
         """None where the curve gives none."""
 
+    @abstractmethod
     def flops_at(self, loss: float) -> float | None:
         """None where the curve does not fall, or reaches the loss at no number of FLOPs."""
 
     def covers(self, loss: float) -> bool:
         """Whether a loss is within those that the curve is made of."""
+        return min(self.losses) <= loss <= max(self.losses)
 
 
 # From FLOPs -> loss, all of them finite and positive; None where there are too few lengths.
@@ -29,7 +34,7 @@ CurveKind = Callable[[Mapping[float, float]], Curve | None]
 
 
 @dataclass(frozen=True)
-class FittedCurve:
+class FittedCurve(Curve):
     """The power law without a floor of docs/protocol.md, which need not meet the losses it is made of."""
 
     law: PowerLaw
@@ -49,12 +54,9 @@ class FittedCurve:
             return None
         return _exp(math.log(loss / self.law.factor) / self.law.exponent)
 
-    def covers(self, loss: float) -> bool:
-        return min(self.losses) <= loss <= max(self.losses)
-
 
 @dataclass(frozen=True)
-class InterpolatedCurve:
+class InterpolatedCurve(Curve):
     """Straight lines in logarithms from each length to the next.
 
     It meets the losses it is made of, gives none at FLOPs beyond its lengths, and extends its first and last
@@ -84,9 +86,6 @@ class InterpolatedCurve:
         x, x_end = map(math.log, self.flops[end - 1 : end + 1])
         y, y_end = map(math.log, self.losses[end - 1 : end + 1])
         return _exp(x + (math.log(loss) - y) / (y_end - y) * (x_end - x))
-
-    def covers(self, loss: float) -> bool:
-        return min(self.losses) <= loss <= max(self.losses)
 
 
 def compute_equivalent_gain(loss: float, flops: float, curve: Curve) -> tuple[float, bool] | None:

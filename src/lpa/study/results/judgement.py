@@ -58,8 +58,9 @@ def judge(
             which the curve is always of.
         kind: of the curve; by default that of docs/protocol.md.
     """
-    found_curves = {seed: kind(losses) for seed, losses in baseline_losses(studies).items()}
-    curves = {seed: curve for seed, curve in found_curves.items() if curve}
+    curves = {
+        seed: curve for seed, losses in baseline_losses(studies).items() if (curve := kind(losses))
+    }
     curve_diverged = any(_own_baseline(result).diverged for result in studies)
     found = []
     for result in sorted(studies, key=lambda each: each.rows[0].tokens):
