@@ -1,8 +1,10 @@
+import warnings
+
 import pytest
 import torch
 
 from lpa.device import fast_dtype, peak_flops, peak_flops_by_name, resolve_device, resolve_dtype
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "meta", "cpu:x", "cuda:99", "vulkan", "CPU"])
@@ -85,7 +87,35 @@ def test_auto_is_bfloat16_where_the_device_has_units_for_it(
     other_machine(cpu=cpu, gpu=gpu)
     assert resolve_dtype("auto", device_type) == getattr(torch, expected)
     for name in ("float32", "bfloat16"):  # who names one gets it
-        assert resolve_dtype(name, device_type) == getattr(torch, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LPAWarning)
+            assert resolve_dtype(name, device_type) == getattr(torch, name)
+
+
+@pytest.mark.parametrize(
+    ("device_type", "cpu", "gpu", "name", "warned_of"),
+    [
+        ("cpu", {"avx2": True}, None, "bfloat16", "CPU"),
+        ("cpu", {"avx2": True}, True, "bfloat16", "CPU"),
+        ("cuda", {}, False, "bfloat16", "GPU"),
+        ("cpu", {"avx2": True}, None, "float32", None),
+        ("cpu", {"avx2": True}, None, "auto", None),
+        ("cpu", {"amx_bf16": True}, None, "bfloat16", None),
+        ("cuda", {}, True, "bfloat16", None),
+        ("cuda", {}, None, "bfloat16", None),  # planned here, run elsewhere
+        ("mps", {}, None, "bfloat16", None),  # of which it is not known
+    ],
+)
+def test_bfloat16_without_units_for_it_is_warned_of(
+    other_machine, recwarn, device_type, cpu, gpu, name, warned_of
+):
+    other_machine(cpu=cpu, gpu=gpu)
+    resolve_dtype(name, device_type)
+    said = [str(warning.message) for warning in recwarn]
+    expected = (
+        f"dtype: bfloat16 is slower than float32 on this {warned_of}, which has no units for it"
+    )
+    assert said == ([expected] if warned_of else [])
 
 
 @pytest.mark.parametrize("name", ["", "float16", "half", "bf16", "float64", "int8", "Auto"])

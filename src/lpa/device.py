@@ -4,6 +4,7 @@ import math
 import re
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 
 
 def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
@@ -88,6 +89,8 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 def resolve_dtype(name: str, device_type: str) -> torch.dtype:
     """The precision of arithmetic by name; `auto` is `fast_dtype` of the device.
 
+    It warns of bfloat16 where a CPU or a GPU has no units for it and float32 is faster.
+
     Raises:
         UserError: another name than auto, float32 or bfloat16. float16 is none of them: without a scaled loss
             its range is too small for gradients.
@@ -96,6 +99,17 @@ def resolve_dtype(name: str, device_type: str) -> torch.dtype:
         return fast_dtype(device_type)
     if name not in ("float32", "bfloat16"):
         raise UserError(f"dtype: got {name!r}; expected auto, float32 or bfloat16")
+    if (
+        name == "bfloat16"
+        and device_type in ("cpu", "cuda")
+        and fast_dtype(device_type) != torch.bfloat16
+    ):
+        warnings.warn(
+            f"dtype: bfloat16 is slower than float32 on this {'CPU' if device_type == 'cpu' else 'GPU'}, "
+            "which has no units for it",
+            LPAWarning,
+            stacklevel=1,  # so that it is shown once, whoever asks
+        )
     return getattr(torch, name)
 
 
