@@ -38,7 +38,7 @@ TOKENS = 256
 
 def training_step(model: LPAForCausalLM, samples: int, dtype: torch.dtype) -> Callable[[], None]:
     """A step on the same random tokens each time."""
-    optimizers = build_optimizers(model, OptimConfig(name="muon"))
+    optimizers = build_optimizers(model, OptimConfig(name="muon"), dtype)
     optimizers.set_lr(1e-4)
     ids = torch.randint(
         model.config.vocab_size, (samples, TOKENS), generator=torch.Generator().manual_seed(0)

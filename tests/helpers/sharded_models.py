@@ -27,7 +27,6 @@ from lpa.train.config import OptimConfig
 from lpa.train.distributed.dtensor import full_tensor
 from lpa.train.distributed.meta_init import build_meta_model, materialize
 from lpa.train.distributed.parallelize import ParallelLayout, parallelize
-from lpa.train.optim.muon import Muon
 from lpa.train.optim.optimizers import build_optimizers
 
 SEED = 7
@@ -109,10 +108,7 @@ def train(
 ) -> tuple[LPAForCausalLM, list[float]]:
     """A model after six steps on the same samples in every layout, and what its losses were."""
     model = sharded(config_of(**TRAINED), layout).train()
-    optimizers = build_optimizers(model, optim)
-    for member in optimizers.members:
-        if isinstance(member, Muon):
-            member.dtype = torch.float32  # on every machine
+    optimizers = build_optimizers(model, optim, torch.float32)
     share = SAMPLES // layout.data_parallel_size
     first = layout.dp_rank(rank) * share
     starts = torch.Generator().manual_seed(0)

@@ -195,13 +195,17 @@ def test_separate_documents_train_and_resume_to_the_same_bits(options, lpa, tmp_
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 8])
-def test_all_products_of_a_bfloat16_step_are_bfloat16(prepared, tmp_path, micro_batch_size):
-    config = small_config(prepared, 8)
-    config.train.dtype, config.train.micro_batch_size = "bfloat16", micro_batch_size
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_products_of_a_step_are_of_its_dtype_on_every_machine(
+    prepared, tmp_path, dtype, optimizer, micro_batch_size
+):
+    config = small_config(prepared, micro_batch_size)
+    config.train.dtype, config.optim.name = dtype, optimizer
     trainer = Trainer(config, tmp_path)
     with MatrixProducts() as products:
         trainer.train_step()
-    assert products.dtypes == {torch.bfloat16}
+    assert products.dtypes == {getattr(torch, dtype)}
 
 
 def test_attention_by_another_implementation_trains_alike(prepared, tmp_path):

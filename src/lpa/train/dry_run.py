@@ -174,7 +174,7 @@ def _plan_step(
             activation_checkpointing=config.train.activation_checkpointing,
             intra_document_mask=config.data.intra_document_mask,
         ),
-        "orthogonalizing": muon_temporary_bytes(muon_weights),
+        "orthogonalizing": muon_temporary_bytes(muon_weights, dtype.itemsize),
     }
     if config.distill.teacher is not None:
         memory["teacher"] = plan_teacher(config, dtype)

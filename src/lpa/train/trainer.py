@@ -103,7 +103,9 @@ class Trainer:
         self.model = build_model(config, self.model_config, self.layout, self.world, source=source)
         if self.dp_rank:  # dropout differs where samples do
             torch.manual_seed((config.train.seed + 1_000_003 * self.dp_rank) % 2**63)
-        self.optimizers = run_on_all_ranks(lambda: build_optimizers(self.model, config.optim))
+        self.optimizers = run_on_all_ranks(
+            lambda: build_optimizers(self.model, config.optim, self.dtype)
+        )
         self.state = TrainState()
         self.checkpointer = Checkpointer(
             out,

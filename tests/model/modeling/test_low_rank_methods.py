@@ -117,7 +117,7 @@ def test_shards_train_as_one_process(method, prepared, run_ranks, tmp_path):
 def test_what_needs_a_plain_product_refuses(method):
     model = small_model(low_rank_method=method)
     with pytest.raises(UserError, match=r"optim\.low_rank_decay: got product"):
-        build_optimizers(model, OptimConfig(low_rank_decay="product"))
+        build_optimizers(model, OptimConfig(low_rank_decay="product"), torch.float32)
     with pytest.raises(UserError, match=METHODS[method].__name__):
         list_projections(model)
 
@@ -147,7 +147,7 @@ def test_bad_values_are_refused_by_name(fields, message):
 
 def test_the_sparse_matrix_decays_as_a_matrix_does():
     model = small_model(low_rank_method="sltrain")
-    optimizers = build_optimizers(model, OptimConfig(name="muon", weight_decay=0.3))
+    optimizers = build_optimizers(model, OptimConfig(name="muon", weight_decay=0.3), torch.float32)
     decays = {
         parameter: group["weight_decay"]
         for member in optimizers.members

@@ -14,7 +14,7 @@ PAIR = "model.layers.0.self_attn.q_proj"
 def model_and_groups(config, **fields):
     """A model, its optimizers, and for each parameter's name its optimizer and group."""
     model = LPAForCausalLM(small_config(**fields))
-    optimizers = build_optimizers(model, config)
+    optimizers = build_optimizers(model, config, torch.float32)
     groups = {
         parameter: (type(member), group)
         for member in optimizers.members
@@ -58,7 +58,7 @@ def test_muon_has_the_matrices_inside_layers_and_adamw_the_rest():
 def test_a_frozen_parameter_is_in_no_optimizer():
     model = LPAForCausalLM(small_config())
     model.model.embed_tokens.requires_grad_(False)
-    (adamw,) = build_optimizers(model, OptimConfig()).members
+    (adamw,) = build_optimizers(model, OptimConfig(), torch.float32).members
     stepped = {p for group in adamw.param_groups for p in group["params"]}
     assert stepped == {p for p in model.parameters() if p.requires_grad}
 
@@ -124,7 +124,7 @@ def test_two_steps_are_adamw_by_hand():
     linear = torch.nn.Linear(3, 2, bias=False)
     expected = linear.weight.detach().double()
     config = OptimConfig(lr=0.01, weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-8)
-    optimizers = build_optimizers(linear, config)
+    optimizers = build_optimizers(linear, config, torch.float32)
     m = v = torch.zeros(2, 3, dtype=torch.float64)
     for step in (1, 2):
         gradient = torch.randn(2, 3)

@@ -23,7 +23,7 @@ def settings(name):
 def test_every_parameter_is_stepped_once_and_its_states_are_counted(name):
     model = LPAForCausalLM(small_config())
     config = OptimConfig(**settings(name))
-    optimizers = build_optimizers(model, config)
+    optimizers = build_optimizers(model, config, torch.float32)
     kinds = optimizer_kinds(model, config)
     inside = {p for p in model.model.layers.parameters() if p.ndim == 2}
     assert set(kinds) == inside
@@ -98,7 +98,7 @@ def test_spectron_is_refused_without_plain_pairs(model, prepared):
     with pytest.raises(
         UserError, match=r"optim\.name: got spectron; expected a model with low-rank"
     ):
-        build_optimizers(LPAForCausalLM(small_config(**model)), config)
+        build_optimizers(LPAForCausalLM(small_config(**model)), config, torch.float32)
     with pytest.raises(
         UserError, match=r"optim\.name: got spectron; expected a model with low-rank"
     ):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lpa.device import fast_dtype
 from lpa.train.distributed.matrix_exchange import MatrixExchange
 from lpa.train.optim.group_optimizer import GroupOptimizer
 
@@ -38,7 +37,7 @@ class Muon(GroupOptimizer):
         params: matrices, or groups of them; DTensors all of one mesh.
         lr, weight_decay: as AdamW's.
         momentum: the fraction of the past in the momentum, by Nesterov's rule where `nesterov` is true.
-        dtype: what to orthogonalize in; by default `fast_dtype` of each matrix's device.
+        dtype: what to orthogonalize in; by default that of `torch.optim.Muon`.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Muon(GroupOptimizer):
         *,
         momentum: float = 0.95,
         nesterov: bool = True,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -88,7 +87,7 @@ class Muon(GroupOptimizer):
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
         if group["nesterov"]:
             momentum = gradient.lerp(momentum, group["momentum"])
-        return momentum.to(self.dtype or fast_dtype(parameter.device.type))
+        return momentum.to(self.dtype)
 
 
 def stack_by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -127,7 +126,7 @@ def _orthogonalize(matrices: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def muon_temporary_bytes(parameters: Iterable[Tensor], itemsize: int = 2) -> int:
+def muon_temporary_bytes(parameters: Iterable[Tensor], itemsize: int) -> int:
     """The most that a step of `Muon` on such parameters holds at once beside its states, in rank 0.
 
     Args:

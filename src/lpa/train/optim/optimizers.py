@@ -52,13 +52,16 @@ class Optimizers:
             member.zero_grad(set_to_none=True)
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
+def build_optimizers(model: nn.Module, config: OptimConfig, dtype: torch.dtype) -> Optimizers:
     """The optimizers of a model whose parameters are plain tensors, or DTensors all alike.
 
     Matrices decay, embeddings and sparse ones among them; norm weights and biases do not. The factors of a
     low-rank pair have their own multipliers of the learning rate and their own decay. Muon, where asked
     for, has the matrices inside decoder layers; fused AdamW has everything else. GaLore, APOLLO and
     ReLoRA have what Muon would have; Spectron has the factors of pairs, and Muon the other matrices.
+
+    Args:
+        dtype: in which the run multiplies, and so Muon and Spectron orthogonalize, whatever machine it is on.
 
     Raises:
         UserError: an optimizer or a decay that the model or its layout does not go with.
@@ -75,7 +78,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
             grouped[kinds.get(parameter, "adamw"), *settings(parameter)].append(parameter)
     for (kind, decay, lr_scale), parameters in grouped.items():
         groups[kind].append({"params": parameters, "weight_decay": decay, "lr_scale": lr_scale})
-    makers = _optimizer_makers(config)
+    makers = _optimizer_makers(config, dtype)
     members = [makers[kind](groups[kind]) for kind in makers if groups[kind]]
     product_decay = None
     if config.low_rank_decay == "product":
@@ -96,14 +99,14 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> Optimizers:
 
 
 def _optimizer_makers(
-    config: OptimConfig,
+    config: OptimConfig, dtype: torch.dtype
 ) -> dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]]:
     adam: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.eps}
     projected = adam | {"rank": config.projection_rank}
     bound = config.spectron_bound or "paper"
     return {
-        "muon": lambda groups: Muon(groups, config.lr),
-        "spectron": lambda groups: Spectron(groups, config.lr, bound=bound),
+        "muon": lambda groups: Muon(groups, config.lr, dtype=dtype),
+        "spectron": lambda groups: Spectron(groups, config.lr, bound=bound, dtype=dtype),
         "galore": lambda groups: GaLore(groups, config.lr, **projected),
         "apollo": lambda groups: APOLLO(groups, config.lr, **projected),
         "relora": lambda groups: ReLoRA(

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpa.device import fast_dtype
 from lpa.train.optim.group_optimizer import GroupOptimizer
 from lpa.train.optim.muon import newton_schulz
 
@@ -34,7 +33,7 @@ class Spectron(GroupOptimizer):
         weight_decay: of the factors, decoupled, as AdamW's.
         momentum: the fraction of the past in the momentum.
         bound: `paper` or `exact`, how ρ is found.
-        dtype: what to orthogonalize in; by default `fast_dtype` of each matrix's device.
+        dtype: what to orthogonalize in; by default that of `Muon`.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Spectron(GroupOptimizer):
         *,
         momentum: float = 0.95,
         bound: str = "paper",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         if bound not in ("paper", "exact"):
             raise ValueError(f"bound: got {bound!r}; expected paper or exact")
@@ -80,7 +79,7 @@ class Spectron(GroupOptimizer):
             # Any direction will do but one that is orthogonal to all that matters.
             state["singular_vector"] = torch.linspace(1, 2, factor.shape[1]).to(factor)
         average = state["momentum_buffer"].lerp_(factor.grad, 1 - momentum)
-        update = newton_schulz(average.to(self.dtype or fast_dtype(factor.device.type))[None])[0]
+        update = newton_schulz(average.to(self.dtype)[None])[0]
         # Muon's iteration ends between 0.68 and 1.21; this maps all of that to between 0.86 and 1.
         update = update.to(factor.dtype)
         return 1.5 * update - 0.5 * (update @ update.T) @ update

@@ -14,7 +14,6 @@ from lpa.train.simulation.collectives import Collective, merge_collectives
 from lpa.train.simulation.run_shape import RunShape
 
 _FLOAT32 = 4  # bytes of weights outside the layers, of gradients and of the sums of the loss
-_MUON = 2  # bytes of the numbers that Muon sends on GPUs
 
 
 def expected_collectives(
@@ -31,7 +30,7 @@ def expected_collectives(
     found = [
         *_fsdp(model, shape),
         *_tensor_parallel(shape),
-        *_muon(muon_weights),
+        *_muon(muon_weights, shape.dtype.itemsize),
     ]
     return merge_collectives(c for c in found if c.processes > 1)
 
@@ -109,7 +108,7 @@ def _sent_bytes(config: LPAConfig, name: str, layer: int, itemsize: int) -> int:
     return (width if rank is None else rank) * itemsize
 
 
-def _muon(muon_weights: list[Tensor]) -> Iterator[Collective]:
+def _muon(muon_weights: list[Tensor], itemsize: int) -> Iterator[Collective]:
     """Shards go to the processes that orthogonalize, and come back; what all hold alike is gathered."""
     for stack in stack_by_shape(muon_weights):
         like, count = stack[0], len(stack)
@@ -125,6 +124,6 @@ def _muon(muon_weights: list[Tensor]) -> Iterator[Collective]:
             names = like.device_mesh.mesh_dim_names or ()
             yield Collective(
                 *("optimizer", names[level.dimension], kind, len(level.counts)),
-                *(messages, numbers * _MUON),
+                *(messages, numbers * itemsize),
             )
             count = own

@@ -22,7 +22,6 @@ from lpa.train.distributed.parallelize import (
 )
 from lpa.train.init_weights import with_source_seq_len
 from lpa.train.optim.grad_clip import clip_grad_norm, square_grad_norm
-from lpa.train.optim.muon import Muon
 from lpa.train.optim.optimizers import Optimizers, build_optimizers
 from lpa.train.simulation.collectives import Collective, CollectiveLog
 from lpa.train.simulation.fake_world import fake_process_group, fake_tensors, zeros_like_batch
@@ -87,10 +86,7 @@ class _Step:
         self._config = config
         self._shape = shape
         self._model = model
-        self._optimizers: Optimizers = build_optimizers(model, config.optim)
-        for member in self._optimizers.members:
-            if isinstance(member, Muon):
-                member.dtype = torch.bfloat16  # a GPU's choice, whatever this machine's
+        self._optimizers: Optimizers = build_optimizers(model, config.optim, shape.dtype)
 
     def simulate(self) -> SimulatedStep:
         self._run(1)
