@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from math import inf
 
 import pytest
 import torch
@@ -122,19 +123,23 @@ def test_every_name_is_there_and_documented():
 
 
 def test_the_import_is_light():
-    script = """
+    """It takes about as long as asyncio, a larger module of the standard library, on any machine."""
+    heavy = {"torch", "transformers", "pydantic", "datasets", "numpy"}
+    best = {"lpa": inf, "asyncio": inf}  # of several turns, as other processes take from the caches
+    for _ in range(10):
+        for module in best:
+            script = f"""
 import sys, time
 start = time.process_time()
-import lpa
-seconds = time.process_time() - start
-print(seconds, *({"torch", "transformers", "pydantic", "datasets", "numpy"} & set(sys.modules)))
+import {module}
+print(time.process_time() - start, *({heavy} & set(sys.modules)))
 """
-    for _ in range(10):  # the best of them, as other processes take from the caches
-        printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        [seconds] = printed.stdout.split()  # and no module
-        if float(seconds) < 0.1:
+            printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+            [seconds] = printed.stdout.split()  # and no module
+            best[module] = min(best[module], float(seconds))
+        if best["lpa"] < 1.5 * best["asyncio"]:
             return
-    pytest.fail(f"took {seconds} s")
+    pytest.fail(f"took {best} s")
 
 
 @pytest.mark.xdist_group("elsewhere")
