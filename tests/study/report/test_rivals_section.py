@@ -153,10 +153,12 @@ def test_the_json_holds_the_judgements(studies):
     found = json.loads(json.dumps(comparison.to_dict()))
     assert found["scale"] == "tiny"
     assert found["directories"] == ["length-2", "length-6", "length-20"]
-    for name in ("judgements", "interpolated"):
-        ours = [judged for judged in found[name] if judged["variant"] == "LPA"]
-        assert len(found[name]) == 2 * len(ours) == 6
-        assert all(judged["equal_tokens"]["ratio"] < 1 for judged in ours)
+    ours = [judged for judged in found["judgements"] if judged["variant"] == "LPA"]
+    assert len(found["judgements"]) == 2 * len(ours) == 6
+    for judged in ours:
+        assert judged["equal_tokens"]["ratio"] < 1
+        for curve in ("fitted", "interpolated"):
+            assert list(judged[curve]["gains"].values()) == pytest.approx([1.5] * 3)
 
 
 def test_scores_are_read_by_their_file_names(tmp_path):

@@ -13,9 +13,8 @@ from lpa.display.html import DrawFunction
 from lpa.display.units import format_count
 from lpa.study.report.figures import draw_legend, label_of, line_style, marker_style
 from lpa.study.results.comparison import Comparison
-from lpa.study.results.curves import InterpolatedCurve
 from lpa.study.results.families import are_comparable, is_family
-from lpa.study.results.judgement import Judgement, judge
+from lpa.study.results.judgement import CurveComparison, Judgement, judge
 from lpa.study.results.statistics import Difference, Summary
 from lpa.study.results.study_results import StudyResult, VariantRow
 
@@ -42,8 +41,7 @@ class RivalsComparison:
         baseline: that of the comparison at equal tokens.
         own_baseline: that of the studies, whose losses make the curves.
         rows: of all lengths, the shortest first; with the baseline's.
-        judgements: of the rows, by the protocol's power law.
-        interpolated: likewise, by lines between the lengths of `own_baseline`.
+        judgements: of the rows.
     """
 
     scale: str
@@ -53,7 +51,6 @@ class RivalsComparison:
     own_baseline: str
     rows: list[VariantRow]
     judgements: list[Judgement]
-    interpolated: list[Judgement]
 
     @property
     def score_names(self) -> list[str]:
@@ -76,9 +73,9 @@ class RivalsComparison:
     def interpolated_cells(self) -> list[list[str]]:
         """The table under `INTERPOLATED_HEADINGS`, of the rows that such lines say anything of."""
         return [
-            [row.variant, format_count(row.tokens), *_curve_cells(found, row)]
-            for row, found in zip(self.rows, self.interpolated, strict=True)
-            if row.variant != self.own_baseline and found.gains
+            [row.variant, format_count(row.tokens), *_curve_cells(found.interpolated, row)]
+            for row, found in zip(self.rows, self.judgements, strict=True)
+            if row.variant != self.own_baseline and found.interpolated.gains
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +85,6 @@ class RivalsComparison:
             "directories": [str(directory) for directory in self.directories],
             "baseline": self.baseline,
             "judgements": [asdict(found) for found in self.judgements],
-            "interpolated": [asdict(found) for found in self.interpolated],
         }
 
 
@@ -123,7 +119,6 @@ def compare_rivals(
                 own_baseline,
                 rows,
                 judge(group, baseline),
-                judge(group, baseline, InterpolatedCurve.from_losses),
             )
         )
     return comparisons
@@ -153,11 +148,11 @@ def _row_cells(row: VariantRow, found: Judgement) -> list[str]:
         format_count(row.tokens),
         perplexity + _missing_seeds(row),
         *_comparison_cells(found.equal_tokens, row),
-        *_curve_cells(found, row),
+        *_curve_cells(found.fitted, row),
     ]
 
 
-def _curve_cells(found: Judgement, row: VariantRow) -> list[str]:
+def _curve_cells(found: CurveComparison, row: VariantRow) -> list[str]:
     """What the baseline's curve says: at equal FLOPs, with its p-value, and the compute-equivalent gain."""
     gain = "–"
     if over := Difference.between(found.gains, dict.fromkeys(found.gains, 1.0)):

@@ -12,6 +12,7 @@ from lpa.study.results.curves import (
     Curve,
     CurveKind,
     FittedCurve,
+    InterpolatedCurve,
     compute_equivalent_gain,
     is_loss,
 )
@@ -22,6 +23,24 @@ Curves = Mapping[int, Curve]
 
 
 @dataclass
+class CurveComparison:
+    """One variant at one length against a curve of the studies' own baseline.
+
+    Attributes:
+        equal_flops: perplexity against what the curve gives at the variant's FLOPs; None of the curve's own
+            baseline, and with fewer than two seeds for which the curve gives a loss.
+        gains: compute-equivalent gain by seed; empty where a run of the variant diverged, or one of the
+            curve's baseline at any length. That of this baseline itself says how far the curve misses its
+            losses.
+        extrapolated: whether one of them is of a loss beyond the baseline's own.
+    """
+
+    equal_flops: Comparison | None
+    gains: dict[int, float]
+    extrapolated: bool
+
+
+@dataclass
 class Judgement:
     """One variant at one length, the baseline among them.
 
@@ -29,57 +48,36 @@ class Judgement:
         tokens: of training.
         equal_tokens: perplexity against the baseline's of the same length; None of the baseline itself, and
             with fewer than two seeds in common.
-        equal_flops: against what the curve of the studies' own baseline gives at the variant's FLOPs; None
-            of that baseline, and with fewer than two seeds for which the curve gives a loss.
-        gains: compute-equivalent gain by seed, by the same curve; empty where a run of the variant diverged,
-            or one of the curve's baseline at any length. That of this baseline itself says how far the curve
-            misses its losses.
-        extrapolated: whether one of them is of a loss beyond the baseline's own.
+        fitted: by the power law of docs/protocol.md.
+        interpolated: by straight lines, in logarithms, between the lengths.
     """
 
     variant: str
     tokens: int
     equal_tokens: Comparison | None
-    equal_flops: Comparison | None
-    gains: dict[int, float]
-    extrapolated: bool
+    fitted: CurveComparison
+    interpolated: CurveComparison
 
 
-def judge(
-    studies: Sequence[StudyResult],
-    baseline: str | None = None,
-    kind: CurveKind = FittedCurve.from_losses,
-) -> list[Judgement]:
+def judge(studies: Sequence[StudyResult], baseline: str | None = None) -> list[Judgement]:
     """All variants, by length; those of one length but the baseline are a family.
 
     Args:
         studies: comparable ones, each of another length.
         baseline: that of the comparison at equal tokens, in the studies that have it; by default their own,
-            which the curve is always of.
-        kind: of the curve; by default that of docs/protocol.md.
+            which the curves are always of.
     """
-    curves = {
-        seed: curve for seed, losses in baseline_losses(studies).items() if (curve := kind(losses))
-    }
-    curve_diverged = any(_own_baseline(result).diverged for result in studies)
+    ordered = sorted(studies, key=lambda each: each.rows[0].tokens)
+    fitted = _compare_with_curves(ordered, FittedCurve.from_losses)
+    interpolated = _compare_with_curves(ordered, InterpolatedCurve.from_losses)
     found = []
-    for result in sorted(studies, key=lambda each: each.rows[0].tokens):
+    for result, by_law, by_lines in zip(ordered, fitted, interpolated, strict=True):
         rows = {row.variant: row for row in result.rows}
         tokens = _compare_at_tokens(rows, baseline or result.index.baseline)
-        others = {name: row for name, row in rows.items() if name != result.index.baseline}
-        flops = _compare_at_flops(others, curves, curve_diverged)
-        for name, row in rows.items():
-            gains = {} if row.diverged or curve_diverged else _gains(row, curves)
-            found.append(
-                Judgement(
-                    name,
-                    row.tokens,
-                    tokens.get(name),
-                    flops.get(name),
-                    {seed: gain for seed, (gain, _) in gains.items()},
-                    any(beyond for _, beyond in gains.values()),
-                )
-            )
+        found += [
+            Judgement(name, row.tokens, tokens.get(name), by_law[name], by_lines[name])
+            for name, row in rows.items()
+        ]
     return found
 
 
@@ -93,6 +91,31 @@ def _compare_at_tokens(rows: Mapping[str, VariantRow], baseline: str) -> dict[st
         rows[baseline].perplexities,
         {name for name, row in others.items() if row.diverged or rows[baseline].diverged},
     )
+
+
+def _compare_with_curves(
+    studies: Sequence[StudyResult], kind: CurveKind
+) -> list[dict[str, CurveComparison]]:
+    """Of each study its variants, the baseline among them."""
+    curves = {
+        seed: curve for seed, losses in baseline_losses(studies).items() if (curve := kind(losses))
+    }
+    curve_diverged = any(_own_baseline(result).diverged for result in studies)
+    found = []
+    for result in studies:
+        rows = {row.variant: row for row in result.rows}
+        others = {name: row for name, row in rows.items() if name != result.index.baseline}
+        flops = _compare_at_flops(others, curves, curve_diverged)
+        by_variant = {}
+        for name, row in rows.items():
+            gains = {} if row.diverged or curve_diverged else _gains(row, curves)
+            by_variant[name] = CurveComparison(
+                flops.get(name),
+                {seed: gain for seed, (gain, _) in gains.items()},
+                any(beyond for _, beyond in gains.values()),
+            )
+        found.append(by_variant)
+    return found
 
 
 def _compare_at_flops(
