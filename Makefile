@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/lpa demo $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from commands import TINY, CommandServer, Finished
 
 # Or a tenth of the time goes to searching, again and again, all that torch and transformers keep.
 gc.set_threshold(100_000, 50, 1000)
+
+# For torch, which is imported later. A child that is forked waits forever for threads of its parent's.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
