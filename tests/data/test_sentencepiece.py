@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from itertools import islice
 
@@ -131,3 +132,81 @@ def test_settings_beside_a_model_say_whether_a_text_begins_with_a_token(model, t
     tokenizer.save_pretrained(tmp_path / "saved")
     begins = AutoTokenizer.from_pretrained(tmp_path / "saved")("text")["input_ids"][0]
     assert (begins == tokenizer.bos_token_id) is adds
+
+
+def write_settings(directory, model, **files):
+    """A directory as a tokenizer that runs SentencePiece saves itself: no tokenizer.json."""
+    directory.mkdir()
+    shutil.copy(model(**KINDS["bpe as of Llama"]), directory / "tokenizer.model")
+    for name, content in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(content))
+
+
+CHAT = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+
+
+def token(content, special):
+    return {
+        "content": content,
+        "special": special,
+        **dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False),
+    }
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "added_tokens": {"<|im_start|>": 900, "<|im_end|>": 901, "<tool>": 902},
+            "special_tokens_map": {
+                "eos_token": {"content": "<|im_end|>"},
+                "additional_special_tokens": ["<|im_start|>"],
+            },
+            "tokenizer_config": {"chat_template": CHAT},
+        },
+        {
+            "tokenizer_config": {
+                "added_tokens_decoder": {
+                    "1": token("<s>", True),
+                    "901": token("<|im_end|>", True),
+                    "900": token("<|im_start|>", True),
+                    "902": token("<tool>", False),
+                },
+                "eos_token": "<|im_end|>",
+                "pad_token": None,
+                "chat_template": [{"name": "default", "template": CHAT}],
+            },
+        },
+    ],
+)
+def test_tokens_roles_and_template_beside_a_model_are_kept(model, tmp_path, documents, files):
+    write_settings(tmp_path / "tokenizer", model, **files)
+    (tmp_path / "text.txt").write_text(documents[0] + "<tool>")
+    prepare(
+        [tmp_path / "text.txt"],
+        tmp_path / "out",
+        tokenizer=tmp_path / "tokenizer",
+        validation_fraction=0,
+    )
+    assert load_split_tokens(tmp_path / "out", "train")[-2:].tolist() == [902, 901]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    assert tokenizer.eos_token == "<|im_end|>"
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Go"}], return_dict=False, tokenize=True
+    )
+    assert (ids[0], ids[-1]) == (900, 901)
+    encoded = TextEncoder.of(tokenizer).encode("<|im_start|><|im_end|>")
+    assert not {900, 901} & set(encoded)  # they are special, so text does not become them
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"added_tokens": {"<tool>": 950}}, "'<tool>' would have id 900; expected 950"),
+        ({"tokenizer_config": {"eos_token": "<|end|>"}}, "its eos_token is '<|end|>'; expected"),
+    ],
+)
+def test_settings_that_the_model_cannot_follow_are_refused(model, tmp_path, files, message):
+    write_settings(tmp_path / "tokenizer", model, **files)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_tokenizer(tmp_path / "tokenizer")

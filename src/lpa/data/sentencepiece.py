@@ -1,5 +1,7 @@
 """SentencePiece models as tokenizers of the `tokenizers` library, id for id."""
 
+import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ _SPACE = "▁"
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # types of pieces, in SentencePiece's own numbering
 _NORMAL = 1
 _BPE, _UNIGRAM = 2, 1  # types of models
+
+_ROLES = tuple(f"{name}_token" for name in ("unk", "bos", "eos", "pad", "sep", "cls", "mask"))
+_TOKEN_OPTIONS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 # What the two libraries are compared on: what normalizers, prefixes and byte pieces disagree about.
 _PROBE = (
@@ -71,6 +76,83 @@ def load_sentencepiece(path: Path) -> Any:
             if number >= 0
         },
     )
+
+
+def apply_settings(tokenizer: Any, directory: Path) -> None:
+    """Give a tokenizer from `load_sentencepiece` what the files beside its model say.
+
+    These are tokens that the model lacks, which tokens are special and what for, whether a text begins
+    with one, and the chat template.
+
+    Args:
+        tokenizer: is changed.
+        directory: as `save_pretrained` of a tokenizer that runs SentencePiece writes it.
+
+    Raises:
+        UserError: a token cannot have the id that a file gives it, or a special token does not exist.
+    """
+    from tokenizers import processors
+
+    config = _read_json(directory / "tokenizer_config.json")
+    roles = {**_read_json(directory / "special_tokens_map.json"), **config}
+    backend = tokenizer.backend_tokenizer
+    others = [_content(token) for token in roles.get("additional_special_tokens") or ()]
+    special = {*others, *(_content(roles[role]) for role in _ROLES if roles.get(role))}
+    for number, token in _added_tokens(directory, config, special):
+        backend.add_tokens([token])
+        if (found := backend.token_to_id(token.content)) != number:
+            raise UserError(
+                f"tokenizer {directory}: {token.content!r} would have id {found}; expected {number}, as "
+                "its files say"
+            )
+    backend.add_special_tokens([token for token in others if backend.token_to_id(token) is None])
+    for role in filter(roles.get, _ROLES):
+        token = _content(roles[role])
+        if backend.token_to_id(token) is None:
+            raise UserError(
+                f"tokenizer {directory}: its {role} is {token!r}; expected a token of its vocabulary"
+            )
+        setattr(tokenizer, role, token)
+    if config.get("add_bos_token") and tokenizer.bos_token is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{tokenizer.bos_token} $A",
+            special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
+        )
+    tokenizer.chat_template = _chat_template(directory, config)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _added_tokens(
+    directory: Path, config: dict[str, Any], special: set[str]
+) -> list[tuple[int, Any]]:
+    """The tokens that files beside a model add to its own, by id."""
+    from tokenizers import AddedToken
+
+    added = {
+        number: AddedToken(content, normalized=False, special=content in special)
+        for content, number in _read_json(directory / "added_tokens.json").items()
+    }
+    for number, options in config.get("added_tokens_decoder", {}).items():
+        known = {name: value for name, value in options.items() if name in _TOKEN_OPTIONS}
+        added[int(number)] = AddedToken(options["content"], **known)
+    return sorted(added.items(), key=itemgetter(0))
+
+
+def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        return {each["name"]: each["template"] for each in template}
+    return template
 
 
 def _backend(proto: Any, path: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lpa.data.document_limits import document_bos_token
 from lpa.data.manifest import TOKENIZER_DIRECTORY, Manifest
-from lpa.data.sentencepiece import load_sentencepiece
+from lpa.data.sentencepiece import apply_settings, load_sentencepiece
 from lpa.data.text_encoder import disable_truncation_and_dropout
 from lpa.errors import LPAWarning, UserError, expected_one_of
 
@@ -152,7 +152,8 @@ def _may_have_long_word(text: str) -> bool:
 def load_tokenizer(path: str | Path) -> Any:
     """A transformers tokenizer from a directory, a `tokenizer.json`, a SentencePiece `.model`, or the hub.
 
-    Of a directory, `tokenizer.model` is read where it holds no `tokenizer.json`. Truncation, padding and
+    Of a directory, `tokenizer.model` is read where it holds no `tokenizer.json`, with the added tokens, the
+    special ones and the chat template that the files beside it name. Truncation, padding and
     dropout that its files carry are switched off. `TextEncoder` encodes documents with it.
 
     Raises:
@@ -258,7 +259,7 @@ def _load(path: str | Path) -> Any:
         if location.suffix == ".model" and location.is_file():
             tokenizer = load_sentencepiece(location)
             if Path(path).is_dir():
-                _set_bos(tokenizer, location.with_name(_CONFIG_FILE))
+                apply_settings(tokenizer, Path(path))
         elif Path(path).is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
             if END_OF_TEXT in tokenizer.get_vocab():
@@ -273,19 +274,6 @@ def _load(path: str | Path) -> Any:
             f"tokenizer {path}: cannot be loaded ({_reason(error)}); {_EXPECTED}"
         ) from error
     return _settled(tokenizer, path)
-
-
-def _set_bos(tokenizer: Any, settings: Path) -> None:
-    """Let a tokenizer put its beginning-of-sequence token before a text, where settings beside it say so."""
-    from tokenizers import processors
-
-    if not settings.is_file() or tokenizer.bos_token is None:
-        return
-    if json.loads(settings.read_text(encoding="utf-8")).get("add_bos_token"):
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{tokenizer.bos_token} $A",
-            special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
-        )
 
 
 def _has_tokenizer(directory: Path) -> bool:

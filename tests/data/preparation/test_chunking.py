@@ -55,7 +55,7 @@ def test_a_tokenizer_that_marks_beginnings_gets_whole_documents(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    text=st.text(st.sampled_from("ab '.\n\r\t7é—😀"), max_size=400),
+    text=st.text(st.sampled_from("ab '.\n\n\r\t\u30007é—😀"), max_size=400),
     name=st.sampled_from(["gpt2", "newer"]),
 )
 def test_any_text_encodes_as_the_whole(text, name):
@@ -72,3 +72,27 @@ def test_the_tokenizer_of_a_prepared_directory_is_chunked_for(prepared):
     backend = load_tokenizer(prepared / "tokenizer").backend_tokenizer
     text = next(read_documents([bundled_corpus("train")]))
     assert len(chunk(backend, text)) > 3
+
+
+@pytest.mark.parametrize("name", ["gpt2", "newer"])
+@pytest.mark.parametrize(
+    "stretch", ["A" * 100_000, "中" * 100_000, "\n" * 100_000], ids=["word", "Chinese", "line ends"]
+)
+def test_a_stretch_without_a_boundary_is_one_chunk_and_the_rest_is_not(name, stretch):
+    lines = "These are lines\nof ordinary text.\n" * 4000
+    parts = chunk(tokenizer_kind(name), f"{lines}{stretch}{lines}")
+    assert "".join(parts) == f"{lines}{stretch}{lines}"
+    sizes = sorted(map(len, parts))
+    assert sizes[-1] < len(stretch) + 3 * chunking_module.CHUNK_CHARACTERS
+    assert sizes[-2] < 2 * chunking_module.CHUNK_CHARACTERS
+
+
+@pytest.mark.parametrize("name", ["gpt2", "newer"])
+@pytest.mark.parametrize("between", ["\n\n", "\r\n\r\n", "\n\u3000\u3000", "\u3000"])
+def test_text_without_spaces_is_split_at_other_white_space(name, between):
+    text = between.join(["中文沒有空格。" * 20] * 400)
+    backend = tokenizer_kind(name)
+    parts = chunk(backend, text)
+    assert "".join(parts) == text
+    assert max(map(len, parts)) < 3 * chunking_module.CHUNK_CHARACTERS
+    assert ids(backend, parts) == backend.encode(text, add_special_tokens=False).ids

@@ -7,7 +7,7 @@ import pytest
 from helpers.tokenizer_kinds import tokenizer_kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from lpa.data import bundled_corpus, read_documents
 from lpa.data.preparation import word_cache as words_module
@@ -112,3 +112,24 @@ def test_added_tokens_with_white_space_are_not_left_to_words(content):
     backend = Tokenizer.from_str(tokenizer_kind("gpt2").to_str())
     backend.add_tokens([AddedToken(content)])
     assert not supports_word_cache(backend)
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize(
+    "before", ["a  ", "a\n\n  ", "\t ", "\u3000 ", "a\n", "a ", "\n \n", ""], ids=repr
+)
+def test_white_space_before_an_added_token_stays_together(special, before):
+    """The tokenizer cuts at such a token before its rule looks at what is left."""
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges = [("Ġ", "Ġ"), ("Ċ", "Ċ"), ("ĊĊ", "Ġ"), ("ĊĊĠ", "Ġ"), ("Ċ", "Ġ")]
+    for first, second in merges:
+        vocabulary[first + second] = len(vocabulary)
+    backend = Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_tokens([AddedToken("<tool>", special=special, normalized=False)])
+    assert supports_word_cache(backend)
+    encoder = WordCacheEncoder(backend, "uint16")
+    texts = [f"{before}<tool>b", "a  b c", f"x {before}<tool><tool> {before}<tool>", "c"]
+    found = encoder.encode(texts)
+    assert [ids.tolist() for ids, _ in found] == [backend.encode(text).ids for text in texts]
+    assert [words for _, words in found] == [len(text.split()) for text in texts]

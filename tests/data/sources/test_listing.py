@@ -286,7 +286,7 @@ def test_files_of_held_out_text_are_no_training_text(here):
         [source] = manifest.source["sources"]["train"]
         assert [name for name, _ in source["files"]] == ["a.txt"]
         assert source["left_out"]["files of held-out text"]["count"] == 2
-    with pytest.warns(LPAWarning, match=r"in/b\.txt: is training text and held-out text at once"):
+    with pytest.warns(LPAWarning, match=r"in/b\.txt: is text of two splits at once"):
         manifest = prepare(["in/a.txt", "in/b.txt"], Path("named"), **options)
     assert manifest.splits["train"].documents == 2
 
@@ -295,3 +295,49 @@ def test_hub_names_are_no_files_unless_they_are(here):
     assert Source.parse("hf:some/name#split=test").on_hub
     write("hf:some/name.txt")
     assert not Source.parse("hf:some/name.txt").on_hub
+
+
+def test_a_file_of_the_test_is_no_validation_text(here):
+    write("in/a.txt", "held/test.txt", "held/valid.txt", text="words and more words " * 50)
+    splits = {}
+    for number, (validation, test) in enumerate(
+        [("held", "held/test.txt"), ("held/*.txt", "held/test.txt"), ("held/valid.txt", "held")]
+    ):
+        manifest = prepare(
+            ["in"], Path(f"data-{number}"), vocab_size=257, validation=[validation], test=[test]
+        )
+        splits[number] = [
+            [name for name, _ in manifest.source["sources"][split][0]["files"]]
+            for split in ("validation", "test")
+        ]
+    assert splits == {number: [["valid.txt"], ["test.txt"]] for number in range(3)}
+    with pytest.raises(UserError, match=r"held: holds no file .*2 files of held-out text"):
+        prepare(["in"], Path("data"), vocab_size=257, validation=["held"], test=["held"])
+    named = {"validation": ["held/test.txt"], "test": ["held/test.txt"]}
+    with pytest.warns(LPAWarning, match=r"held/test\.txt: is text of two splits at once") as caught:
+        prepare(["in"], Path("data"), vocab_size=257, **named)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("kind", ["run", "prepared"])
+def test_what_lies_above_a_pattern_does_not_matter(here, kind):
+    if kind == "run":
+        write("config.yaml", "checkpoints/x.txt")
+    else:
+        Path("manifest.json").write_text('{"tokenizer_sha256": ""}')
+    write("texts/a.txt", "texts/run/b.txt", "texts/run/config.yaml", "texts/run/metrics.jsonl")
+    for pattern in ("texts/*.txt", "texts/**/*.txt", str(here / "texts" / "*.txt")):
+        found, left_out = names(pattern)
+        assert [Path(name).name for name in found] == ["a.txt"]
+        assert left_out == ({"run directories": 1} if "**" in pattern else {})
+    # What the pattern itself begins at does, as it would if it were named.
+    with pytest.raises(UserError, match=r"left out: 1 (run|prepared data) directories"):
+        list_files(Source("*/*.txt"))
+
+
+def test_unfinished_work_of_the_same_output_is_not_counted(here):
+    write("in/a.txt", "in/.hidden/b.txt", "in/.data.partial/jobs/c.txt")
+    _, left_out = names("in", output=Path("in/data"))
+    assert left_out == {"hidden directories": 1}
+    _, left_out = names("in", output=Path("other"))
+    assert left_out == {"hidden directories": 2}

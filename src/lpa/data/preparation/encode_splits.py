@@ -41,7 +41,7 @@ def _chunks(
 ) -> Iterator[SplitChunk]:
     """The text of all splits, in an order that is always the same."""
     training = SplitAssigner(config.sources_by_split["train"], config.fractions, scan)
-    yield from training.chunks(chunker, on_bytes, left_out=left_out["train"])
+    yield from training.chunks(chunker, on_bytes, left_out["train"])
     for split in ("validation", "test"):
         none = {"validation": 0.0, "test": 0.0}
         # Held-out text is scored once, whatever its weight.
@@ -50,7 +50,7 @@ def _chunks(
             for listed in config.sources_by_split[split]
         ]
         held_out = SplitAssigner(once, none, SourceScan())
-        for chunk in held_out.chunks(chunker, on_bytes, left_out=left_out[split]):
+        for chunk in held_out.chunks(chunker, on_bytes, left_out[split]):
             yield chunk._replace(split=split)
 
 
@@ -84,7 +84,9 @@ def encode_all(
                     yield number, split, split_chunks
 
     arguments = (encoding, folder)
-    if total < SINGLE_PROCESS_BYTES or config.workers == 1:
+    # How much there is of a dataset on the hub is not known.
+    is_small = total < SINGLE_PROCESS_BYTES and not config.reads_hub()
+    if is_small or config.workers == 1:
         encoder_here = JobEncoder(*arguments)
         for item in unfinished_items():
             encoder_here.encode(*item)

@@ -8,19 +8,19 @@ resumes from there and produces the same bytes, even where the text has been cor
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lpa.callbacks import ProgressCallback
 from lpa.data.document_limits import document_bos_token
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest
-from lpa.data.preparation.chunking import Chunker
 from lpa.data.preparation.encode_jobs import Encoding
 from lpa.data.preparation.encode_splits import Finished, encode_all
 from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig, TokenizerChoice
 from lpa.data.preparation.shards import write_shards
-from lpa.data.preparation.splitting import SourceScan, SplitAssigner, scan_sources
+from lpa.data.preparation.splitting import SourceScan, scan_sources
+from lpa.data.preparation.tokenizer_text import tokenizer_training_text
 from lpa.data.preparation.work_directory import (
     RESULT_DIRECTORY,
     keep_finished_jobs,
@@ -47,7 +47,6 @@ from lpa.storage.outputs import (
 
 # What the marker of an output directory calls it.
 KIND = "a prepared data directory"
-TOKENIZER_TRAINING_CHARACTERS = 2**28
 _VALIDATION_FRACTION = 0.01
 
 
@@ -118,23 +117,17 @@ def prepare(
     check_output_directory(out, KIND, overwrite=overwrite)
     defaults = {"boundary": boundary, "column": column, "errors": errors}
 
-    def listed(
-        given_sources: Sequence[str | Path | Source], held_out: Iterable[Path] = ()
-    ) -> list[SourceFiles]:
-        parsed = (
-            s if isinstance(s, Source) else Source.parse(s, **defaults) for s in given_sources
-        )
-        return [list_files(source, output=out, held_out=held_out) for source in parsed]
-
-    sources_by_split = {"validation": listed(validation), "test": listed(test)}
-    held_out = [
-        file
-        for split_chunks in sources_by_split.values()
-        for of in split_chunks
-        for file in of.files
-    ]
     config = PrepareConfig(
-        sources_by_split={"train": listed(sources, held_out), **sources_by_split},
+        sources_by_split=_list_splits(
+            {
+                split: [
+                    source if isinstance(source, Source) else Source.parse(source, **defaults)
+                    for source in given
+                ]
+                for split, given in (("train", sources), ("validation", validation), ("test", test))
+            },
+            out,
+        ),
         fractions={
             "validation": _held_out_fraction(
                 "validation", validation, validation_fraction, default=_VALIDATION_FRACTION
@@ -168,6 +161,26 @@ def prepare(
         return _finalize(
             partial, out, config, encoder, encoding, finished, left_out, overwrite=overwrite
         )
+
+
+def _list_splits(sources: dict[str, list[Source]], out: Path) -> dict[str, list[SourceFiles]]:
+    """Split -> its sources with their files.
+
+    A directory or a pattern leaves out what is held out from its split: of training all held-out text, of
+    validation that of the test, and of the test the files that are named for validation.
+    """
+
+    def listed(split: str, held_out: Iterable[Path]) -> list[SourceFiles]:
+        return [list_files(source, output=out, held_out=held_out) for source in sources[split]]
+
+    def files(listed_sources: list[SourceFiles]) -> set[Path]:
+        return {file for source in listed_sources for file in source.files}
+
+    named = {Path(source.path) for source in sources["validation"] if os.path.isfile(source.path)}
+    test = listed("test", named)
+    validation = listed("validation", files(test) - named)
+    train = listed("train", files(validation) | files(test))
+    return {"train": train, "validation": validation, "test": test}
 
 
 def _available_cores() -> int:
@@ -222,8 +235,8 @@ def _get_tokenizer(
     else:
         vocab_size = choice.vocab_size
         assert vocab_size is not None
+        text = tokenizer_training_text(config, scan, on_progress)
         on_progress("training the tokenizer", 0, 0)
-        text = _tokenizer_training_text(config, scan)
         encoder = train_tokenizer(text, vocab_size, choice.chat_template)
         if len(encoder) < vocab_size:
             warnings.warn(
@@ -258,15 +271,6 @@ def _changed_files(old: Path, new: Path) -> list[str]:
 
 def _open_tokenizer(path: str | Path) -> Any:
     return load_fast_tokenizer(path) or load_tokenizer(path)
-
-
-def _tokenizer_training_text(config: PrepareConfig, scan: SourceScan) -> Iterator[str]:
-    """Training text for the tokenizer: the first of each source, as much of each as of the others."""
-    characters_per_source = TOKENIZER_TRAINING_CHARACTERS // len(config.sources_by_split["train"])
-    assignment = SplitAssigner(config.sources_by_split["train"], config.fractions, scan)
-    for chunk in assignment.chunks(Chunker(None), limit=characters_per_source):
-        if chunk.split == "train":
-            yield chunk.text
 
 
 def _finalize(

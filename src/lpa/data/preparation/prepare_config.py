@@ -52,6 +52,12 @@ class PrepareConfig:
             for file in listed.files
         )
 
+    def reads_hub(self) -> bool:
+        """Whether any source is a dataset on the hub, which has no files here."""
+        return any(
+            listed.source.on_hub for sources in self.sources_by_split.values() for listed in sources
+        )
+
     def describe(self, *, paths: bool) -> dict[str, Any]:
         """What decides the output; with `paths`, where and when the files were written too."""
         described: dict[str, Any] = {}

@@ -107,36 +107,43 @@ class SplitAssigner:
     def chunks(
         self,
         chunker: Chunker,
-        on_bytes: Callable[[int], None] = lambda size: None,
-        *,
-        limit: int | None = None,
-        left_out: Sequence[LeftOut] | None = None,
+        on_bytes: Callable[[int], None],
+        left_out: Sequence[LeftOut],
     ) -> Iterator[SplitChunk]:
-        """All chunks in order; a source of weight above 1 is gone through more than once.
+        """The chunks of all sources in order, as `source_chunks`.
 
         Args:
             chunker: splits the documents.
             on_bytes: called with the bytes read on disk since the last call.
-            limit: go on to the next source after about so many characters.
             left_out: counts, for each source, the documents and files without text.
         """
-        for source_index, listed in enumerate(self._sources):
-            counts = LeftOut() if left_out is None else left_out[source_index]
-            passes = (
-                chunker.chunk(
-                    self._documents(
-                        source_index, pass_index, on_bytes, LeftOut() if pass_index else counts
-                    )
+        for source_index, counts in enumerate(left_out):
+            yield from self.source_chunks(source_index, chunker, on_bytes, counts)
+
+    def source_chunks(
+        self,
+        source_index: int,
+        chunker: Chunker,
+        on_bytes: Callable[[int], None],
+        left_out: LeftOut | None = None,
+    ) -> Iterator[SplitChunk]:
+        """The chunks of a source in order; one of weight above 1 is gone through more than once."""
+        weight = self._sources[source_index].source.weight
+        passes = (
+            chunker.chunk(
+                self._documents(
+                    source_index,
+                    pass_index,
+                    on_bytes,
+                    LeftOut() if pass_index or left_out is None else left_out,
                 )
-                for pass_index in range(math.ceil(listed.source.weight))
             )
-            taken, is_first = 0, True
-            for split, chunk in chain.from_iterable(passes):
-                yield SplitChunk(split, chunk.text, is_first, chunk.is_last)
-                is_first = chunk.is_last
-                taken += len(chunk.text)
-                if limit is not None and taken >= limit:
-                    break
+            for pass_index in range(math.ceil(weight))
+        )
+        is_first = True
+        for split, chunk in chain.from_iterable(passes):
+            yield SplitChunk(split, chunk.text, is_first, chunk.is_last)
+            is_first = chunk.is_last
 
     def _documents(
         self, source_index: int, pass_index: int, on_bytes: Callable[[int], None], left_out: LeftOut

@@ -73,6 +73,8 @@ class WordCacheEncoder:
             if not (token.special and backend.encode_special_tokens)
         ]
         self._added = re.compile("|".join(map(re.escape, added)) or r"(?!)")
+        # The tokenizer cuts at such a token first, so the space before it stays with other white space.
+        self._space_before_added = re.compile(rf"\s (?:{self._added.pattern})")
         self._reset()
 
     def _reset(self) -> None:
@@ -82,6 +84,20 @@ class WordCacheEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
         """The token ids of each text, and how many runs without whitespace it has."""
+        if not texts:
+            return []
+        by_words = [text for text in texts if not self._space_before_added.search(text)]
+        encoded = iter(self._encode_by_words(by_words))
+        return [
+            self._encode_whole(text) if self._space_before_added.search(text) else next(encoded)
+            for text in texts
+        ]
+
+    def _encode_whole(self, text: str) -> tuple[np.ndarray, int]:
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        return np.array(encoding.ids, dtype=self._dtype), len(text.split())
+
+    def _encode_by_words(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
         if not texts:
             return []
         if len(self._words.indices) > _MAX_WORDS:

@@ -7,12 +7,14 @@ import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpa.data.manifest import MANIFEST_FILE
 from lpa.data.sources.source import Source, escape_undecodable
 from lpa.errors import LPAWarning, UserError
+from lpa.storage.outputs import resolve_output, staging_directory
 from lpa.storage.run_directory import CHECKPOINTS_DIRECTORY, CONFIG_FILE, METRICS_FILE
 
 # File name ending -> how such a file is read.
@@ -94,7 +96,7 @@ def list_files(
     Args:
         source: what the user named.
         output: the directory that the command is going to write; nothing in it is a source.
-        held_out: files of held-out text, which a directory or a pattern of training text leaves out.
+        held_out: files of splits that are held out from this one, which a directory or a pattern leaves out.
 
     Raises:
         UserError: there is no file, or what is named cannot be a source.
@@ -112,8 +114,8 @@ def list_files(
             )
         if os.path.realpath(location) in held_out_files:
             warnings.warn(
-                f"{location}: is training text and held-out text at once, so the model is tested on what it "
-                "has read",
+                f"{location}: is text of two splits at once, so a model is tested on text that it was "
+                "trained or chosen with",
                 LPAWarning,
                 stacklevel=2,
             )
@@ -129,7 +131,7 @@ def list_files(
         if not matches:
             raise UserError(f"{location}: no such file")
         for name in sorted(matches):
-            search.add_match(name)
+            search.add_match(name, _fixed_part(Path(location)))
     files = search.files()
     if not files:
         left_out = str(search.left_out)
@@ -168,11 +170,16 @@ class _Search:
                 kept[os.path.realpath(name)] = name
         return tuple(sorted(Path(name) for name in kept.values()))
 
-    def add_match(self, name: str) -> None:
-        """What a pattern matches: a file, or a directory with all that is in it."""
-        for folder in Path(name).parents:
-            if self._left_out_directory(str(folder)):
-                return
+    def add_match(self, name: str, top: Path) -> None:
+        """What a pattern matches: a file, or a directory with all that is in it.
+
+        Args:
+            name: of the match.
+            top: the part of the pattern that is no pattern; what is above it does not matter.
+        """
+        folders = [folder for folder in Path(name).parents if folder.is_relative_to(top)]
+        if any(self._left_out_directory(str(folder)) for folder in folders):
+            return
         if os.path.isdir(name):
             self.add_directory(name)
         else:
@@ -181,13 +188,20 @@ class _Search:
     def add_directory(self, top: str) -> None:
         for folder, directories, files in _walk(top, self._enter):
             for name in directories:
-                if _is_hidden(name):
+                if _is_hidden(name) and not self._is_unfinished_output(folder, name):
                     self._leave_out("hidden directories", name)
             for name in files:
                 if _is_hidden(name):
                     self._leave_out("hidden files", name)
                 else:
                     self._add_file(os.path.join(folder, name))
+
+    def _is_unfinished_output(self, folder: str, name: str) -> bool:
+        """Whether a directory is the work of an earlier, killed process on the same output."""
+        if self._output is None:
+            return False
+        partial = staging_directory(resolve_output(self._output), "partial")
+        return os.path.realpath(os.path.join(folder, name)) == os.path.realpath(partial)
 
     def _add_file(self, name: str) -> None:
         if reason := _unfit(name):
@@ -267,6 +281,11 @@ def _expand(pattern: Path) -> set[str]:
         for folder, _, _ in _walk(top, enter):
             found |= _expand(Path(glob.escape(str(Path(folder))), *rest))
     return found
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The directory that a pattern names before its first part with a wildcard."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def _unfit(name: str) -> _Reason | None:
