@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 from helpers.architectures import CONFIGS, tiny
-from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 import lpa
 from lpa import load
@@ -302,3 +302,74 @@ def test_bad_input_is_one_line_and_writes_nothing(source, tmp_path):
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     (quantized / "config.json").write_text(json.dumps(config))
     assert "bitsandbytes" in refused(quantized, "--rank", 4)
+
+
+def test_modes_of_modules_decide_nothing_and_stay(source):
+    """Ranks are chosen without dropout; a part that is kept in evaluation mode stays in it."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source / "gpt2")
+    ranks = {}
+    for training in (False, True):
+        torch.manual_seed(0)
+        model = tiny("gpt2").train(training)
+        frozen = model.transformer.h[0].mlp.eval()
+        modes = {name: module.training for name, module in model.named_modules()}
+        ranks[training] = {
+            name: model.get_submodule(name).rank
+            for name in lpa.factorize(
+                model,
+                budget="parameters=0.6",
+                budget_criterion="loss",
+                calibration_data=source / "text.txt",
+                calibration_tokens=64,
+                seq_len=32,
+                tokenizer=tokenizer,
+            )
+        }
+        assert not any(module.training for module in frozen.modules())
+        assert {
+            name: module.training for name, module in model.named_modules() if name in modes
+        } == modes
+        pair = model.transformer.h[1].attn.c_attn
+        assert all(module.training is training for module in pair.modules())
+    assert ranks[True] == ranks[False]
+
+
+TEXTS = ("the end", " the end", "  two", "the</s>end of it", "a</s> the\nend")
+
+
+@pytest.mark.parametrize("tokenizer_class", ["LlamaTokenizer", "LlamaTokenizerFast", None])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_mistral_keeps_its_tokenizer(lpa, tokenizer_class, legacy, tmp_path):
+    """transformers reads the same files as another tokenizer beside another type of model."""
+    alphabet = [*"▁abcdefghijklmnopqrstuvwxyz", "▁t", "he", "▁the"]
+    vocabulary = {piece: i for i, piece in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
+    backend = Tokenizer(
+        models.BPE(
+            vocabulary,
+            [("▁", "t"), ("h", "e"), ("▁t", "he")],
+            unk_token="<unk>",
+            fuse_unk=True,
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    source, out = tmp_path / "source", tmp_path / "out"
+    tiny("mistral").save_pretrained(source)
+    backend.save(str(source / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": legacy}
+    settings["chat_template"] = "{{ messages[0]['content'] }}"
+    settings |= {"tokenizer_class": tokenizer_class} if tokenizer_class else {}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    done = lpa("convert", "factorize", source, "--rank", 4, "--out", out)
+    assert done.code == 0
+    before, after = (AutoTokenizer.from_pretrained(place) for place in (source, out))
+    assert json.loads((out / "config.json").read_text())["model_type"] == "lpa"
+    for text in TEXTS:
+        assert after(text)["input_ids"] == before(text)["input_ids"]
+        ids = before(text)["input_ids"]
+        assert after.decode(ids) == before.decode(ids)
+    assert after.chat_template == before.chat_template
+    assert (after.eos_token, after.bos_token) == ("</s>", "<s>")

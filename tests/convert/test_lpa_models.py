@@ -11,7 +11,7 @@ import lpa
 from lpa.convert.factorize import factorize
 from lpa.convert.merge import merge_directory
 from lpa.errors import UserError
-from lpa.model import LPAForSequenceClassification
+from lpa.model import LPAForSequenceClassification, LPAModel
 from lpa.model.plan import kv_cache_bytes, parameter_breakdown
 from lpa.model.surgery.projections import find_projections
 
@@ -140,3 +140,9 @@ def test_what_the_configuration_cannot_say_is_refused(fields, options, message):
         factorize(model, dict.fromkeys(find_projections(model, **options), 4), "svd")
     assert dict(model.named_modules()) == modules
     assert model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("model_class", [LPAForSequenceClassification, LPAModel])
+def test_only_a_causal_language_model_merges(model_class):
+    with pytest.raises(UserError, match=f"is a {model_class.__name__}; expected an LPAForCausalLM"):
+        lpa.merge(model_class(small_model().config))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.damaged_models import MARK, edit_json, foreign_code
+from helpers.small_models import small_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -310,3 +311,11 @@ def test_other_names_are_none_of_the_hub(name):
     with pytest.raises(UserError, match="no such directory") as refused:
         lpa.load(name)
     assert "hf download" not in str(refused.value)
+
+
+def test_the_dtype_is_taken_by_both_its_names(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    for name in ("dtype", "torch_dtype"):
+        for value in ("bfloat16", torch.bfloat16):
+            assert lpa.load(tmp_path, **{name: value}).dtype == torch.bfloat16
+    assert lpa.load(tmp_path).dtype == torch.float32

@@ -23,7 +23,7 @@ from lpa.errors import UserError
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.surgery.factorize import check_recordable, record_low_rank_modules
 from lpa.model.surgery.factorize import factorize as factorize_live
-from lpa.model.surgery.low_rank_modules import restored_on_error
+from lpa.model.surgery.low_rank_modules import replacing
 from lpa.model.surgery.projections import check_not_quantized, find_projections
 from lpa.storage.records import read_yaml
 
@@ -163,7 +163,7 @@ def _factorize_live(
         )
     found = find_projections(model, config.placement, config.projections)
     windows = windows_for(model, tokenizer, config) if has_text else None
-    with restored_on_error(model, found):
+    with replacing(model, found):
         ranks = choose_ranks(model, found, config, windows, method, on_progress=on_progress)
         if windows is None:
             return factorize_live(
@@ -174,10 +174,8 @@ def _factorize_live(
                 reinitialize=reinitialize,
             )
         check_recordable(model, ranks)
-        training = model.training
         factorize_layers(model, ranks, method, windows, on_progress=on_progress)
         record_low_rank_modules(model)
-        model.train(training)
         return {name: found[name] for name in ranks}
 
 

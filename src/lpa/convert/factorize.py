@@ -159,12 +159,31 @@ def factorize_directory(
     factorized_model, summary = factorize(model, ranks, method, windows, on_progress=on_progress)
     with atomic_directory(out, MODEL, overwrite=overwrite) as directory:
         save_model(factorized_model, directory, _card(source, out, method, config, summary))
-        tokenizer.save_pretrained(directory)
-        if source.is_dir():
-            for file in _COPIED_FILES:
-                if (source / file).is_file():
-                    shutil.copy(source / file, directory)
+        _save_tokenizer(tokenizer, source, directory)
     return summary
+
+
+def _save_tokenizer(tokenizer: Any, source: Path, directory: Path) -> None:
+    """Write a tokenizer beside a model, in the files of its source unless these become another one there.
+
+    transformers chooses the class of a tokenizer by the type of the model beside it, so the files of a
+    Mistral, for one, can be read in another way beside an LPA model.
+    """
+    from lpa.data.tokenizer import from_pretrained, tokenizer_hash
+
+    tokenizer.save_pretrained(directory)
+    if not source.is_dir():
+        return
+    for file in _COPIED_FILES:
+        if (source / file).is_file():
+            shutil.copy(source / file, directory)
+    if tokenizer_hash(from_pretrained(directory)) == tokenizer_hash(tokenizer):
+        return
+    tokenizer.save_pretrained(directory)
+    if tokenizer_hash(from_pretrained(directory)) != tokenizer_hash(tokenizer):
+        raise UserError(
+            f"tokenizer {source}: transformers would read it in another way beside the new model"
+        )
 
 
 def _card(

@@ -14,6 +14,7 @@ from lpa.convert.llama_fields import llama_values
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
 from lpa.model.auto import LATENT
+from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.hub.model_card import CardContent, facts_of_card, short_name
 from lpa.model.hub.model_directory import save_model
 from lpa.model.loading import load_model, model_directory
@@ -114,6 +115,11 @@ def merge_model(model: PreTrainedModel) -> PreTrainedModel:
             )
     if isinstance(model, LPAForCausalLM):
         return merge_to_llama(model)
+    if isinstance(model.config, LPAConfig):
+        raise UserError(
+            f"model: is a {type(model).__name__}; expected an LPAForCausalLM, the only model of lpa that a "
+            "stock model can express"
+        )
     if not any(isinstance(module, LowRankLinear) for module in model.modules()):
         raise UserError(
             f"model: is a {type(model).__name__} of dense projections; expected one with low-rank pairs"

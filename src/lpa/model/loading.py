@@ -182,6 +182,8 @@ def load(path: str | Path, **options: Any) -> "PreTrainedModel":
     Example:
         model = lpa.load("runs/lpa", dtype="bfloat16")
     """
+    if "torch_dtype" in options:  # its earlier name, which transformers takes too
+        options.setdefault("dtype", options.pop("torch_dtype"))
     return load_model(path, **options)
 
 

@@ -38,6 +38,7 @@ from lpa.model.layers.decoder import LPAAttention, LPADecoderLayer, build_norm
 from lpa.model.layers.latent_cache import LatentCache
 from lpa.model.layers.loss import as_divisor, lm_head_loss
 from lpa.model.layers.mask import causal_mask
+from lpa.model.layers.positions import check_positions, default_positions
 
 
 class LPAPreTrainedModel(PreTrainedModel):
@@ -169,10 +170,9 @@ class LPAModel(LPAPreTrainedModel):
         )
         past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
-            position_ids = (
-                torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
+            position_ids = default_positions(
+                self.config, inputs_embeds, attention_mask, past_seen_tokens
             )
-            position_ids = position_ids.unsqueeze(0)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
@@ -180,8 +180,10 @@ class LPAModel(LPAPreTrainedModel):
         if self.config.decoder_type == "llama":
             position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         else:
-            self._check_positions(past_seen_tokens, inputs_embeds.shape[1])
-            hidden_states = hidden_states + self.embed_positions(position_ids)
+            check_positions(self.config, position_ids, past_seen_tokens)
+            # Sharded over devices, a model may have them on another one.
+            of_positions = self.embed_positions(position_ids).to(hidden_states.device)
+            hidden_states = hidden_states + of_positions
         # Fewer of them while `assistant_early_exit` lets the first layers draft.
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
@@ -195,17 +197,6 @@ class LPAModel(LPAPreTrainedModel):
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
-
-    def _check_positions(self, past_seen_tokens: int | Tensor, length: int) -> None:
-        """Learned positions end somewhere; without this a lookup would fail deep in a kernel."""
-        if (
-            isinstance(past_seen_tokens, int)
-            and past_seen_tokens + length > self.config.max_position_embeddings
-        ):
-            raise ValueError(
-                f"sequence length: got {past_seen_tokens + length}; expected at most max_position_embeddings "
-                f"({self.config.max_position_embeddings})"
-            )
 
 
 class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
@@ -345,6 +336,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         # offloaded and quantized weights.
         if logits is None:
             logits = self.lm_head(hidden_states)
+        targets = targets.to(logits.device)  # sharded over devices, a model may have its head elsewhere
         total = F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
         total = total.to_local() if isinstance(total, DTensor) else total
         return total / as_divisor(num_items, total.device)

@@ -212,7 +212,7 @@ def test_dropout_acts_in_training_alone(tokens, decoder_type):
 def test_learned_positions_end_with_a_clear_error(tokens):
     model = small_model(decoder_type="paper", max_position_embeddings=12)
     model(tokens)
-    with pytest.raises(ValueError, match="sequence length: got 13; expected at most"):
+    with pytest.raises(ValueError, match="sequence length: got position 12; expected at most 11"):
         model(torch.zeros(1, 13, dtype=torch.long))
 
 

@@ -170,3 +170,23 @@ def test_it_compiles_without_graph_breaks():
     expected = torch.autograd.grad(plain(hidden, weight, None, targets, 100), [hidden, weight])
     for ours, theirs in zip(torch.autograd.grad(loss, [hidden, weight]), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_in_float16_are_as_good_as_those_of_whole_logits():
+    """A loss scale makes them large enough before they are rounded, not afterwards."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, WIDTH, generator=generator)
+    weight = torch.randn(2000, WIDTH, generator=generator) / 4
+    targets = torch.randint(2000, (64,), generator=generator)
+    items, scale = 2**17, 2.0**16
+    exact = [x.clone().double().requires_grad_() for x in (hidden, weight)]
+    plain(*exact, None, targets, items).backward()
+    for dtype in (torch.float32, torch.float16):  # autocast, or weights of float16
+        leaves = [x.clone().to(dtype).requires_grad_() for x in (hidden, weight)]
+        with torch.autocast("cpu", torch.float16):
+            loss = lm_head_loss(*leaves, None, targets, items)
+        assert loss.dtype == torch.float32
+        (scale * loss).backward()
+        for leaf, reference in zip(leaves, exact, strict=True):
+            error = (leaf.grad.double() / scale - reference.grad).norm() / reference.grad.norm()
+            assert error < 3e-3

@@ -129,6 +129,36 @@ def test_padding_on_the_left_changes_nothing(tokens):
     assert torch.equal(both[0, 4:], alone[0])
 
 
+@pytest.mark.parametrize("decoder_type", ["llama", "paper"])
+def test_padding_on_the_left_changes_nothing_without_positions(tokens, decoder_type):
+    model = small_model(decoder_type=decoder_type)
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+    alone = model(tokens[:1, 4:]).logits
+    torch.testing.assert_close(
+        model(tokens, attention_mask=mask).logits[:1, 4:], alone, rtol=1e-4, atol=1e-4
+    )
+    first = model(tokens[:, :-3], attention_mask=mask[:, :-3], use_cache=True)
+    rest = model(tokens[:, -3:], attention_mask=mask, past_key_values=first.past_key_values)
+    torch.testing.assert_close(rest.logits[:1], alone[:, -3:], rtol=1e-4, atol=1e-4)
+
+
+def test_rows_may_be_longer_than_their_learned_positions(tokens):
+    """Packed documents, and prompts that are padded."""
+    length = tokens.shape[1]
+    model = small_model(decoder_type="paper", max_position_embeddings=length)
+    packed = tokens[:2].reshape(1, -1)
+    positions = torch.arange(length).repeat(2).unsqueeze(0)
+    together = model(packed, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(
+        together.reshape(2, length, -1), model(tokens[:2]).logits, rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(ValueError, match=f"sequence length: got position {2 * length - 1}; "):
+        model(packed)
+    with pytest.raises(ValueError, match=f"got position {length}; expected at most {length - 1}"):
+        model(packed, position_ids=positions + 1, use_cache=False)
+
+
 @pytest.mark.parametrize("options", [{}, {"return_logits": False}], ids=str)
 def test_gradients_of_gradients_are_those_of_the_merged_llama(options):
     """Through the norms, the rotation, SwiGLU and the loss that are ours."""

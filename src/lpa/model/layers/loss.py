@@ -32,13 +32,18 @@ def lm_head_loss(
 
     torch's `linear_cross_entropy` does the same, but rounds the loss to the dtype of the products, takes a
     target of -1 for token 0, and cannot be differentiated twice. This can, and has every transform of
-    torch.func, at the cost of the logits of all tokens.
+    torch.func, at the cost of the logits of all tokens. So it has products of float16, whose gradients
+    would be rounded here before a loss scale makes them large enough.
 
     Raises:
         RuntimeError: a target is neither a token of the vocabulary nor -100; on a GPU with the next read.
     """
     num_items = as_divisor(num_items, targets.device)
-    if is_transformed():
+    device = hidden_states.device.type
+    dtype = hidden_states.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if is_transformed() or dtype == torch.float16:
         logits = F.linear(hidden_states, weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, targets, reduction="sum") / num_items
@@ -47,10 +52,6 @@ def lm_head_loss(
         (is_token | (targets == _IGNORED)).all(),
         f"labels: expected tokens 0 to {weight.shape[0] - 1}, or -100 for none",
     )
-    device = hidden_states.device.type
-    dtype = hidden_states.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         loss: Tensor
         if torch.is_grad_enabled():

@@ -89,17 +89,25 @@ def insert_low_rank_modules(model: nn.Module, ranks: Mapping[str, int]) -> list[
 
 
 @contextmanager
-def restored_on_error(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put modules back in their places, in the modes that all had, where what is done within fails."""
+def replacing(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Replace some modules of a model, which is in evaluation mode while that is done.
+
+    Afterwards all modules have the modes that they had, and new ones those of the modules that they
+    replace. Where what is done within fails, the modules are back in their places.
+    """
     modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
         yield
     except BaseException:
         for name, module in modules.items():
             model.set_submodule(name, module)
+        raise
+    finally:
+        for name, module in modules.items():
+            model.get_submodule(name).train(modes[module])
         for module, mode in modes.items():
             module.training = mode
-        raise
 
 
 @torch.no_grad()
