@@ -336,7 +336,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
         # offloaded and quantized weights.
         if logits is None:
             logits = self.lm_head(hidden_states)
-        targets = targets.to(logits.device)  # sharded over devices, a model may have its head elsewhere
+        targets = targets.to(logits.device)  # of a model sharded over devices, perhaps another one
         total = F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
         total = total.to_local() if isinstance(total, DTensor) else total
         return total / as_divisor(num_items, total.device)
