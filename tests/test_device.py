@@ -9,7 +9,7 @@ from lpa.errors import LPAWarning, UserError
 
 @pytest.mark.parametrize("name", ["", "gpu", "meta", "cpu:x", "cuda:99", "vulkan", "CPU"])
 def test_a_device_that_cannot_compute_is_refused(name):
-    with pytest.raises(UserError, match=f"device: got {name!r}; not available here"):
+    with pytest.raises(UserError, match=f"device: got {name!r}; .*expected auto, cpu"):
         resolve_device(name)
 
 
@@ -181,3 +181,10 @@ def test_what_is_unknown_has_no_peak(name):
 
 def test_a_cpu_has_no_peak():
     assert peak_flops(torch.device("cpu"), torch.float32) is None
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "cpu:1", "meta", "gpu", ""])
+def test_only_what_training_computes_on_is_a_device(name):
+    """Others are known to torch, and some lack float64, in which losses are added up."""
+    with pytest.raises(UserError, match=rf"device: got {name!r}; expected auto, cpu"):
+        resolve_device(name)

@@ -3,10 +3,14 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from lpa.cli.study import _outcome_figures
 from lpa.storage.locks import lock_directory
+from lpa.study.design.grid import expand_grid
+from lpa.study.run_study import StudyOutcome
 
 # In one worker: they share a study.
 pytestmark = pytest.mark.xdist_group("study command")
@@ -137,3 +141,21 @@ def test_a_dry_run_refuses_the_executor_that_a_run_refuses(lpa, arguments, messa
     finished = lpa("study", "rank", "--scale", "tiny", "--dry-run", *arguments)
     assert (finished.code, finished.stderr.count("\n")) == (2, 1)
     assert message in finished.stderr
+
+
+def test_json_says_what_a_tuning_could_not_settle():
+    outcome = StudyOutcome(
+        expand_grid("tuning", "tiny"),
+        [],
+        tuned={"none": {"optim.lr": 0.002}},
+        tuned_file=Path("tuned.yaml"),
+        short_axes=[("none", "optim.lr", 0.002)],
+    )
+    assert _outcome_figures(outcome) == {
+        "failed": [],
+        "tuned": {"none": {"optim.lr": 0.002}},
+        "at_edge": [{"variant": "none", "setting": "optim.lr", "value": 0.002}],
+    }
+    failed = StudyOutcome(outcome.study, [], tuned_file=Path("tuned.yaml"), problem="two failed")
+    assert _outcome_figures(failed)["problem"] == "two failed"
+    assert _outcome_figures(StudyOutcome(outcome.study, [])) == {"failed": []}

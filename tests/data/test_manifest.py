@@ -66,3 +66,23 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path):
         (tmp_path / "manifest.json").write_text(json.dumps({**fields, **change}))
         with pytest.raises(UserError, match=message):
             Manifest.load(tmp_path)
+
+
+def test_training_text_scores_no_model_unless_it_is_named(tmp_path, lpa, run):
+    """In any command that takes held-out text by default."""
+    text = tmp_path / "text.txt"
+    text.write_text("Words and more words, said the man who saw that they did.\n" * 60)
+    data = tmp_path / "data"
+    tokenizer = run / "final"
+    prepare([text], data, tokenizer=tokenizer, validation_fraction=0)
+    for command in (
+        ("eval", "perplexity", run),
+        ("eval", "compare", run, run),
+        ("eval", "minimal-pairs", run),
+    ):
+        refused = lpa(*command, "--data", data, "--device", "cpu")
+        assert (refused.code, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert "the data has only 'train'" in refused.stderr
+    named = lpa("eval", "perplexity", run, "--data", data, "--device", "cpu", "--split", "train")
+    assert named.code == 0, named.stderr
+    assert lpa("data", "show", data).code == 0

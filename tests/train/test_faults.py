@@ -163,11 +163,15 @@ def test_a_second_sigint_ends_at_once(options, tmp_path, lpa):
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("moment", ["step", "asynchronous save"])
+@pytest.mark.parametrize("moment", ["step", "save", "asynchronous save"])
 def test_when_one_process_is_killed_the_others_end_and_name_it(options, tmp_path, lpa, moment):
     out = tmp_path / "run"
-    saving = ("--checkpoint.every", 1, "--checkpoint.async_save", "true")
-    more = saving if moment == "asynchronous save" else ()
+    every_step = ("--checkpoint.every", 1)
+    more = {
+        "step": (),
+        "save": every_step,
+        "asynchronous save": (*every_step, "--checkpoint.async_save", "true"),
+    }[moment]
     launched = torchrun(lpa, 2, *options, *more, "--train.steps", 100000, "--out", out)
 
     def reached() -> bool:

@@ -18,13 +18,16 @@ from lpa.errors import LPAWarning, UserError
 from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import files_of
 from lpa.storage.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
+from lpa.train import run as run_module
 from lpa.train.checkpoint import store
 from lpa.train.checkpoint.store import list_checkpoints
 from lpa.train.config import RunConfig
+from lpa.train.distributed.process_group import World
 from lpa.train.logging.metrics_file import read_metrics
-from lpa.train.result import RunResult, RunStopped
+from lpa.train.result import RunInterruptedError, RunResult, RunStopped
 from lpa.train.run import train
 from lpa.train.run_table import list_runs
+from lpa.train.trainer import Trainer
 
 STEPS = 4
 
@@ -93,8 +96,9 @@ def test_the_best_model_that_cannot_be_written_stops_nothing(tmp_path, config, s
     train(config(checkpoint={"keep_best": True}, stop_at=1), run)
     (run / "best").write_text("in the way")
     with pytest.warns(LPAWarning, match=r"best: the model could not be written \(.*is a file"):
-        assert isinstance(train(settings, run, resume=True), RunResult)
+        result = train(settings, run, resume=True)
     assert_equal_weights(run, straight)
+    assert result.best_step is None  # it would be that of a model that is nowhere
 
 
 @pytest.mark.parametrize("began_with", ["float32", "bfloat16"])
@@ -388,3 +392,36 @@ def test_allow_change_is_refused_without_resume(config, tmp_path, lpa):
     assert (finished.code, finished.stderr.count("\n")) == (2, 1)
     assert "--allow-change: works only with --resume" in finished.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path, prepared, config, monkeypatch):
+    """Where no evaluation comes after it that could be interrupted."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    prepare([bundled_corpus("test")], data, vocab_size=300, validation_fraction=0)
+    settings = small_config(data, steps=STEPS, loggers=[])
+    train_step = Trainer.train_step
+
+    def signaled(self):
+        if self.state.step == STEPS - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", signaled)
+    with pytest.raises(RunInterruptedError) as stopped:
+        train(settings, run)
+    assert (stopped.value.signal_number, stopped.value.step) == (signal.SIGTERM, STEPS)
+    assert not (run / "result.json").exists()
+    monkeypatch.undo()
+    assert isinstance(train(settings, run, resume=True), RunResult)
+
+
+def test_a_directory_that_a_machine_has_for_itself_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "_SHARED_SECONDS", 0.2)
+    world = World(1, 2, torch.device("cpu"))
+    for there in ({}, {"config.yaml": ""}, {"config.yaml": "", "launch": "an earlier launch"}):
+        for name, text in there.items():
+            (tmp_path / {"launch": run_module.LAUNCH_FILE}.get(name, name)).write_text(text)
+        with pytest.raises(UserError, match="rank 1 does not see what rank 0 wrote there"):
+            run_module._check_shared(tmp_path, world, ["this launch"])
+    (tmp_path / run_module.LAUNCH_FILE).write_text("this launch\nanother machine's\n")
+    run_module._check_shared(tmp_path, world, ["this launch"])

@@ -243,5 +243,13 @@ def _outcome_figures(outcome: "StudyOutcome") -> dict[str, Any]:
     failed = [
         {"variant": job.variant, "seed": job.seed, "log": str(job.log)} for job in outcome.failed
     ]
-    tuned = {"tuned": outcome.tuned} if outcome.tuned_file else {}
-    return {"failed": failed, **tuned}
+    figures: dict[str, Any] = {"failed": failed}
+    if outcome.tuned_file:
+        figures["tuned"] = outcome.tuned
+        figures["at_edge"] = [
+            {"variant": group, "setting": name, "value": value}
+            for group, name, value in outcome.short_axes
+        ]
+    if outcome.problem:
+        figures["problem"] = outcome.problem
+    return figures

@@ -126,8 +126,18 @@ class Manifest:
 
     @property
     def held_out_split(self) -> str:
-        """What scores a model unless another split is named: test, else validation, else train."""
-        return next(name for name in reversed(SPLITS) if name in self.splits)
+        """What scores a model unless another split is named: test, else validation.
+
+        Raises:
+            UserError: there is neither.
+        """
+        for name in ("test", "validation"):
+            if name in self.splits:
+                return name
+        raise UserError(
+            "split: the data has only 'train', which would score a model on what it was trained on; name "
+            "the split if that is meant, or prepare the data again with held-out text"
+        )
 
     def split(self, name: str) -> Split:
         """A split by name.

@@ -119,9 +119,11 @@ def run_study(
 
     Example:
         >>> outcome = lpa.run_study("placement", "runs/studies", scale="tiny", seeds=1)
-        >>> lpa.write_report(["runs/studies"])
+        >>> lpa.write_report("runs/studies")
     """
     out = Path(out)
+    if isinstance(variants, str):
+        variants = [variants]
     for option, number in (("seeds", seeds), ("jobs", jobs)):
         if number < 1:
             raise UserError(f"--{option}: got {number}; expected at least 1")

@@ -1,5 +1,6 @@
 """A run from its beginning, or from where it was left."""
 
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -198,6 +199,7 @@ def _start_run(
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         if trainer.initial_weights is not None:
             trainer.initial_weights.save(out)
+    _check_shared(out, world, agents)
     return trainer.run()
 
 
@@ -248,6 +250,7 @@ def _resume_run(
         store.go_back_to(out, store.step_of(path))
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         _record_launch(out, agents)
+    _check_shared(out, world, agents)
     return trainer.run()
 
 
@@ -377,6 +380,27 @@ def _check_models(out: Path) -> None:
 def _any_rank_finds(condition: Callable[[], bool]) -> bool:
     """Whether the condition holds in any process; all get the same answer."""
     return any(all_gather_objects(run_on_all_ranks(condition)))
+
+
+# How long a shared file system may take to show what another machine has just written.
+_SHARED_SECONDS = 60.0
+
+
+def _check_shared(out: Path, world: World, agents: Collection[str]) -> None:
+    """Refuse a run directory that each machine has for itself: no checkpoint in it would be whole."""
+
+    def check() -> None:
+        deadline = time.monotonic() + _SHARED_SECONDS
+        while not (out / CONFIG_FILE).is_file() or not _recorded_agents(out).issuperset(agents):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--out {out}: rank {world.rank} does not see what rank 0 wrote there; expected a "
+                    "directory that all machines share"
+                )
+            time.sleep(0.1)
+
+    barrier()
+    run_on_all_ranks(check)
 
 
 def _recorded_agents(out: Path) -> set[str]:

@@ -1,5 +1,6 @@
 """How far a run has come."""
 
+import math
 from dataclasses import dataclass
 
 from lpa.storage.records import Count, Finite
@@ -44,6 +45,22 @@ class TrainState:
     pending_steps: Count = 0
     pending_tokens: Count = 0
     pending_seconds: Finite = 0.0
+
+    def is_best(self, loss: float, limit: int, eval_tokens: int) -> bool:
+        """Whether an evaluation is the best so far; one on another part of the split is no match for it.
+
+        Args:
+            loss: what was found.
+            limit: tokens evaluated on, 0 for the whole split, as at the end.
+            eval_tokens: `train.eval_tokens`, likewise.
+        """
+        if math.isnan(loss):
+            return False
+        if self.best_loss is None:
+            return True
+        if limit != eval_tokens:
+            return False
+        return self.best_eval_tokens not in (None, limit) or not self.best_loss <= loss
 
     def forget_best(self) -> None:
         """Begin anew with the next evaluation."""

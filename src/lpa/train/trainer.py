@@ -377,21 +377,12 @@ class Trainer:
         if result is None:
             return None
         self._run_log.validation(state.step, result)
-        if self._is_best(result.loss, limit):
-            state.best_loss, state.best_step = result.loss, state.step
-            state.best_eval_tokens = limit
-            if self.config.checkpoint.keep_best:
-                self.export(BEST_DIRECTORY, result, required=False)
+        if state.is_best(result.loss, limit, self.config.train.eval_tokens):
+            keeps = self.config.checkpoint.keep_best
+            if not keeps or self.export(BEST_DIRECTORY, result, required=False):
+                state.best_loss, state.best_step = result.loss, state.step
+                state.best_eval_tokens = limit
         return result
-
-    def _is_best(self, loss: float, limit: int) -> bool:
-        """Whether an evaluation is the best so far; one on another part of the split is no match for it."""
-        state = self.state
-        if state.best_loss is None:
-            return True
-        if limit != self.config.train.eval_tokens:  # the whole split, at the end
-            return False
-        return state.best_eval_tokens not in (None, limit) or not state.best_loss <= loss
 
     def sample(self) -> None:
         """Continue the prompt and keep the text, on all processes together."""
@@ -409,12 +400,12 @@ class Trainer:
     # The end
 
     def _finish_run(self) -> RunResult | None:
-        """Evaluate, write `final/` and `result.json`; None where a signal came during the evaluation.
+        """Evaluate, write `final/` and `result.json`; None where a signal came before that was done.
 
         The checkpoint of the last step is there already. It is deleted where no checkpoints were asked for.
         """
         validation = self.evaluate(0)
-        if self.state.evaluation_pending:
+        if self.state.evaluation_pending or self._stop_requests.signal:
             return None
         self._clock.update_totals(self.state, self.world.device)
         result = RunResult.from_state(
@@ -436,11 +427,11 @@ class Trainer:
 
     def export(
         self, name: str, validation: ValidationPerplexity | None, required: bool = True
-    ) -> None:
-        """Write the model as it is now, with what it scored, to a Hugging Face directory in the run's."""
+    ) -> bool:
+        """Write the model as it is now, with what it scored, to a directory in the run's (`export_model`)."""
         card = run_card(self.config, self.model_config, self.data.manifest, self.state, validation)
         data, out = self.config.data.path, self.out / name
-        export_model(
+        return export_model(
             *(self.model, self.model_config, data, self.data.manifest, out, self.world, card),
             generation=self.initial_weights.generation if self.initial_weights else {},
             required=required,

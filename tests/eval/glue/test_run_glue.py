@@ -5,11 +5,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoTokenizer, TrainingArguments
 
 from lpa.convert.merge import merge_directory
 from lpa.errors import LPAWarning, UserError
-from lpa.eval.glue.finetune import FineTuningConfig
+from lpa.eval.glue.finetune import FineTuningConfig, _keep_to
 from lpa.eval.glue.run_glue import run_glue
 from lpa.storage.locks import lock_directory
 
@@ -228,3 +229,18 @@ def test_a_directory_that_is_no_model_is_named(lpa, data, tmp_path):
     assert finished.code == 2
     assert finished.stderr.count("\n") == 1
     assert "has no config.json" in finished.stderr
+
+
+def test_the_trainer_keeps_to_the_device_that_is_named(monkeypatch, tmp_path):
+    """By itself it would take all GPUs, and give each of them a batch."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    sizes = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 32}
+    arguments = TrainingArguments(output_dir=tmp_path, **sizes)
+    arguments._n_gpu = 8
+    assert arguments.train_batch_size == 256
+    for name in ("cuda:1", "cpu"):
+        _keep_to(torch.device(name), arguments)
+        assert arguments.train_batch_size == arguments.eval_batch_size == 32
+        assert arguments.device == torch.device(name)
+    assert current == [torch.device("cuda:1")]

@@ -295,6 +295,26 @@ def test_variants_may_be_added_to_a_study(prepared, tmp_path):
     assert study.index.seeds == 2
 
 
+def test_other_variants_join_those_of_an_earlier_start(prepared, tmp_path):
+    def jobs(names, seeds=2, **options):
+        study = expand_grid("rivals", "tiny", only=names, steps=4, **options)
+        return create_jobs(study, seeds, tmp_path, prepared)
+
+    first = jobs(["dense", "LPA"])
+    second = jobs(["dense", "CoLA"])
+    assert [job.variant for job in second] == ["dense", "CoLA", "CoLA", "dense"]
+    [study] = find_studies([tmp_path])
+    assert [variant.name for variant in study.index.variants] == ["dense", "LPA", "CoLA"]
+    assert {run.run for run in study.index.runs} == {job.run_id for job in [*first, *second]}
+    with pytest.raises(UserError, match="--seeds: got 3; expected 2, as the variants in"):
+        jobs(["dense", "FFN"], seeds=3)
+    with pytest.raises(UserError, match="other tuned settings, or another grid"):
+        jobs(["dense", "FFN"], tuned={name: {"optim.lr": 0.5} for name in ("dense", "FFN")})
+    assert jobs(["dense", "LPA"]) == first
+    [again] = find_studies([tmp_path])
+    assert again.index == study.index
+
+
 def test_a_tuning_is_not_run_in_part(prepared, tmp_path):
     def jobs(names, rates):
         study = expand_grid("rivals", "tiny", only=names)

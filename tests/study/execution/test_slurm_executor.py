@@ -15,6 +15,7 @@ from lpa.study.design.grid import expand_grid
 from lpa.study.execution.job_runner import create_jobs
 from lpa.study.execution.slurm_executor import run_job, submit_jobs
 from lpa.train.checkpoint import store
+from lpa.train.logging.metrics_file import read_metrics
 
 
 def job_of(out, data, *, steps=4):
@@ -64,6 +65,34 @@ def test_a_signal_to_the_study_ends_what_was_submitted(prepared, tmp_path, lpa):
         while is_worked_on(job):
             assert time.monotonic() < deadline, "the job continues"
             time.sleep(0.05)
+
+
+TASK = """
+import signal, sys
+from pathlib import Path
+from lpa.study.design.grid import expand_grid
+from lpa.study.execution.job_runner import create_jobs
+from lpa.study.execution.slurm_executor import run_job
+
+signal.signal(signal.SIGTERM, lambda *_: None)  # as submitit does in a task
+study = expand_grid("placement", "tiny", vocab_size=300, steps=1_000_000)
+print(run_job(create_jobs(study, 1, Path(sys.argv[1]), Path(sys.argv[2]))[0]))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_task_alone_leaves_a_checkpoint(prepared, tmp_path, lpa):
+    """As Slurm sends it on scancel, by its plugin for control groups."""
+    job = job_of(tmp_path, prepared, steps=1_000_000)
+    (tmp_path / "task.py").write_text(TASK)
+    process = lpa.start(tmp_path / "task.py", tmp_path, prepared)
+    wait_until(lambda: read_metrics(job.run), process, timeout=300)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert "exit code 143: lpa: stopped by SIGTERM at step" in output
+    assert not is_worked_on(job)
+    [checkpoint] = store.resumable_checkpoints(job.run)
+    assert f"at step {store.step_of(checkpoint)}" in output
 
 
 @pytest.mark.slow

@@ -29,6 +29,14 @@ addEventListener("load", () => {
 """
 
 
+def test_one_directory_may_be_given_by_itself(tiny_study, tmp_path):
+    several = write_report([tiny_study], out=tmp_path / "report.html")
+    for directory in (tiny_study, str(tiny_study)):
+        one = write_report(directory, out=str(tmp_path / "report.html"))
+        assert one.page == several.page
+        assert [study.index for study in one.studies] == [study.index for study in several.studies]
+
+
 @pytest.fixture(scope="module")
 def page(lpa, tiny_study, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "report.html"

@@ -100,3 +100,15 @@ def test_a_configuration_that_is_no_plain_yaml_is_refused_and_runs_nothing(
     with pytest.raises(UserError, match=rf"config\.yaml: {message}"):
         read_saved_config(path)
     assert not (tmp_path / "PWNED").exists()
+
+
+def test_the_length_of_a_run_and_of_a_step_may_be_said_in_another_unit():
+    data = DataConfig(Path("data"), seq_len=128)
+    by_tokens = TrainConfig(tokens=128 * 8 * 60, batch_tokens=128 * 8)
+    by_steps = TrainConfig(steps=60, batch_size=8)
+    for first, then in ((by_tokens, by_steps), (by_steps, by_tokens)):
+        before = saved(data=data, train=first)
+        check_same_config(before, run_config(data=data, train=then))
+    longer = run_config(data=data, train=TrainConfig(tokens=128 * 8 * 90, batch_size=8))
+    with pytest.raises(UserError, match=r"train\.steps was 60, now 90"):
+        check_same_config(saved(data=data, train=by_tokens), longer)

@@ -224,3 +224,20 @@ def test_links_and_files_beyond_the_manifest_are_refused(tmp_path):
     file.symlink_to(tmp_path / "elsewhere.safetensors")
     with pytest.raises(store.DamagedCheckpointError, match="is a link"):
         store.check_names(path, [file.name])
+
+
+def test_abandoned_checkpoints_stay_abandoned_when_all_others_are_removed(tmp_path):
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step)
+    store.go_back_to(tmp_path, 10)
+    write_checkpoint(tmp_path, 30)
+    store.remove_all(tmp_path)
+    assert names(store.list_checkpoints(tmp_path)) == ["step-00000020"]
+    assert store.resumable_checkpoints(tmp_path) == []
+
+
+def test_nothing_is_left_of_checkpoints_that_all_lead_to_the_end(tmp_path):
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step)
+    store.remove_all(tmp_path)
+    assert not store.checkpoints_directory(tmp_path).exists()

@@ -89,7 +89,7 @@ def fine_tune(
 
     from lpa.data.tokenizer import load_model_tokenizer
 
-    target = resolve_device(device)  # the current GPU, which the Trainer takes
+    target = resolve_device(device)
     config = _config(directory, task)
     tokenizer = load_model_tokenizer(directory, config)
     ensure_pad_token(tokenizer)
@@ -114,29 +114,31 @@ def fine_tune(
     steps = math.ceil(math.ceil(len(encoded["train"]) / settings.batch_size) * settings.epochs)
     # The Trainer needs a directory, though it saves nothing.
     with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            warmup_steps=math.ceil(0.06 * steps),
+            lr_scheduler_type="linear",
+            train_sampling_strategy="group_by_length",
+            seed=seed,
+            data_seed=seed,
+            use_cpu=target.type == "cpu",
+            bf16=resolve_dtype(settings.dtype, target.type) == torch.bfloat16,
+            save_strategy="no",
+            logging_strategy="no",
+            eval_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        _keep_to(target, arguments)
         trainer = Trainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                num_train_epochs=settings.epochs,
-                per_device_train_batch_size=settings.batch_size,
-                per_device_eval_batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
-                weight_decay=settings.weight_decay,
-                warmup_steps=math.ceil(0.06 * steps),
-                lr_scheduler_type="linear",
-                train_sampling_strategy="group_by_length",
-                seed=seed,
-                data_seed=seed,
-                use_cpu=target.type == "cpu",
-                bf16=resolve_dtype(settings.dtype, target.type) == torch.bfloat16,
-                save_strategy="no",
-                logging_strategy="no",
-                eval_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            ),
+            args=arguments,
             train_dataset=encoded["train"],
             data_collator=DataCollatorWithPadding(tokenizer),
             callbacks=[_progress(on_progress)],
@@ -150,6 +152,14 @@ def fine_tune(
             for name, value in score_logits(task, output.predictions, output.label_ids).items():
                 scores[metric_prefix(split) + name] = value
     return scores
+
+
+def _keep_to(device: torch.device, arguments: Any) -> None:
+    """Let the Trainer use one device; by itself it takes all visible GPUs, with a batch for each."""
+    arguments._n_gpu = int(device.type == "cuda")
+    arguments.__dict__["_setup_devices"] = device  # where it keeps what it has found
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def _config(directory: Path, task: Task) -> Any:

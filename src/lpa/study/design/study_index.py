@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,29 @@ class StudyIndex(Study):
 
 def index_path(study: Study, out: Path) -> Path:
     return out / f"{study.name}-{study.scale}.json"
+
+
+def with_earlier_variants(index: StudyIndex, path: Path) -> StudyIndex:
+    """An index that has the variants of an earlier start too, where neither start asked for all of them.
+
+    Args:
+        index: what is asked for now.
+        path: of the earlier index.
+
+    Raises:
+        UserError: the earlier index is damaged, or has another number of seeds.
+    """
+    earlier = read_index(path)
+    before, now = ({variant.name: variant for variant in of.variants} for of in (earlier, index))
+    is_part = before.keys() <= now.keys() or now.keys() <= before.keys()
+    if is_part or any(variant.tunes for variant in index.variants):
+        return index
+    if earlier.seeds != index.seeds:
+        raise UserError(
+            f"--seeds: got {index.seeds}; expected {earlier.seeds}, as the variants in {path.parent} have"
+        )
+    kept = [run for run in earlier.runs if run.variant not in now]
+    return replace(index, variants=[*(before | now).values()], runs=[*kept, *index.runs])
 
 
 def recorded_dtype(out: Path, scale: str) -> str | None:

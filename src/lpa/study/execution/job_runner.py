@@ -24,7 +24,13 @@ from lpa.storage.records import read_json
 from lpa.storage.run_directory import RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import Study
 from lpa.study.design.run_id import data_hashes, run_id
-from lpa.study.design.study_index import IndexedRun, StudyIndex, index_path, read_index
+from lpa.study.design.study_index import (
+    IndexedRun,
+    StudyIndex,
+    index_path,
+    read_index,
+    with_earlier_variants,
+)
 from lpa.train.config import RunConfig
 
 # Beside the log, as the next start removes a run that has no checkpoint.
@@ -174,6 +180,8 @@ def _earlier_recipe(job: Job, data: dict[str, Any], vocab_size: int) -> RunConfi
 
 def _write_index(path: Path, index: StudyIndex) -> None:
     """Keep what an earlier start of the same study asked for, refuse another study's place."""
+    if path.exists():
+        index = with_earlier_variants(index, path)
     text = json.dumps(asdict(index), indent=2) + "\n"
     if path.exists():
         earlier, now = map(_deciding, (asdict(read_index(path)), json.loads(text)))

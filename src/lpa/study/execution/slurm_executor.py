@@ -139,11 +139,22 @@ def run_job(job: Job) -> str | None:
 
 def _run_command(command: list[str], log: Path) -> int:
     """Run a command, its output appended to the log; its exit code."""
-    with open(log, "ab") as output:
+    process: subprocess.Popen | None = None
+    canceled = threading.Event()
+
+    def cancel(*_: object) -> None:
+        canceled.set()
+        if process is not None:
+            process.terminate()  # it leaves a checkpoint
+
+    # Slurm may signal this process alone, and submitit would ignore it.
+    with open(log, "ab") as output, stop_signals(cancel):
         process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        return process.wait()
-    except BaseException:  # canceled, or the time is nearly up
-        process.terminate()  # it leaves a checkpoint
-        process.wait()
-        raise
+        if canceled.is_set():  # while the process was being made
+            process.terminate()
+        try:
+            return process.wait()
+        except BaseException:  # of submitit: the time is nearly up
+            process.terminate()
+            process.wait()
+            raise

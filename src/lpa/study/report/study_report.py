@@ -69,12 +69,15 @@ class StudyReport:
 
 
 def write_report(
-    directories: Sequence[Path], *, baseline: str | None = None, out: Path | None = None
+    directories: str | Path | Sequence[str | Path],
+    *,
+    baseline: str | None = None,
+    out: str | Path | None = None,
 ) -> StudyReport:
     """Writes one page of tables, intervals and figures of the studies in some directories.
 
     Args:
-        directories: those that `run_study` wrote; finished or not.
+        directories: one or several that `run_study` wrote; finished or not.
         baseline: compare with this variant, in the studies that have it.
         out: the page; by default `report.html` in the first directory. A folder of the figures is beside
             it, as SVG and PNG. Both replace those of an earlier report.
@@ -86,10 +89,11 @@ def write_report(
         UserError: a directory that holds no study, no study with the baseline, or a file that is no report.
 
     Example:
-        >>> report = lpa.write_report(["runs/studies"])
+        >>> report = lpa.write_report("runs/studies")
         >>> report.page
     """
-    folders = [Path(directory) for directory in directories]
+    given = [directories] if isinstance(directories, str | Path) else directories
+    folders = [Path(directory) for directory in given]
     studies, rivals = compare_studies(folders, baseline)
     page = folders[0] / "report.html" if out is None else Path(out)
     write_study_report(studies, page, rivals)

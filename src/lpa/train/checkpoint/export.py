@@ -19,7 +19,7 @@ from lpa.model.hub.model_directory import save_model
 from lpa.storage.outputs import MODEL, atomic_directory
 from lpa.train.checkpoint import store
 from lpa.train.distributed.meta_init import build_meta_model
-from lpa.train.distributed.process_group import World, run_on_all_ranks
+from lpa.train.distributed.process_group import World, all_gather_objects, run_on_all_ranks
 
 
 def export_model(
@@ -33,7 +33,7 @@ def export_model(
     *,
     generation: Mapping[str, Any],
     required: bool = True,
-) -> None:
+) -> bool:
     """Write model and tokenizer to `out`, in place of what is there; every process takes part.
 
     The shards are put together in the memory of the main process.
@@ -45,6 +45,9 @@ def export_model(
             where there is none.
         required: whether it is an error if they cannot be written, rather than a warning.
 
+    Returns:
+        Whether they were written, the same in every process.
+
     Raises:
         UserError: they cannot be written.
     """
@@ -52,9 +55,10 @@ def export_model(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=world.size > 1)
     )
 
-    def try_to_write() -> None:
+    def try_to_write() -> bool:
         try:
             write()
+            return True
         except (OSError, UserError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             said = f"{out}: the model could not be written ({reason})"
@@ -63,6 +67,7 @@ def export_model(
                     f"{said}; {store.last_complete(out.parent)}, so --resume"
                 ) from error
             warnings.warn(said, LPAWarning, stacklevel=2)
+            return False
 
     def write() -> None:
         verify_tokenizer(data, manifest)
@@ -74,7 +79,7 @@ def export_model(
             save_model(plain, directory, replace(card, title=out.resolve().parent.name))
             copy_tokenizer(data / TOKENIZER_DIRECTORY, directory, config.max_position_embeddings)
 
-    run_on_all_ranks(lambda: try_to_write() if world.is_main else None)
+    return any(all_gather_objects(run_on_all_ranks(lambda: world.is_main and try_to_write())))
 
 
 def _generation_config(config: LPAConfig, generation: Mapping[str, Any]) -> GenerationConfig:

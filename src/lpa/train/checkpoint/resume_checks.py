@@ -14,6 +14,9 @@ from lpa.train.config import RunConfig
 _MAY_CHANGE = {
     "data.path",  # data may move; its tokens and tokenizer are compared by hash instead
     "distill.teacher",  # so may a teacher
+    # `train.steps` and `train.batch_size`, which are compared, say the same.
+    "train.tokens",
+    "train.batch_tokens",
     "data.num_workers",
     "data.verify",
     "model.attn_implementation",

@@ -249,9 +249,10 @@ def delete_old_checkpoints(run: Path, keep_latest_k: int) -> None:
 
 
 def remove_all(run: Path) -> None:
-    """Delete all complete checkpoints, and the directory if nothing else is in it."""
+    """Delete the checkpoints that there are to resume from, and the directory if nothing else is in it."""
     delete_old_checkpoints(run, 0)
-    (checkpoints_directory(run) / LATEST_CHECKPOINT_FILE).unlink(missing_ok=True)
+    if not list_checkpoints(run):  # else it says that those of an abandoned future do not count
+        (checkpoints_directory(run) / LATEST_CHECKPOINT_FILE).unlink(missing_ok=True)
     with suppress(OSError):
         checkpoints_directory(run).rmdir()
 
