@@ -113,7 +113,8 @@ def test_bfloat16_without_units_for_it_is_warned_of(
     resolve_dtype(name, device_type)
     said = [str(warning.message) for warning in recwarn]
     expected = (
-        f"dtype: bfloat16 is slower than float32 on this {warned_of}, which has no units for it"
+        f"dtype: bfloat16 is slower than float32 on this {warned_of}, which does not support it "
+        "natively"
     )
     assert said == ([expected] if warned_of else [])
 

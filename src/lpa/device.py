@@ -107,7 +107,7 @@ def resolve_dtype(name: str, device_type: str) -> torch.dtype:
     ):
         warnings.warn(
             f"dtype: bfloat16 is slower than float32 on this {'CPU' if device_type == 'cpu' else 'GPU'}, "
-            "which has no units for it",
+            "which does not support it natively",
             LPAWarning,
             stacklevel=1,  # so that it is shown once, whoever asks
         )

@@ -151,6 +151,7 @@ def test_an_unknown_command_is_refused_and_the_known_named(lpa, arguments):
         ("--foo plan nano", "unknown option --foo; `lpa --help` lists what is accepted"),
         ("eval --foo", "unknown option --foo; `lpa --help` lists what is accepted"),
         ("--help plan", "--help: stands before the command; expected lpa plan --help"),
+        ("--version plan", "--version: takes no command; expected lpa --version"),
     ],
 )
 def test_an_option_without_a_command_is_refused(lpa, line, message):

@@ -7,7 +7,7 @@ def test_presets_are_listed_with_their_counts(lpa):
     for name, entry in listed.items():
         assert entry["parameters"]["ffn"] == parameter_count(preset_config(name, placement="ffn"))
     assert listed["paper-370m-s1"]["origin"] == "published"
-    assert listed["3b"]["origin"] == "our reading"
+    assert listed["3b"]["origin"] == "modern"
     table = lpa("presets", "--placement", "attention").stdout
     assert listed["paper-130m-s2"]["parameters"]["attention"] == 115_263_488
     assert "115M" in table

@@ -53,7 +53,7 @@ def test_rows_of_whole_and_broken_runs(runs, lpa):
     assert done["loss"] == losses[-1]
 
     dense = rows["deeper/dense"]
-    assert dense["state"] == "stopped at step 5 of 8"
+    assert dense["state"] == "checkpoint at step 5 of 8"
     assert (dense["placement"], dense["rank"], dense["parameters"]) == ("none", None, None)
     assert (dense["steps"], dense["tokens"]) == (4, 4 * 4 * 32)  # of the last record
     assert dense["perplexity"] > 1
@@ -76,7 +76,7 @@ def test_the_table(runs, lpa):
     finished = lpa("runs", ".", cwd=runs)  # short names, which no column folds
     assert finished.code == 0, finished.stderr
     for text in (
-        "stopped at step 5 of 8",
+        "checkpoint at step 5 of 8",
         "bad-config[red]",
         "result.json: is not JSON",
         "1,024",

@@ -105,12 +105,12 @@ def test_a_model_whose_positions_have_no_end(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens: got 0; expected at least 1"),
+        ({"max_new_tokens": 0}, "--max-new-tokens: got 0; expected at least 1"),
         ({"max_new_tokens": 100}, "expected at most 32 together"),
         ({"temperature": -1.0}, "temperature: got -1.0"),
         ({"temperature": float("nan")}, "temperature: got nan"),
-        ({"top_p": 0.0}, "top_p: got 0.0; expected above 0 and up to 1"),
-        ({"num_samples": 0}, "num_samples: got 0"),
+        ({"top_p": 0.0}, "--top-p: got 0.0; expected above 0 and up to 1"),
+        ({"num_samples": 0}, "--num-samples: got 0"),
     ],
 )
 def test_bad_values_are_refused_by_name(run, options, message):

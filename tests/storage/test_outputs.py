@@ -147,7 +147,7 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 def test_a_circle_of_links_is_refused(tmp_path):
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
-    with pytest.raises(UserError, match="circle"):
+    with pytest.raises(UserError, match="loop"):
         write(tmp_path / "one")
 
 

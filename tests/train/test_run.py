@@ -353,7 +353,7 @@ def test_a_finished_run_trains_again_from_the_checkpoint_that_is_named(config, t
     stopped = train(settings, run, resume=first, allow_change=["optim.lr"])
     assert stopped == RunStopped(4, "train.stop_at")
     [row] = list_runs([run])
-    assert row.state == "stopped at step 4 of 6"  # whatever the abandoned future reached
+    assert row.state == "checkpoint at step 4 of 6"  # whatever the abandoned future reached
     settings.train.stop_at = None
     assert train(settings, run, resume=True).steps == 6
     assert any(not torch.equal(value, weights(run)[name]) for name, value in before.items())

@@ -101,7 +101,7 @@ class Parser(jsonargparse.ArgumentParser):
             "--log-level",
             choices=LEVELS,
             help="what to report on standard error along the way; by default warning on a terminal and "
-            "with --json, else info, which reports every train.log_every steps",
+            "with --json, otherwise info",
         )
 
     def parse_args(self, args: Any = None, *argv: Any, **options: Any) -> Any:
@@ -293,8 +293,8 @@ def add_dtype_argument(parser: Any) -> None:
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
         default="float32",
-        help="the precision of the arithmetic; auto is bfloat16 on a GPU or CPU with units for it, else "
-        "float32",
+        help="the precision of the arithmetic; auto is bfloat16 on a GPU or CPU that supports it "
+        "natively, otherwise float32",
     )
 
 

@@ -25,7 +25,8 @@ def build_parser() -> Parser:
         "model",
         type=str,
         metavar="PRESET|CONFIG|DIR",
-        help="a preset, a config.json, a run directory or a Hugging Face directory",
+        help="a preset, a config.json, a run directory or a Hugging Face directory; with --rivals, a scale "
+        "of `lpa study`",
     )
     add_placement_argument(parser, "which projections are low-rank: none, attention, ffn or all")
     parser.add_argument("--rank", type=Count, help="the rank of the low-rank projections")

@@ -23,7 +23,7 @@ _OPERATING_SYSTEM = {
     errno.EBUSY: _A_PATH,
     errno.EEXIST: _A_PATH,
     errno.EISDIR: _A_PATH,
-    errno.ELOOP: "a path without a circle of symbolic links",
+    errno.ELOOP: "a path without a loop of symbolic links",
     errno.ENAMETOOLONG: _A_PATH,
     errno.ENODEV: _A_PATH,
     errno.ENOENT: "a path that exists and stays while the command works",
@@ -46,7 +46,7 @@ _OPERATING_SYSTEM = {
     errno.EAGAIN: "fewer processes and threads, or a higher limit (ulimit -u)",
     errno.EMFILE: "fewer open files, or a higher limit (ulimit -n)",
     errno.ENFILE: "fewer open files on this machine",
-    errno.ENOMEM: "a machine with more memory, or less to hold in it",
+    errno.ENOMEM: "more memory, or a smaller model, batch or context",
 }
 
 # The exit code after a user's mistake.

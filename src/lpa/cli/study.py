@@ -67,7 +67,9 @@ def build_parser() -> Parser:
         "--out", type=Path, help="the directory of the runs; studies that share it share equal runs"
     )
     parser.add_argument(
-        "--data", type=Path, help="a prepared data directory; by default the bundled corpus"
+        "--data",
+        type=Path,
+        help="a prepared data directory; by default the bundled corpus, at the scales tiny to nano",
     )
     parser.add_argument("--steps", type=Count, help="training steps, instead of those of the scale")
     parser.add_argument(
@@ -85,8 +87,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--tune",
         action="store_true",
-        help="find the learning rate of each variant, with seeds from 100 on: the same rates for all, "
-        "and further ones while a best rate is the lowest or the highest of them",
+        help="with the study rivals: find the learning rate of each variant, with seeds from 100 on: "
+        "the same rates for all, and further ones while a best rate is the lowest or the highest of them",
     )
     parser.add_argument(
         "--tuned",

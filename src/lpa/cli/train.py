@@ -98,7 +98,7 @@ def build_parser() -> Parser:
         "--model.from",
         type=Path | None,
         help="start from the weights of a directory, such as `lpa convert factorize` writes; it decides "
-        "the architecture, so the recipe sets no other field of this section",
+        "the architecture, so of this section only attn_implementation may be set beside it",
     )
     parser.add_class_arguments(config.OptimConfig, "optim")
     parser.add_class_arguments(config.TrainConfig, "train")

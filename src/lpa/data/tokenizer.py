@@ -74,7 +74,7 @@ def train_tokenizer(
     special = [END_OF_TEXT, *chat_tokens]
     if vocab_size < _NUM_BYTES + len(special):
         raise UserError(
-            f"vocab_size: got {vocab_size}; expected at least {_NUM_BYTES + len(special)}: "
+            f"--vocab-size: got {vocab_size}; expected at least {_NUM_BYTES + len(special)}: "
             f"every byte and {', '.join(special)}"
         )
     tokenizer = Tokenizer(models.BPE())

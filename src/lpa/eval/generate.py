@@ -62,7 +62,7 @@ def generate_text(
         ("num_samples", num_samples, "at least 1", num_samples >= 1),
     ):
         if not good:
-            raise UserError(f"{name}: got {value}; expected {accepted}")
+            raise UserError(f"--{name.replace('_', '-')}: got {value}; expected {accepted}")
     model, tokenizer = load_with_tokenizer(model_path, device, dtype=dtype)
     ids = encode_prompt(tokenizer, prompt)
     positions = positions_of(model.config)
@@ -71,7 +71,7 @@ def generate_text(
         max_new_tokens = max(1, min(_MAX_NEW_TOKENS, room))
     if positions is not None and len(ids) + max_new_tokens > positions:
         raise UserError(
-            f"max_new_tokens: got {max_new_tokens} after a prompt of {len(ids)} tokens; "
+            f"--max-new-tokens: got {max_new_tokens} after a prompt of {len(ids)} tokens; "
             f"expected at most {positions} together, the model's max_position_embeddings"
         )
     torch.manual_seed(seed)

@@ -38,7 +38,7 @@ _PARTS = re.compile(r"(layers?|blocks?|heads?|experts?)$")
 # Keys of config.json by which transformers would read other files than those that are checked here, or
 # fetch code.
 _REDIRECTIONS = ("configuration_files", "transformers_weights")
-# What a repository of the hub may be called, and a run below `runs` mostly is not.
+# What a repository on the hub may be called, and a run below `runs` mostly is not.
 _HUB_NAME = re.compile(r"(?!runs/)[\w.-]+(/[\w.-]+)?")
 # Encoders of which transformers has no masked language model.
 _ENCODERS = ("bert-generation",)
@@ -66,7 +66,7 @@ def model_directory(path: str | Path, field: str = "model") -> Path:
     if not path.is_dir():
         fetch = f"hf download {path} --local-dir {path.name}"
         hint = (
-            f"; a model of the hub is fetched first: {fetch}"
+            f"; a model on the hub is fetched first: {fetch}"
             if _HUB_NAME.fullmatch(str(path))
             else ""
         )
@@ -318,7 +318,7 @@ def _check_values(value: Any, where: str, key: str = "") -> None:
             raise UserError(f"{where}: {key}: got {value}; expected at most {_MAX_PARTS}")
     elif isinstance(value, str) and key in _IMPLEMENTATIONS and "/" in value:
         raise UserError(
-            f"{where}: {key}: got {value!r}; code of the hub is never run; expected a name such as sdpa"
+            f"{where}: {key}: got {value!r}; code on the hub is never run; expected a name such as sdpa"
         )
 
 

@@ -68,7 +68,7 @@ def _follow_links(path: Path, option: str) -> Path:
     except (OSError, RuntimeError):  # up to Python 3.12; from 3.13 on a link is left
         target = None
     if target is None or target.is_symlink():
-        raise UserError(f"{option} {path}: its symbolic links lead in a circle")
+        raise UserError(f"{option} {path}: its symbolic links form a loop")
     return target
 
 
@@ -356,7 +356,7 @@ def written_files(path: Path) -> Iterator[None]:
     except Exception as error:
         if re.fullmatch(r"\d+ requested and \d+ written", str(error)):
             raise UserError(
-                f"{path}: could not be written whole; expected a disk with room for it"
+                f"{path}: could not be written completely; expected a disk with room for it"
             ) from error
         found = re.search(r"\(os error (\d+)\)", str(error))
         if isinstance(error, OSError) or found is None:

@@ -23,7 +23,7 @@ class RunRow:
         placement, rank: of the model, the rank as `rank` or `rank / FFN rank`, or `preset` where the
             recipe leaves it to that. Where each projection has its own rank, `by projection` and the range.
         parameters: known once the run is finished.
-        state: `finished`, `stopped at step N of M` (N of the latest checkpoint; it may still be
+        state: `finished`, `checkpoint at step N of M` (N of the latest checkpoint; it may still be
             running), `no checkpoint yet`.
         steps, tokens: trained, by the result or else the last record.
         loss: the last training loss on record.
@@ -186,7 +186,7 @@ def _read_config(run: Path, row: RunRow) -> None:
     """Model and state."""
     checkpoint = next(iter(store.resumable_checkpoints(run)), None)
     row.state = (
-        f"stopped at step {store.step_of(checkpoint):,}" if checkpoint else "no checkpoint yet"
+        f"checkpoint at step {store.step_of(checkpoint):,}" if checkpoint else "no checkpoint yet"
     )
     config = read_yaml(run / CONFIG_FILE, dict[str, dict[str, Any]])
     given = {

@@ -82,7 +82,7 @@ def test_a_source_of_blanks(refused, tmp_path):
 def test_neither_vocabulary_nor_tokenizer(refused):
     refused(
         *("prepare", bundled_corpus("test"), "--out", "data"),
-        naming=["expected one of --vocab-size and --tokenizer"],
+        naming=["--vocab-size, --tokenizer: got neither; expected exactly one"],
     )
 
 

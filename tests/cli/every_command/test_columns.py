@@ -51,7 +51,7 @@ WIDE_RUN = {
     "placement": "attention",
     "rank": "64",
     "parameters": 3_690_000,
-    "state": "stopped at step 1,000 of 4,000",
+    "state": "checkpoint at step 1,000 of 4,000",
     "steps": 4000,
     "tokens": 614_400,
     "loss": 4.123,
@@ -65,7 +65,7 @@ WIDE_RUN = {
     ("fields", "shown"),
     [
         ({}, "attention 3.69M 4,000 614K 4.123 1,067.68 5,112 3 h 28 min"),
-        ({}, "runs/demo/lpa: stopped at step 1,000 of 4,000"),
+        ({}, "runs/demo/lpa: checkpoint at step 1,000 of 4,000"),
         ({"name": "runs/lpa"}, "runs/lpa attention 3.69M 4,000"),
         ({"state": "finished", "seconds": 3599.0}, "1,067.68 5,112 59 min 59 s"),
         ({"perplexity": 9_999.99, "seconds": 80_000.0}, "4.123 9,999.99 5,112 22 h 13 min"),

@@ -225,7 +225,7 @@ def test_a_link_stays_and_is_followed(command, tmp_path, name):
 def test_a_circle_of_links_is_refused(command, refused, tmp_path, name):
     link = tmp_path / "link"
     link.symlink_to(link)
-    assert "links lead in a circle" in refused(command(name, link))
+    assert "links form a loop" in refused(command(name, link))
     assert list(tmp_path.iterdir()) == [link]
 
 

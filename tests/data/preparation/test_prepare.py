@@ -141,11 +141,11 @@ def test_what_exists_stays_unless_it_may_be_replaced(tmp_path, lines):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "expected one of --vocab-size and --tokenizer"),
-        ({"vocab_size": 300, "tokenizer": "x"}, "expected one of --vocab-size and --tokenizer"),
-        ({"vocab_size": 256}, "vocab_size: got 256; expected at least 257"),
+        ({}, "--vocab-size, --tokenizer: got neither; expected exactly one"),
+        ({"vocab_size": 300, "tokenizer": "x"}, "--vocab-size, --tokenizer: got both"),
+        ({"vocab_size": 256}, "--vocab-size: got 256; expected at least 257"),
         ({"tokenizer": "/no/such/tokenizer"}, "tokenizer /no/such/tokenizer: cannot be loaded"),
-        ({"vocab_size": 300, "validation_fraction": 1.0}, "validation_fraction: got 1.0"),
+        ({"vocab_size": 300, "validation_fraction": 1.0}, "--validation-fraction: got 1.0"),
         ({"vocab_size": 300, "boundary": "page"}, "boundary: got 'page'"),
         (
             {"vocab_size": 300, "validation": ["held-out.txt"], "validation_fraction": 0.01},

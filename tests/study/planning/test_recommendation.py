@@ -42,7 +42,7 @@ def test_without_records_it_is_a_quarter_of_the_width():
 def test_spectra_move_it_between_an_eighth_and_below_the_break_even(tmp_path, directions, rank):
     found = recommend_rank(CONFIG, seq_len=256, analysis=write_analysis(tmp_path / "a", directions))
     assert found.rank == rank
-    assert f"{math.ceil(0.9 * directions)} directions hold 90%" in found.reasons[1]
+    assert f"{math.ceil(0.9 * directions)} singular values hold 90%" in found.reasons[1]
 
 
 @pytest.mark.parametrize(

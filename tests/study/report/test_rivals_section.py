@@ -148,13 +148,13 @@ def test_the_page_shows_the_table_and_the_figure(studies, tmp_path):
     assert (tmp_path / "report-figures" / "0-rivals-tiny-2.svg").is_file()
 
 
-def test_the_json_holds_the_judgements(studies):
+def test_the_json_holds_the_judgments(studies):
     [comparison] = compare_rivals(studies)
     found = json.loads(json.dumps(comparison.to_dict()))
     assert found["scale"] == "tiny"
     assert found["directories"] == ["length-2", "length-6", "length-20"]
-    ours = [judged for judged in found["judgements"] if judged["variant"] == "LPA"]
-    assert len(found["judgements"]) == 2 * len(ours) == 6
+    ours = [judged for judged in found["judgments"] if judged["variant"] == "LPA"]
+    assert len(found["judgments"]) == 2 * len(ours) == 6
     for judged in ours:
         assert judged["equal_tokens"]["ratio"] < 1
         for curve in ("fitted", "interpolated"):

@@ -43,9 +43,9 @@ def test_the_arms_of_several_directories_are_one_family(rivals, tmp_path):
         found.variant: found
         for directory in directories
         for comparison in compare_rivals(find_studies([directory]))
-        for found in comparison.judgements
+        for found in comparison.judgments
     }
-    judged = [found for found in both.judgements if found.variant != "dense"]
+    judged = [found for found in both.judgments if found.variant != "dense"]
     for found in judged:
         assert found.equal_tokens.ratio == pytest.approx(apart[found.variant].equal_tokens.ratio)
     worst = max(judged, key=lambda found: found.equal_tokens.p_adjusted)

@@ -273,7 +273,7 @@ def test_a_damaged_manifest_is_moved_aside_when_its_step_comes_again(two_checkpo
     bad = store.list_checkpoints(out)[-1]
     damage(bad / "manifest.json")
     config.train.stop_at = None
-    with pytest.warns(LPAWarning, match=r"is no whole checkpoint, and is now .*damaged-1"):
+    with pytest.warns(LPAWarning, match=r"is not a complete checkpoint; renamed to .*damaged-1"):
         assert train(config, out, resume=True).steps == 6
     assert bad.with_name(f"{bad.name}.damaged-1").is_dir()
     assert [store.step_of(path) for path in store.list_checkpoints(out)][-1] == 6

@@ -120,7 +120,7 @@ def test_a_directory_in_the_way_gets_another_name(tmp_path):
         path.mkdir(parents=True)
         (path / "precious.txt").write_text("keep me")
         with pytest.warns(
-            LPAWarning, match=f"is no whole checkpoint, and is now .*damaged-{number}"
+            LPAWarning, match=f"is not a complete checkpoint; renamed to .*damaged-{number}"
         ):
             store.create_partial(store.partial_path(tmp_path, 10))
         aside = path.with_name(f"{path.name}.damaged-{number}")

@@ -27,15 +27,15 @@ def build_parser() -> Parser:
         nargs="+",
         type=str,
         metavar="SOURCE",
-        help="files, directories or globs of .txt, .jsonl, .csv, .parquet or .arrow, also with .gz or "
-        ".zst, or hf:NAME; #key=value,… sets boundary, column, weight, errors, name or split of one",
+        help="files, directories or globs of .txt, .jsonl, .json or .csv, also with .gz or .zst, of .parquet "
+        "or .arrow, or hf:NAME; #key=value,… sets boundary, column, weight, errors, name or split of one",
     )
     parser.add_argument("--vocab-size", type=VocabSize, help="train a byte-level BPE of this size")
     parser.add_argument(
         "--tokenizer",
         type=str,
         help="use an existing tokenizer: a directory, a tokenizer.json, a SentencePiece .model or a "
-        "name of the hub",
+        "name on the hub",
     )
     parser.add_argument(
         "--chat-template",

@@ -47,7 +47,7 @@ def build_parser() -> Parser:
         "--data",
         type=Path,
         help="the folder of GLUE as distributed (CoLA/train.tsv, …), or that of a single task; by "
-        "default the dataset of the hub",
+        "default the dataset on the hub",
     )
     parser.add_argument(
         "--seeds", type=Seeds, default=3, help="how many seeds to train with: 0, 1, …"

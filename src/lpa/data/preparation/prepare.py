@@ -73,7 +73,7 @@ def prepare(
     """Turns text into a prepared data directory, complete or not at all.
 
     Args:
-        sources: training text: files, directories, globs or datasets of the hub (see `Source.parse`).
+        sources: training text: files, directories, globs or datasets on the hub (see `Source.parse`).
         out: the directory to make.
         vocab_size: the size of a byte-level BPE to train on the training documents; or give `tokenizer`.
         tokenizer: an existing tokenizer to use instead (see `load_tokenizer`).
@@ -105,13 +105,14 @@ def prepare(
         manifest = lpa.prepare(["train.txt"], "data", vocab_size=4096, validation=["valid.txt"])
     """
     if (vocab_size is None) == (tokenizer is None):
-        raise UserError("expected one of --vocab-size and --tokenizer")
+        given = "neither" if tokenizer is None else "both"
+        raise UserError(f"--vocab-size, --tokenizer: got {given}; expected exactly one of them")
     if chat_template is not None and tokenizer is not None:
         raise UserError("--chat-template: works only with --vocab-size; a tokenizer has its own")
     if not sources:
         raise UserError("SOURCE: got no file; expected at least one")
     if workers is not None and workers < 1:
-        raise UserError(f"workers: got {workers}; expected at least 1")
+        raise UserError(f"--workers: got {workers}; expected at least 1")
     out = Path(out)
     recover_output(out)
     check_output_directory(out, KIND, overwrite=overwrite)
@@ -202,11 +203,11 @@ def _held_out_fraction(
 def _check_fractions(fractions: dict[str, float]) -> None:
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
-            raise UserError(f"{name}_fraction: got {fraction}; expected at least 0 and below 1")
+            raise UserError(f"--{name}-fraction: got {fraction}; expected at least 0 and below 1")
     if sum(fractions.values()) >= 1:
         total = sum(fractions.values())
         raise UserError(
-            f"validation_fraction + test_fraction: got {total:g}; expected a sum below 1"
+            f"--validation-fraction, --test-fraction: got {total:g}; in all; expected below 1"
         )
 
 
@@ -240,7 +241,7 @@ def _get_tokenizer(
         encoder = train_tokenizer(text, vocab_size, choice.chat_template)
         if len(encoder) < vocab_size:
             warnings.warn(
-                f"vocab_size: the text yields only {len(encoder)} of {vocab_size} tokens",
+                f"--vocab-size: the text yields only {len(encoder)} of {vocab_size} tokens",
                 LPAWarning,
                 stacklevel=4,
             )

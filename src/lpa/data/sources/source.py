@@ -28,7 +28,7 @@ class Source:
         column: the field that holds the text where documents are rows.
         weight: how often a training document is taken; 0.5: every other one, 2: twice.
         errors: what bytes that are not UTF-8 do: `strict` refuses the file, `replace` puts U+FFFD.
-        name, split: of a dataset of the hub.
+        name, split: of a dataset on the hub.
     """
 
     path: str

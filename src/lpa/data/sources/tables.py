@@ -101,7 +101,7 @@ def _check_end_of_stream(path: Path, file: BinaryIO) -> None:
 
 
 def read_hub(source: Source) -> Iterator[Row]:
-    """The text column of a dataset of the hub, streamed."""
+    """The text column of a dataset on the hub, streamed."""
     if os.path.lexists(source.hub_name):
         raise UserError(
             f"{source.path}: {source.hub_name} exists here and would be read in place of the dataset; "

@@ -26,7 +26,7 @@ class FineTuningConfig:
     Attributes:
         epochs: passes over the training examples.
         batch_size: examples per step.
-        learning_rate: peak; linear warm-up over 6% of the steps, then linear decay (as Devlin et al. 2019
+        learning_rate: peak; linear warmup over 6% of the steps, then linear decay (as Devlin et al. 2019
             and Liu et al. 2019 fine-tune).
         weight_decay: of AdamW.
         max_length: most tokens of an example; at most what the model was made for.

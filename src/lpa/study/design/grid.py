@@ -90,9 +90,9 @@ def expand_grid(
 
     Args:
         vocab_size: of the data; by default what the scale is meant for.
-        steps: of training, in place of the scale's; a warm-up takes a tenth of them at most.
+        steps: of training, in place of the scale's; a warmup takes a tenth of them at most.
         tokens_per_parameter: of training, for each parameter of the baseline, in place of the scale's; the
-            warm-up then takes a hundredth of the steps. All variants see the same number of tokens.
+            warmup then takes a hundredth of the steps. All variants see the same number of tokens.
         only: the names of the variants to keep; by default all.
         tuned: settings found by tuning, over the scale's, by placement or where the grid says so by variant.
         dtype: of the arithmetic where the scale leaves it open; by default what is fast on this machine. All
@@ -201,7 +201,7 @@ def _with_dtype(base: dict[str, Any], dtype: str | None) -> dict[str, Any]:
 def _length_by_parameters(
     base: dict[str, Any], tokens_per_parameter: float, vocab_size: int
 ) -> dict[str, Any]:
-    """Tokens of training and steps of warm-up, by the parameters of the dense model."""
+    """Tokens of training and steps of warmup, by the parameters of the dense model."""
     if not 0 < tokens_per_parameter <= _MAX_TOKENS_PER_PARAMETER:
         raise UserError(
             f"--tokens-per-parameter: got {tokens_per_parameter}; expected a number above 0, at most "
@@ -221,7 +221,7 @@ def _length_by_parameters(
 
 
 def _short_warmup(config: RunConfig) -> dict[str, Any]:
-    """What to change where a warm-up would take more than a tenth of the steps."""
+    """What to change where a warmup would take more than a tenth of the steps."""
     max_warmup_steps = -(-config.train.steps // 10)
     return (
         {"optim.warmup_steps": max_warmup_steps}

@@ -78,8 +78,8 @@ def recommend_rank(
         needed = _rank_of_energy(_read_spectra(analysis, config))
         rank = min(max(_whole(needed), _whole(width / 8)), _whole(width / 2))
         reasons.append(
-            f"{analysis}: {needed:.0f} directions hold {_ENERGY:.0%} of the attention projections of the "
-            f"dense run on average, so the rank is {rank}"
+            f"{analysis}: {needed:.0f} singular values hold {_ENERGY:.0%} of the energy of the attention "
+            f"projections of the dense run on average, so the rank is {rank}"
         )
     if rank >= even:
         rank = _whole(even - 1)

@@ -14,7 +14,7 @@ from lpa.display.units import format_count
 from lpa.study.report.figures import draw_legend, label_of, line_style, marker_style
 from lpa.study.results.comparison import Comparison
 from lpa.study.results.families import are_comparable, is_family
-from lpa.study.results.judgement import CurveComparison, Judgement, judge
+from lpa.study.results.judgment import CurveComparison, Judgment, judge
 from lpa.study.results.statistics import Difference, Summary
 from lpa.study.results.study_results import StudyResult, VariantRow
 
@@ -41,7 +41,7 @@ class RivalsComparison:
         baseline: that of the comparison at equal tokens.
         own_baseline: that of the studies, whose losses make the curves.
         rows: of all lengths, the shortest first; with the baseline's.
-        judgements: of the rows.
+        judgments: of the rows.
     """
 
     scale: str
@@ -50,7 +50,7 @@ class RivalsComparison:
     baseline: str
     own_baseline: str
     rows: list[VariantRow]
-    judgements: list[Judgement]
+    judgments: list[Judgment]
 
     @property
     def score_names(self) -> list[str]:
@@ -67,14 +67,14 @@ class RivalsComparison:
                 *_row_cells(row, found),
                 *(_score_cell(row.scores.get(name, {}), row) for name in self.score_names),
             ]
-            for row, found in zip(self.rows, self.judgements, strict=True)
+            for row, found in zip(self.rows, self.judgments, strict=True)
         ]
 
     def interpolated_cells(self) -> list[list[str]]:
         """The table under `INTERPOLATED_HEADINGS`, of the rows that such lines say anything of."""
         return [
             [row.variant, format_count(row.tokens), *_curve_cells(found.interpolated, row)]
-            for row, found in zip(self.rows, self.judgements, strict=True)
+            for row, found in zip(self.rows, self.judgments, strict=True)
             if row.variant != self.own_baseline and found.interpolated.gains
         ]
 
@@ -84,7 +84,7 @@ class RivalsComparison:
             "scale": self.scale,
             "directories": [str(directory) for directory in self.directories],
             "baseline": self.baseline,
-            "judgements": [asdict(found) for found in self.judgements],
+            "judgments": [asdict(found) for found in self.judgments],
         }
 
 
@@ -141,7 +141,7 @@ def _comparable_studies(studies: Sequence[StudyResult]) -> list[list[StudyResult
     return [sorted(group, key=lambda each: each.rows[0].tokens) for group in groups]
 
 
-def _row_cells(row: VariantRow, found: Judgement) -> list[str]:
+def _row_cells(row: VariantRow, found: Judgment) -> list[str]:
     perplexity = "–" if row.perplexity is None else _with_deviation(row.perplexity, ".2f")
     return [
         row.variant,

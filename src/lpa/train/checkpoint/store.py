@@ -196,7 +196,9 @@ def _move_aside(path: Path) -> None:
     names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     os.replace(path, aside)
-    warnings.warn(f"{path}: is no whole checkpoint, and is now {aside}", LPAWarning, stacklevel=2)
+    warnings.warn(
+        f"{path}: is not a complete checkpoint; renamed to {aside}", LPAWarning, stacklevel=2
+    )
 
 
 def write_manifest(

@@ -41,8 +41,8 @@ class OptimConfig:
         down_lr_scale: multiplier of the learning rate for the pairs' first factors.
         up_lr_scale: likewise for their second factors.
         max_grad_norm: the largest gradient norm; larger gradients are scaled down to it.
-        schedule: after the warm-up `cosine`; `linear`; or `wsd`: constant, then linear decay.
-        warmup_steps: steps of linear warm-up.
+        schedule: after the warmup `cosine`; `linear`; or `wsd`: constant, then linear decay.
+        warmup_steps: steps of linear warmup.
         min_lr_ratio: the last learning rate as a fraction of the peak.
         decay_fraction: the fraction of all steps that `wsd` decays over.
     """

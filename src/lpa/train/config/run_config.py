@@ -48,7 +48,7 @@ class RunConfig:
                 every is None or every < self.train.steps,
                 "optim.restart_every",
                 every,
-                f"fewer than the {self.train.steps} steps of the run, which else never restarts",
+                f"fewer than the {self.train.steps} steps of the run; otherwise ReLoRA never merges",
             )
 
     def training_flops_per_token(self, model: LPAConfig) -> int:

@@ -109,7 +109,7 @@ def agree_on_generation(store: "Store", rank: int, size: int, *, timeout: float)
 
 def _wait(deadline: float, message: str) -> None:
     if time.monotonic() > deadline:
-        raise RuntimeError(f"the processes of the run did not meet: {message}")
+        raise RuntimeError(f"the processes of the run did not find each other in time: {message}")
     time.sleep(_POLL_SECONDS)
 
 

@@ -49,7 +49,7 @@ def check_loggers(names: Sequence[str]) -> None:
         # A folder of that name in the working directory, as W&B leaves one, has no origin.
         if spec is None or spec.origin is None:
             raise UserError(
-                f"train.loggers: {name} is not installed; expected after `pip install 'lpa[{name}]'`"
+                f"train.loggers: {name} is not installed; install it: pip install 'lpa[{name}]'"
             )
 
 

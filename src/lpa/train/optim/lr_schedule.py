@@ -11,16 +11,16 @@ _RESTART_WARMUP_STEPS = 50
 def lr_at_step(config: OptimConfig, step: int, steps: int, skipped: int = 0) -> float:
     """The learning rate of a step.
 
-    Linear warm-up to the peak, then half a cosine down to `min_lr_ratio` of it (Loshchilov & Hutter 2017,
+    Linear warmup to the peak, then half a cosine down to `min_lr_ratio` of it (Loshchilov & Hutter 2017,
     eq. 5), a straight line down to the same end, or the peak until the last `decay_fraction` of all
-    steps and a straight line from there (`wsd`: warm-up, stable, decay; Hu et al. 2024, section 4).
-    It never jumps by more than a step of these lines: a decay that would begin within the warm-up begins
+    steps and a straight line from there (`wsd`: warmup, stable, decay; Hu et al. 2024, section 4).
+    It never jumps by more than a step of these lines: a decay that would begin within the warmup begins
     at its end. With ReLoRA the rate of everything that trains also rises from near zero after each merge, as
     in the code of its authors.
 
     Args:
         step: counted from 1.
-        steps: of the whole run, whose last step has the lowest rate after the warm-up.
+        steps: of the whole run, whose last step has the lowest rate after the warmup.
         skipped: steps before this one without an update, which move ReLoRA's merges.
     """
     lr = _lr_without_restarts(config, step, steps)
@@ -37,7 +37,7 @@ def _lr_without_restarts(config: OptimConfig, step: int, steps: int) -> float:
     begin = config.warmup_steps
     if config.schedule == "wsd":
         begin = max(begin, steps - max(1, round(config.decay_fraction * steps)))
-    # At least one step, for a run that ends within its warm-up.
+    # At least one step, for a run that ends within its warmup.
     progress = max(0, step - begin) / max(1, steps - begin)
     cosine = config.schedule == "cosine"
     left = 0.5 * (1 + math.cos(math.pi * progress)) if cosine else 1 - progress

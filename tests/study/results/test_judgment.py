@@ -1,11 +1,11 @@
-"""Judgements of studies whose perplexities follow a known law."""
+"""Judgments of studies whose perplexities follow a known law."""
 
 import math
 
 import pytest
 from helpers.study_runs import rival_study
 
-from lpa.study.results.judgement import judge
+from lpa.study.results.judgment import judge
 
 CURVES = ("fitted", "interpolated")
 

@@ -41,7 +41,7 @@ class CurveComparison:
 
 
 @dataclass
-class Judgement:
+class Judgment:
     """One variant at one length, the baseline among them.
 
     Attributes:
@@ -59,7 +59,7 @@ class Judgement:
     interpolated: CurveComparison
 
 
-def judge(studies: Sequence[StudyResult], baseline: str | None = None) -> list[Judgement]:
+def judge(studies: Sequence[StudyResult], baseline: str | None = None) -> list[Judgment]:
     """All variants, by length; those of one length but the baseline are a family.
 
     Args:
@@ -75,7 +75,7 @@ def judge(studies: Sequence[StudyResult], baseline: str | None = None) -> list[J
         rows = {row.variant: row for row in result.rows}
         tokens = _compare_at_tokens(rows, baseline or result.index.baseline)
         found += [
-            Judgement(name, row.tokens, tokens.get(name), by_law[name], by_lines[name])
+            Judgment(name, row.tokens, tokens.get(name), by_law[name], by_lines[name])
             for name, row in rows.items()
         ]
     return found
