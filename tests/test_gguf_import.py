@@ -91,14 +91,16 @@ def test_an_architecture_that_transformers_does_not_read(tmp_path):
         load_gguf(path)
 
 
-def rewritten(source, path, fields=(), tensors=()):
-    """A GGUF file with further fields and tensors."""
+def rewritten(source, path, fields=(), tensors=(), *, splitting=None, without=()):
+    """A GGUF file with further fields and tensors, another rule to split text by, or without some keys."""
     gguf = pytest.importorskip("gguf")
     reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(path, "llama")
     for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
+        if not key.startswith("GGUF.") and key not in ("general.architecture", *without):
             kind = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type=kind)
+            is_replaced = splitting is not None and key == "tokenizer.ggml.pre"
+            content = splitting if is_replaced else field.contents()
+            writer.add_key_value(key, content, field.types[0], sub_type=kind)
     kinds = {
         str: gguf.GGUFValueType.STRING,
         float: gguf.GGUFValueType.FLOAT32,
@@ -302,3 +304,32 @@ def test_what_lies_beside_a_file_is_not_followed(exported, tmp_path):
     with pytest.raises(UserError, match=r"model\.gguf: cannot be read as GGUF: .*custom code"):
         load_gguf(tmp_path / "model.gguf")
     assert not (tmp_path / MARK).exists()
+
+
+@pytest.mark.parametrize("name", ["viking", "bloom", "default", "my-own", ""])
+def test_a_rule_that_is_not_known_is_refused(exported, tmp_path, name):
+    path = rewritten(exported, tmp_path / "model.gguf", splitting=name)
+    with pytest.raises(UserError, match=rf"tokenizer\.ggml\.pre: got '{name}', .*expected one of"):
+        load_gguf(path)
+
+
+@pytest.mark.parametrize("name", ["exaone", "minerva-7b", "codeshell", "starcoder", "refact"])
+def test_rules_that_split_digits_as_smollm_does(exported, tmp_path, name):
+    _, tokenizer = load_gguf(rewritten(exported, tmp_path / "model.gguf", splitting=name))
+    splits = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("hello   12 world")
+    assert [part for part, _ in splits] == ["hello", "ĠĠĠ", "1", "2", "Ġworld"]
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "tekken"])
+def test_what_llama_cpp_does_by_the_name_of_a_rule(exported, tmp_path, name):
+    """Words of the vocabulary stay whole, and a text begins with a token unless the file says otherwise."""
+    said = rewritten(exported, tmp_path / "said.gguf", splitting=name)
+    key = "tokenizer.ggml.add_bos_token"
+    unsaid = rewritten(exported, tmp_path / "unsaid.gguf", splitting=name, without=[key])
+    for path, begins in ((said, False), (unsaid, True)):
+        _, tokenizer = load_gguf(path)
+        assert tokenizer.backend_tokenizer.model.ignore_merges
+        assert (tokenizer("text")["input_ids"][0] == tokenizer.bos_token_id) is begins
+        tokenizer.save_pretrained(tmp_path / path.stem)
+        again = AutoTokenizer.from_pretrained(tmp_path / path.stem)
+        assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()

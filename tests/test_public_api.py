@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from math import inf
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,3 +258,21 @@ def test_arguments_that_do_not_go_together_are_refused(run, prepared, tmp_path):
         with pytest.raises(UserError, match=words):
             call()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_of_several_may_be_given_by_itself(tmp_path, monkeypatch, run, kind):
+    monkeypatch.chdir(tmp_path)
+    Path("train.txt").write_text("Words and more words, said the man.\n" * 200)
+    Path("valid.txt").write_text("Other words, said the woman.\n" * 20)
+    package.prepare(kind("train.txt"), "data", vocab_size=300, validation=kind("valid.txt"))
+    [row] = package.list_runs(kind(run))
+    assert row.name == str(run)
+    assert package.RunConfig.load(kind(run / "config.yaml")).train.steps
+
+
+def test_what_is_no_model_is_named(prepared):
+    for model in (torch.nn.Linear(2, 2), None):
+        for arguments in ((model, prepared), (model, prepared, None)):
+            with pytest.raises(UserError, match=f"model: got a {type(model).__name__}; expected"):
+                package.evaluate_perplexity(*arguments[:2], tokenizer=arguments[2:] and object())

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
@@ -34,8 +36,19 @@ from lpa.model.weight_checks import (
 from lpa.model.weights import ADAPTER, ADAPTER_REFUSED
 
 _MAGIC = b"GGUF"
-# The names under which llama.cpp splits every digit off before it splits as GPT-2 does (llama-vocab.cpp).
-_SPLITS_DIGITS = ("smollm", "starcoder", "refact", "command-r")
+# How llama.cpp reads names of `tokenizer.ggml.pre` (llama-vocab.cpp): by GPT-2's rule, by that rule after
+# every digit is split off, and with whole words of the vocabulary before any merge, after a first token.
+_SPLITS_AS_GPT2 = (
+    *("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat"),
+    *("roberta-bpe", "exaone4", "mpt", "olmo", "jais"),
+)
+_SPLITS_DIGITS = (
+    *("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+)
+_KEEPS_WORDS = (
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    *("jina-v5-nano", "tekken"),
+)
 # Divisors of the frequencies of RoPE, one for each pair of features.
 _ROPE_DIVISORS = "rope_freqs.weight"
 # Keys of `{architecture}.rope.scaling` -> fields of transformers' `rope_parameters`.
@@ -90,9 +103,9 @@ def load_gguf(path: Path, field: str = "model") -> tuple[PreTrainedModel, PreTra
         limit_model_size(16 * path.stat().st_size, 2**20, "its metadata", "its tensors hold"),
     ):
         reader = gguf.GGUFReader(path)
-        splitting = _content(reader, "tokenizer.ggml.pre")
         _check_sizes(reader)
-        tokenizer: Any = from_pretrained(**source)
+        _check_splitting(reader)
+        tokenizer = _apply_splitting(from_pretrained(**source), reader)
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
         _set_rope_scaling(config, reader)
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -105,13 +118,6 @@ def load_gguf(path: Path, field: str = "model") -> tuple[PreTrainedModel, PreTra
         )
         check_missing_keys(model, found, UserError)
         _check_all_are_read(model, reader)
-    if splitting in _SPLITS_DIGITS:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
     _forget_quantization(model)
     check_vocabulary(vocabulary_size(tokenizer), model.config, f"{where}: its tokenizer")
     return model.eval(), tokenizer
@@ -173,6 +179,51 @@ def _check_sizes(reader: Any) -> None:
         raise UserError(f"block_count: got {count}; the file has tensors of {there} layers")
     if _content(reader, f"{architecture}.context_length") == 0:
         raise UserError("context_length: got 0; expected at least 1")
+
+
+def _check_splitting(reader: Any) -> None:
+    """Refuse rules by which text is split that are not known; transformers would take GPT-2's."""
+    if _content(reader, "tokenizer.ggml.model") != "gpt2":  # byte-level BPE of any kind
+        return
+    known = {*GGUF_PRE_TOKENIZER_SPLITS, *_SPLITS_AS_GPT2, *_SPLITS_DIGITS}
+    name = _content(reader, "tokenizer.ggml.pre")
+    if name not in known:
+        raise UserError(
+            f"tokenizer.ggml.pre: got {name!r}, by which text would be split in a way that is not known "
+            f"here; expected one of {', '.join(sorted(known))}"
+        )
+
+
+def _apply_splitting(tokenizer: Any, reader: Any) -> Any:
+    """The tokenizer with what llama.cpp does by the name of its rule and transformers leaves out.
+
+    It is of the generic class, as others of transformers build their parts anew when they are loaded.
+    """
+    backend, name = tokenizer.backend_tokenizer, _content(reader, "tokenizer.ggml.pre")
+    if name in _SPLITS_DIGITS:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+    if name in _KEEPS_WORDS:
+        backend.model.ignore_merges = True
+        is_said = _content(reader, "tokenizer.ggml.add_bos_token") is not None
+        if not is_said and tokenizer.bos_token is not None:
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{tokenizer.bos_token} $A",
+                special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
+            )
+    roles = {
+        role: getattr(tokenizer, role)
+        for role in ("bos_token", "eos_token", "unk_token", "pad_token")
+    }
+    generic = PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **roles
+    )
+    generic.chat_template = tokenizer.chat_template
+    return generic
 
 
 def _set_rope_scaling(config: PreTrainedConfig, reader: Any) -> None:

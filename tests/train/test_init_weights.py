@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.runs import assert_same_weights, final_weights
+from helpers.small_models import small_model
 from helpers.small_runs import small_config, small_trainer
 from safetensors.torch import load_file
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from lpa.data import Manifest
 from lpa.errors import UserError
 from lpa.lowrank import LowRankLinear
 from lpa.model.configuration_lpa import LPAConfig
@@ -247,3 +249,15 @@ def test_a_context_beyond_the_positions(prepared, source, lpa, tmp_path):
 def test_factors_of_a_dense_model(prepared):
     with pytest.raises(UserError, match=r"optim.trainable: got factors; the model has no low-rank"):
         small_trainer(prepared, model={"placement": "none"}, optim={"trainable": "factors"})
+
+
+def test_a_source_without_an_end_gets_that_of_the_data(prepared, tmp_path):
+    """Or generation with the trained model would never stop."""
+    source = tmp_path / "source"
+    small_model(vocab_size=300).save_pretrained(source)
+    assert json.loads((source / "config.json").read_text()).get("eos_token_id") is None
+    train(healing(prepared, source, steps=1), tmp_path / "run")
+    trained = LPAForCausalLM.from_pretrained(tmp_path / "run/final")
+    end = Manifest.load(prepared).eos_token_id
+    assert trained.config.eos_token_id == trained.generation_config.eos_token_id == end
+    assert trained.generation_config.pad_token_id == end

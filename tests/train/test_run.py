@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from lpa.data import bundled_corpus, prepare
 from lpa.errors import LPAWarning, UserError
-from lpa.storage.locks import lock_directory
+from lpa.storage.locks import lock_directory, read_holder
 from lpa.storage.outputs import files_of
 from lpa.storage.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 from lpa.train import run as run_module
@@ -418,10 +419,17 @@ def test_a_signal_in_the_last_step_is_not_lost(tmp_path, prepared, config, monke
 def test_a_directory_that_a_machine_has_for_itself_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "_SHARED_SECONDS", 0.2)
     world = World(1, 2, torch.device("cpu"))
-    for there in ({}, {"config.yaml": ""}, {"config.yaml": "", "launch": "an earlier launch"}):
-        for name, text in there.items():
-            (tmp_path / {"launch": run_module.LAUNCH_FILE}.get(name, name)).write_text(text)
-        with pytest.raises(UserError, match="rank 1 does not see what rank 0 wrote there"):
-            run_module._check_shared(tmp_path, world, ["this launch"])
-    (tmp_path / run_module.LAUNCH_FILE).write_text("this launch\nanother machine's\n")
-    run_module._check_shared(tmp_path, world, ["this launch"])
+    with lock_directory(tmp_path / "of-rank-0"):
+        holder = read_holder(tmp_path / "of-rank-0")
+    monkeypatch.setattr(run_module, "all_gather_objects", lambda own: [holder, own])
+    own = tmp_path / "of-rank-1"
+    message = "rank 1 does not see what rank 0 wrote there; expected a directory that all machines"
+    with pytest.raises(UserError, match=message):
+        run_module._check_shared(own, world)  # there is none
+    own.mkdir()
+    for text in ("", "{", json.dumps({"host": "another", "process": 1, "since": "yesterday"})):
+        (own / ".lpa.holder.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            run_module._check_shared(own, world)
+    (own / ".lpa.holder.json").write_text(json.dumps(asdict(holder)))
+    run_module._check_shared(own, world)

@@ -169,21 +169,29 @@ def _save_tokenizer(tokenizer: Any, source: Path, directory: Path) -> None:
     transformers chooses the class of a tokenizer by the type of the model beside it, so the files of a
     Mistral, for one, can be read in another way beside an LPA model.
     """
-    from lpa.data.tokenizer import from_pretrained, tokenizer_hash
-
     tokenizer.save_pretrained(directory)
-    if not source.is_dir():
-        return
-    for file in _COPIED_FILES:
+    for file in _COPIED_FILES if source.is_dir() else ():
         if (source / file).is_file():
             shutil.copy(source / file, directory)
-    if tokenizer_hash(from_pretrained(directory)) == tokenizer_hash(tokenizer):
+    if _is_read_back(tokenizer, directory):
         return
     tokenizer.save_pretrained(directory)
-    if tokenizer_hash(from_pretrained(directory)) != tokenizer_hash(tokenizer):
+    if not _is_read_back(tokenizer, directory):
         raise UserError(
             f"tokenizer {source}: transformers would read it in another way beside the new model"
         )
+
+
+def _is_read_back(tokenizer: Any, directory: Path) -> bool:
+    """Whether transformers makes the same tokenizer of a directory."""
+    from lpa.data.tokenizer import from_pretrained, tokenizer_hash
+
+    try:
+        return tokenizer_hash(from_pretrained(directory)) == tokenizer_hash(tokenizer)
+    except (
+        Exception
+    ):  # of another library: the settings beside a SentencePiece model may ask for code
+        return False
 
 
 def _card(

@@ -119,8 +119,13 @@ def open_for_scoring(
         name: what an error calls the tokenizer.
 
     Raises:
-        UserError: a live model without a tokenizer, or a path with one.
+        UserError: a live model without a tokenizer, a path with one, or something else.
     """
+    if not isinstance(model, PreTrainedModel | str | Path):
+        raise UserError(
+            f"model: got a {type(model).__name__}; expected a PreTrainedModel of transformers (merge "
+            "adapters with merge_and_unload first), or the path of a directory"
+        )
     if not isinstance(model, PreTrainedModel):
         if tokenizer is not None:
             raise UserError(f"{name}: works only with a live model; got the path {model}")

@@ -81,6 +81,14 @@ def lock_directory(
             lock.release()
 
 
+def read_holder(directory: Path) -> LockHolder | None:
+    """Who holds the lock on a directory, as this process sees it; None where nobody does."""
+    try:
+        return read_json(resolve_output(directory) / f"{_PREFIX}holder.json", LockHolder)
+    except UserError:
+        return None
+
+
 def _describe(holder: Path) -> str:
     with suppress(UserError):
         return str(read_json(holder, LockHolder))

@@ -74,17 +74,17 @@ def plan_study(
 
 def run_study(
     name: str,
-    out: Path,
+    out: str | Path,
     *,
     scale: str = "nano",
     seeds: int = 3,
     jobs: int = 1,
-    data: Path | None = None,
+    data: str | Path | None = None,
     steps: int | None = None,
     tokens_per_parameter: float | None = None,
-    variants: Sequence[str] = (),
+    variants: str | Sequence[str] = (),
     tune: bool = False,
-    tuned: Path | None = None,
+    tuned: str | Path | None = None,
     executor: str = "local",
     slurm: Mapping[str, int | str] | None = None,
     on_start: Callable[[Study], None] = lambda study: None,
@@ -129,7 +129,8 @@ def run_study(
             raise UserError(f"--{option}: got {number}; expected at least 1")
     check_executor(executor, slurm, jobs)
     given = None if data is None else _load_manifest(Path(data))
-    choices = (steps, tokens_per_parameter, variants, tune, tuned)
+    settings = None if tuned is None else Path(tuned)
+    choices = (steps, tokens_per_parameter, variants, tune, settings)
     study = _expand(name, scale, out, given, *choices)
     if given is None:
         data = prepare_bundled_for_scale(out, scale)

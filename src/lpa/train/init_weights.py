@@ -167,6 +167,8 @@ def resolve_model_config(
         )
     if source.bos_token_id is None:
         source.bos_token_id = manifest.bos_token_id
+    if source.eos_token_id is None:
+        source.eos_token_id = manifest.eos_token_id
     source.intra_document_mask = config.data.intra_document_mask
     return source
 

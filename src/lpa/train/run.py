@@ -9,7 +9,7 @@ from pathlib import Path
 from lpa.device import dtype_name, resolve_dtype
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.files import write_text_atomic
-from lpa.storage.locks import lock_directory
+from lpa.storage.locks import lock_directory, read_holder
 from lpa.storage.outputs import (
     MODEL,
     Marker,
@@ -176,7 +176,30 @@ def _lock_run(out: Path, world: World, *, resume: bool, restarted: bool) -> Iter
     with ExitStack() as held:
         holding = lock_directory(out, wait_seconds=wait)
         run_on_all_ranks(lambda: held.enter_context(holding) if world.is_main else None)
+        if world.size > 1:
+            _check_shared(out, world)
         yield
+
+
+# How long a shared file system may take to show what another machine has just written.
+_SHARED_SECONDS = 60.0
+
+
+def _check_shared(out: Path, world: World) -> None:
+    """Refuse a run directory that each machine has for itself: no checkpoint in it would be whole."""
+    holder = all_gather_objects(read_holder(out))[0]
+
+    def check() -> None:
+        deadline = time.monotonic() + _SHARED_SECONDS
+        while read_holder(out) != holder:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--out {out}: rank {world.rank} does not see what rank 0 wrote there; expected a "
+                    "directory that all machines share"
+                )
+            time.sleep(0.1)
+
+    run_on_all_ranks(check)
 
 
 def _start_run(
@@ -199,7 +222,6 @@ def _start_run(
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         if trainer.initial_weights is not None:
             trainer.initial_weights.save(out)
-    _check_shared(out, world, agents)
     return trainer.run()
 
 
@@ -250,7 +272,6 @@ def _resume_run(
         store.go_back_to(out, store.step_of(path))
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         _record_launch(out, agents)
-    _check_shared(out, world, agents)
     return trainer.run()
 
 
@@ -380,27 +401,6 @@ def _check_models(out: Path) -> None:
 def _any_rank_finds(condition: Callable[[], bool]) -> bool:
     """Whether the condition holds in any process; all get the same answer."""
     return any(all_gather_objects(run_on_all_ranks(condition)))
-
-
-# How long a shared file system may take to show what another machine has just written.
-_SHARED_SECONDS = 60.0
-
-
-def _check_shared(out: Path, world: World, agents: Collection[str]) -> None:
-    """Refuse a run directory that each machine has for itself: no checkpoint in it would be whole."""
-
-    def check() -> None:
-        deadline = time.monotonic() + _SHARED_SECONDS
-        while not (out / CONFIG_FILE).is_file() or not _recorded_agents(out).issuperset(agents):
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"--out {out}: rank {world.rank} does not see what rank 0 wrote there; expected a "
-                    "directory that all machines share"
-                )
-            time.sleep(0.1)
-
-    barrier()
-    run_on_all_ranks(check)
 
 
 def _recorded_agents(out: Path) -> set[str]:

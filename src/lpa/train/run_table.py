@@ -51,11 +51,13 @@ class RunRow:
 SORT_FIELDS = tuple(name for name in RunRow.__dataclass_fields__ if name != "problem")
 
 
-def list_runs(directories: Sequence[Path], *, sort: str = "name") -> list[RunRow]:
+def list_runs(
+    directories: str | Path | Sequence[str | Path], *, sort: str = "name"
+) -> list[RunRow]:
     """Tabulates the runs at or below some directories: results, and the progress of the others.
 
     Args:
-        directories: run directories, or those that contain some.
+        directories: one or several run directories, or those that contain some.
         sort: the field of `RunRow` to sort by, ascending; rows without it come last.
 
     Returns:
@@ -65,13 +67,14 @@ def list_runs(directories: Sequence[Path], *, sort: str = "name") -> list[RunRow
         UserError: a directory that does not exist or holds no run, or no such field.
 
     Example:
-        >>> for row in lpa.list_runs(["runs"], sort="perplexity"):
+        >>> for row in lpa.list_runs("runs", sort="perplexity"):
         ...     print(row.name, row.perplexity)
     """
     if sort not in SORT_FIELDS:
         raise UserError(f"--sort: got {sort!r}; {expected_one_of(sort, SORT_FIELDS)}")
     # Absolute only to find the same run once where one directory is within another.
-    runs = {run.resolve(): run for root in directories for run in find_runs(Path(root))}
+    given = [directories] if isinstance(directories, str | Path) else directories
+    runs = {run.resolve(): run for root in given for run in find_runs(Path(root))}
     return sort_runs([read_run(run, str(run)) for run in runs.values()], sort)
 
 

@@ -75,3 +75,11 @@ def test_sources_of_different_sizes_get_similar_shares(corpus):
 def test_text_below_the_limit_is_taken_whole_and_in_order(corpus, tmp_path):
     text, _ = corpus({"a.txt": ("abcd", 20_000), "b.txt": ("efgh", 20_000)}, ["in"])
     assert text == "".join((tmp_path / "in" / name).read_text() for name in ("a.txt", "b.txt"))
+
+
+def test_a_text_without_a_place_to_cut_it_at_is_sampled_too(corpus, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "genome.txt").write_text("ACGT" * 50_000)
+    text, vocabulary = corpus({}, ["in/genome.txt"])
+    assert 20_000 < len(text) <= 60_000
+    assert "ACGT" in vocabulary

@@ -66,3 +66,21 @@ def test_a_kill_while_data_is_replaced_loses_nothing(
         for name, split in Manifest.load(out).splits.items():
             assert len(load_split_tokens(out, name)) == split.tokens
         load_tokenizer(out / "tokenizer")
+
+
+def test_a_tokenizer_with_several_chat_templates_resumes(tmp_path, lines, tokenizer):
+    """They are files in a directory of their own."""
+    several = load_tokenizer(tokenizer)
+    several.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+    several.save_pretrained(tmp_path / "several")
+    options = {"tokenizer": tmp_path / "several", "boundary": "line"}
+
+    def stop(what, done, total):
+        if what == "encoding":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare([lines], tmp_path / "out", **options, on_progress=stop)
+    assert (tmp_path / ".out.partial" / "tokenizer").is_dir()
+    prepare([lines], tmp_path / "out", **options)
+    assert load_tokenizer(tmp_path / "out" / "tokenizer").chat_template == several.chat_template

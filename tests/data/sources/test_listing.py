@@ -285,7 +285,7 @@ def test_files_of_held_out_text_are_no_training_text(here):
         manifest = prepare([place], Path(f"data-{number}"), **options)
         [source] = manifest.source["sources"]["train"]
         assert [name for name, _ in source["files"]] == ["a.txt"]
-        assert source["left_out"]["files of held-out text"]["count"] == 2
+        assert source["left_out"]["files of another split"]["count"] == 2
     with pytest.warns(LPAWarning, match=r"in/b\.txt: is text of two splits at once"):
         manifest = prepare(["in/a.txt", "in/b.txt"], Path("named"), **options)
     assert manifest.splits["train"].documents == 2
@@ -311,7 +311,7 @@ def test_a_file_of_the_test_is_no_validation_text(here):
             for split in ("validation", "test")
         ]
     assert splits == {number: [["valid.txt"], ["test.txt"]] for number in range(3)}
-    with pytest.raises(UserError, match=r"held: holds no file .*2 files of held-out text"):
+    with pytest.raises(UserError, match=r"held: holds no file .*2 files of another split"):
         prepare(["in"], Path("data"), vocab_size=257, validation=["held"], test=["held"])
     named = {"validation": ["held/test.txt"], "test": ["held/test.txt"]}
     with pytest.warns(LPAWarning, match=r"held/test\.txt: is text of two splits at once") as caught:

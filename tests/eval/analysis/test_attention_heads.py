@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_models import small_model
+from transformers import (
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
+from lpa.errors import LPAWarning
 from lpa.eval.analysis.attention_heads import _sums, head_stats
 
 
@@ -15,7 +24,9 @@ def test_known_attention_maps():
     alike /= alike.sum(-1, keepdim=True)
     first = torch.zeros(length, length, dtype=torch.float64)
     first[:, 0] = 1
-    found = _sums(torch.stack([itself, alike, first]))
+    sums = _sums(torch.stack([itself, alike, first]))
+    assert sums[:, 3].tolist() == [length - 1] * 3
+    found = sums[:, :3] / sums[:, 3:]
     mean_log = sum(math.log(t + 1) for t in range(1, length)) / (length - 1)
     mean_place = sum(range(1, length)) / (length - 1)
     assert found.tolist() == [
@@ -37,3 +48,68 @@ def test_every_head_of_a_model_over_whole_windows():
     back = (torch.arange(32)[:, None] - torch.arange(32)).clamp(min=0)
     expected = (weights * back).sum(-1)[:, 1:].mean()
     assert found[6].distance == pytest.approx(expected.item(), rel=1e-5)
+
+
+def make_attention_uniform(model):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".q_proj." in name:
+                parameter.zero_()
+    return model.eval()
+
+
+def test_a_window_limits_what_a_head_can_see():
+    config = MistralConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        sliding_window=4,
+        attn_implementation="eager",
+    )
+    model = make_attention_uniform(MistralForCausalLM(config))
+    for head in head_stats(model, np.arange(64) % 97, seq_len=32):
+        assert head.relative_entropy == pytest.approx(1)
+        assert head.distance < 1.5
+        assert head.entropy <= math.log(4)
+
+
+def test_documents_are_kept_apart_where_the_model_was_trained_so():
+    tokens = np.tile([5, 6, 7, 0], 16)
+    found = {}
+    for apart in (True, False):
+        model = small_model(
+            placement="attention", attn_implementation="eager", intra_document_mask=apart
+        )
+        make_attention_uniform(model)
+        for module in model.modules():  # the low-rank pair of the queries
+            if hasattr(module, "q_proj"):
+                torch.nn.init.zeros_(module.q_proj.up.weight)
+        found[apart] = head_stats(model, tokens, seq_len=32, eos_token_id=0)
+    assert all(head.distance == pytest.approx(1) for head in found[True])  # of 2, 3 and 4 tokens
+    assert all(head.distance > 5 for head in found[False])
+    for head in (*found[True], *found[False]):
+        assert head.relative_entropy == pytest.approx(1)
+
+
+def test_heads_have_the_numbers_of_their_layers():
+    config = Lfm2Config(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "conv", "full_attention", "conv"],
+        attn_implementation="eager",
+    )
+    found = head_stats(Lfm2ForCausalLM(config).eval(), np.arange(40) % 97, seq_len=32)
+    assert [(head.layer, head.head) for head in found] == [(2, 0), (2, 1), (2, 2), (2, 3)]
+
+
+def test_a_model_without_attention_has_no_heads():
+    config = MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=2, state_size=4)
+    with pytest.warns(LPAWarning, match="MambaForCausalLM: does not show its attention"):
+        assert head_stats(MambaForCausalLM(config).eval(), np.arange(40) % 97, seq_len=32) is None

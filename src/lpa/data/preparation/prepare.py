@@ -49,16 +49,18 @@ from lpa.storage.outputs import (
 KIND = "a prepared data directory"
 _VALIDATION_FRACTION = 0.01
 
+OneOrSeveral = str | Path | Source | Sequence[str | Path | Source]
+
 
 def prepare(
-    sources: Sequence[str | Path | Source],
+    sources: OneOrSeveral,
     out: str | Path,
     *,
     vocab_size: int | None = None,
     tokenizer: str | Path | None = None,
     chat_template: str | None = None,
-    validation: Sequence[str | Path | Source] = (),
-    test: Sequence[str | Path | Source] = (),
+    validation: OneOrSeveral = (),
+    test: OneOrSeveral = (),
     validation_fraction: float | None = None,
     test_fraction: float | None = None,
     boundary: str = "file",
@@ -73,7 +75,8 @@ def prepare(
     """Turns text into a prepared data directory, complete or not at all.
 
     Args:
-        sources: training text: files, directories, globs or datasets on the hub (see `Source.parse`).
+        sources: training text, one or several: files, directories, globs or datasets on the hub (see
+            `Source.parse`).
         out: the directory to make.
         vocab_size: the size of a byte-level BPE to train on the training documents; or give `tokenizer`.
         tokenizer: an existing tokenizer to use instead (see `load_tokenizer`).
@@ -109,6 +112,7 @@ def prepare(
         raise UserError(f"--vocab-size, --tokenizer: got {given}; expected exactly one of them")
     if chat_template is not None and tokenizer is not None:
         raise UserError("--chat-template: works only with --vocab-size; a tokenizer has its own")
+    sources, validation, test = map(_several, (sources, validation, test))
     if not sources:
         raise UserError("SOURCE: got no file; expected at least one")
     if workers is not None and workers < 1:
@@ -164,6 +168,10 @@ def prepare(
         )
 
 
+def _several(sources: OneOrSeveral) -> Sequence[str | Path | Source]:
+    return [sources] if isinstance(sources, str | Path | Source) else sources
+
+
 def _list_splits(sources: dict[str, list[Source]], out: Path) -> dict[str, list[SourceFiles]]:
     """Split -> its sources with their files.
 
@@ -207,7 +215,7 @@ def _check_fractions(fractions: dict[str, float]) -> None:
     if sum(fractions.values()) >= 1:
         total = sum(fractions.values())
         raise UserError(
-            f"--validation-fraction, --test-fraction: got {total:g}; in all; expected below 1"
+            f"--validation-fraction, --test-fraction: got {total:g} in all; expected below 1"
         )
 
 
@@ -264,7 +272,12 @@ def _get_tokenizer(
 def _changed_files(old: Path, new: Path) -> list[str]:
     """The names of files that differ between two directories."""
     contents = [
-        {file.name: file.read_bytes() for file in directory.iterdir()} for directory in (old, new)
+        {
+            str(file.relative_to(directory)): file.read_bytes()
+            for file in directory.rglob("*")
+            if file.is_file()
+        }
+        for directory in (old, new)
     ]
     names = sorted(contents[0].keys() | contents[1].keys())
     return [name for name in names if contents[0].get(name) != contents[1].get(name)]

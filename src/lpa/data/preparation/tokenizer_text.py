@@ -69,9 +69,13 @@ class _Share:
         return len(text)
 
     def halve(self) -> int:
-        """Drop every other chunk; returns the characters dropped."""
+        """Drop every other chunk, or half of the only one; returns the characters dropped."""
         before = self.characters
-        self.chunks = self.chunks[::2] if len(self.chunks) > 1 else []
+        if len(self.chunks) == 1:  # a text without a place to cut it at
+            [only] = self.chunks
+            self.chunks = [only[: len(only) // 2]]
+        else:
+            self.chunks = self.chunks[::2]
         self.characters = sum(map(len, self.chunks))
         self._stride *= 2
         return before - self.characters

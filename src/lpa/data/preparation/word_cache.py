@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ class WordCacheEncoder:
         ]
         self._added = re.compile("|".join(map(re.escape, added)) or r"(?!)")
         # The tokenizer cuts at such a token first, so the space before it stays with other white space.
+        self._spaced_added = [f" {content}" for content in added]
         self._space_before_added = re.compile(rf"\s (?:{self._added.pattern})")
         self._reset()
 
@@ -86,12 +87,19 @@ class WordCacheEncoder:
         """The token ids of each text, and how many runs without whitespace it has."""
         if not texts:
             return []
-        by_words = [text for text in texts if not self._space_before_added.search(text)]
-        encoded = iter(self._encode_by_words(by_words))
+        by_words = [not self._has_space_before_added(text) for text in texts]
+        encoded = iter(self._encode_by_words([*compress(texts, by_words)]))
         return [
-            self._encode_whole(text) if self._space_before_added.search(text) else next(encoded)
-            for text in texts
+            next(encoded) if splits else self._encode_whole(text)
+            for text, splits in zip(texts, by_words, strict=True)
         ]
+
+    def _has_space_before_added(self, text: str) -> bool:
+        # Hardly any text has such a token, and to look for one is far faster than the expression.
+        return (
+            any(spaced in text for spaced in self._spaced_added)
+            and self._space_before_added.search(text) is not None
+        )
 
     def _encode_whole(self, text: str) -> tuple[np.ndarray, int]:
         [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=False)

@@ -207,7 +207,7 @@ class _Search:
         if reason := _unfit(name):
             self._leave_out(reason.kind, name)
         elif os.path.realpath(name) in self._held_out:
-            self._leave_out("files of held-out text", name)
+            self._leave_out("files of another split", name)
         else:
             self._found.add(name)
 

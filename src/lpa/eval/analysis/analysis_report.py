@@ -1,6 +1,7 @@
 """The page of an analysis."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def _rank_table(spectra: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "sublayer": sublayer,
             "name": name,
-            "shape": " × ".join(map(str, group[0]["shape"])),
-            "rank": group[0]["rank"] or "dense",
+            "shape": _distinct(" × ".join(map(str, spectrum["shape"])) for spectrum in group),
+            "rank": _distinct(spectrum["rank"] or "dense" for spectrum in group),
             **{
                 key: float(np.mean([spectrum[key] for spectrum in group]))
                 for key in ("entropy_rank", "stable_rank")
@@ -65,6 +66,16 @@ def _rank_table(spectra: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for (sublayer, name), group in _group_by_projection(spectra).items()
     ]
+
+
+def _distinct(values: Iterable[int | str]) -> str:
+    """What the layers have, each once; of more than three ranks the range."""
+    found = list(dict.fromkeys(values))
+    numbers = sorted(value for value in found if isinstance(value, int))
+    if len(numbers) > 3:
+        others = [value for value in found if not isinstance(value, int)]
+        found = [f"{numbers[0]} to {numbers[-1]}", *others]
+    return ", ".join(map(str, found))
 
 
 def _spectra(figure: Any, spectra: list[dict[str, Any]]) -> None:
@@ -95,14 +106,16 @@ def _spectra(figure: Any, spectra: list[dict[str, Any]]) -> None:
 
 def _heads(figure: Any, heads: list[dict[str, Any]]) -> None:
     """Two maps of layers and heads."""
-    layers = max(head["layer"] for head in heads) + 1
+    shape = [1 + max(head[axis] for head in heads) for axis in ("layer", "head")]
     for axes, key, label in zip(
         figure.subplots(1, 2),
         ("relative_entropy", "distance"),
         ("entropy / its most", "distance (tokens)"),
         strict=True,
     ):
-        grid = np.array([head[key] for head in heads]).reshape(layers, -1)
+        grid = np.full(shape, np.nan)  # layers without attention stay blank
+        for head in heads:
+            grid[head["layer"], head["head"]] = head[key]
         # From the least to the most there is: heads of a model that has hardly trained differ by little.
         image = axes.imshow(grid, aspect="auto", cmap="viridis")
         axes.set(xlabel="head", ylabel="layer", title=label)

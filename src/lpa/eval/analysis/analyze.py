@@ -151,6 +151,7 @@ def analyze(
                 model,
                 text.tokens,
                 seq_len=window_args["seq_len"],
+                eos_token_id=text.eos_token_id,
                 on_progress=lambda done, total: on_progress("attention", done, total),
             )
             result.loss, result.truncations = measure_truncations(

@@ -43,7 +43,7 @@ def lm_head_loss(
     dtype = hidden_states.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if is_transformed() or dtype == torch.float16:
+    if is_transformed() or (dtype == torch.float16 and torch.is_grad_enabled()):
         logits = F.linear(hidden_states, weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, targets, reduction="sum") / num_items

@@ -18,7 +18,7 @@ from lpa.study.bench.benchmark import BenchResult, measure_models, write_figure
 def run_bench(
     preset: str | LPAConfig,
     *,
-    placement: Sequence[str] = ("attention",),
+    placement: str | Sequence[str] = ("attention",),
     rank: int | None = None,
     seq_len: int = 256,
     batch_size: int = 4,
@@ -27,7 +27,7 @@ def run_bench(
     device: str = "auto",
     dtype: str = "float32",
     threads: int = 0,
-    figure: Path | None = None,
+    figure: str | Path | None = None,
     overwrite: bool = False,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> BenchResult:
@@ -35,7 +35,7 @@ def run_bench(
 
     Args:
         preset: a named architecture, or a configuration.
-        placement: the low-rank models beside the dense one: `attention`, `ffn`, `all`.
+        placement: the low-rank models beside the dense one, one or several: `attention`, `ffn`, `all`.
         rank: of the low-rank projections; by default the preset's.
         seq_len: tokens per sequence.
         batch_size: sequences per step.
@@ -75,7 +75,7 @@ def run_bench(
     chosen = resolve_device(device)
     result = measure_models(
         config,
-        placement,
+        [placement] if isinstance(placement, str) else placement,
         seq_len=seq_len,
         batch_size=batch_size,
         rounds=rounds,

@@ -97,13 +97,13 @@ class RunConfig:
         return cls(**built)
 
     @classmethod
-    def load(cls, path: Path) -> "RunConfig":
+    def load(cls, path: str | Path) -> "RunConfig":
         """The configuration in a YAML file.
 
         Raises:
             UserError: the file is damaged, or as `from_dict`.
         """
-        sections = read_yaml(path, dict[str, dict[str, Any]])
+        sections = read_yaml(Path(path), dict[str, dict[str, Any]])
         try:
             config = cls.from_dict(sections)
             TrainConfig.check_lengths(sections.get("train", {}), config.data.seq_len)

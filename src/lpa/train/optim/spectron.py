@@ -82,7 +82,9 @@ class Spectron(GroupOptimizer):
         update = newton_schulz(average.to(self.dtype)[None])[0]
         # Muon's iteration ends between 0.68 and 1.21; this maps all of that to between 0.86 and 1.
         update = update.to(factor.dtype)
-        return 1.5 * update - 0.5 * (update @ update.T) @ update
+        rows, columns = update.shape
+        cube = update @ (update.T @ update) if rows > columns else (update @ update.T) @ update
+        return 1.5 * update - 0.5 * cube
 
     def _spectral_norm(self, factor: Tensor) -> float:
         """‖factor‖₂, from below."""
