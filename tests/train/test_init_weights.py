@@ -261,3 +261,17 @@ def test_a_source_without_an_end_gets_that_of_the_data(prepared, tmp_path):
     end = Manifest.load(prepared).eos_token_id
     assert trained.config.eos_token_id == trained.generation_config.eos_token_id == end
     assert trained.generation_config.pad_token_id == end
+
+
+def test_a_plan_refuses_a_source_that_the_run_would_refuse(prepared, source, tmp_path):
+    config = healing(prepared, source)
+    config.data.seq_len = 4096
+    small_model(vocab_size=200).save_pretrained(tmp_path / "few")
+    for run_config, message in (
+        (config, r"data\.seq_len: got 4096; expected at most the"),
+        (healing(prepared, tmp_path / "few"), "has 200 tokens and the data 300"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plan_run(run_config)
+        with pytest.raises(UserError, match=message):
+            train(run_config, tmp_path / "run")

@@ -58,11 +58,7 @@ class Distiller:
         dtype: torch.dtype,
     ) -> None:
         assert config.teacher is not None
-        if layout.tensor > 1:
-            raise UserError(
-                f"distill.teacher: got parallel.tensor {layout.tensor}; expected 1, as logits are "
-                "compared whole"
-            )
+        _check_whole_logits(layout.tensor)
         self.weight = config.weight
         self.temperature = config.temperature
         self.teacher, sha256 = _open_teacher(config.teacher, data, dtype)
@@ -273,10 +269,12 @@ def plan_teacher(config: RunConfig, dtype: torch.dtype) -> int:
     """The bytes that the weights of a run's teacher take, without reading them.
 
     Raises:
-        UserError: there is no causal language model, or the samples have more tokens than it has positions.
+        UserError: there is no causal language model, the samples have more tokens than it has positions, or
+            tensors are split.
     """
     path = config.distill.teacher
     assert path is not None
+    _check_whole_logits(config.parallel.tensor)
     if is_gguf(path):
         header = read_gguf_header(path, _FIELD)
         elements, positions = header.elements, header.positions
@@ -286,6 +284,13 @@ def plan_teacher(config: RunConfig, dtype: torch.dtype) -> int:
         elements = open_weights(directory, _FIELD).elements
     _check_positions(positions, config)
     return elements * dtype.itemsize
+
+
+def _check_whole_logits(tensor: int) -> None:
+    if tensor > 1:
+        raise UserError(
+            f"distill.teacher: got parallel.tensor {tensor}; expected 1, as logits are compared whole"
+        )
 
 
 def _check_positions(positions: int | None, config: RunConfig) -> None:

@@ -149,8 +149,8 @@ def _plan_step(
     muon_weights = [p for p in model.parameters() if kinds.get(p) == "muon" and p.requires_grad]
     muon_local = _local_numel(muon_weights)
     states = 2 * trainable_local - muon_local
+    check_optimizer(model, config.optim)
     if config.optim.name not in ("adamw", "muon"):  # of one process
-        check_optimizer(model, config.optim)
         states = optimizer_state_count(model, config.optim)
 
     # FSDP keeps its own copies even where it shards over one process.

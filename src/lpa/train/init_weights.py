@@ -154,8 +154,28 @@ def resolve_model_config(
         built.eos_token_id = manifest.eos_token_id
         built.intra_document_mask = config.data.intra_document_mask
         return built
-    source, directory = LPAConfig.from_dict(initial_weights.config), config.model.from_
-    if source.vocab_size < manifest.vocab_size:
+    source = LPAConfig.from_dict(initial_weights.config)
+    check_source_sizes(source, config, manifest)
+    if source.bos_token_id is None:
+        source.bos_token_id = manifest.bos_token_id
+    if source.eos_token_id is None:
+        source.eos_token_id = manifest.eos_token_id
+    source.intra_document_mask = config.data.intra_document_mask
+    return source
+
+
+def check_source_sizes(source: LPAConfig, config: RunConfig, manifest: Manifest | None) -> None:
+    """Refuse a model to start from that is too small for the data.
+
+    Args:
+        source: the model's.
+        manifest: that of the data; None where it is not prepared yet.
+
+    Raises:
+        UserError: it has fewer tokens, or fewer positions than a sample.
+    """
+    directory, seq_len = config.model.from_, config.data.seq_len
+    if manifest is not None and source.vocab_size < manifest.vocab_size:
         raise UserError(
             f"model.from {directory}: has {source.vocab_size} tokens and the data {manifest.vocab_size}; "
             f"prepare it with the model's own tokenizer: lpa prepare --tokenizer {directory}"
@@ -165,12 +185,6 @@ def resolve_model_config(
             f"data.seq_len: got {seq_len}; expected at most the {source.max_position_embeddings} positions "
             f"of model.from {directory}"
         )
-    if source.bos_token_id is None:
-        source.bos_token_id = manifest.bos_token_id
-    if source.eos_token_id is None:
-        source.eos_token_id = manifest.eos_token_id
-    source.intra_document_mask = config.data.intra_document_mask
-    return source
 
 
 def check_same_tokenizer(field: str, directory: Path, data: Path) -> None:

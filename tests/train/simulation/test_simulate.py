@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -235,3 +236,26 @@ def test_the_command_prints_both(lpa, tmp_path):
     refused = lpa("train", recipe, "--simulate")
     assert refused.code == 2
     assert "--simulate: works only with --dry-run" in refused.stderr
+
+
+@pytest.mark.parametrize("plan", [plan_run, simulate_step])
+def test_eager_attention_keeps_its_weights(plan):
+    """In bfloat16 the scores, their float32 softmax and what follows: more than a fused kernel keeps."""
+    peaks = {
+        name: plan(config_of(attn_implementation=name)).peak_bytes_per_device
+        for name in (None, "sdpa", "eager")
+    }
+    assert peaks[None] == peaks["sdpa"]
+    heads, samples, length = 4, 2, 128
+    weights = LAYERS * heads * samples * length**2
+    assert 4 * weights < peaks["eager"] - peaks["sdpa"] < 16 * weights
+
+
+def test_a_plan_refuses_what_the_run_would_refuse():
+    product = config_of(optim={"low_rank_decay": "product"}, low_rank_method="cola")
+    with pytest.raises(UserError, match=r"optim\.low_rank_decay: got product; expected factors"):
+        plan_run(product)
+    taught = config_of((1, 1, 2))
+    taught.distill.teacher = Path("nowhere")
+    with pytest.raises(UserError, match=r"distill\.teacher: got parallel\.tensor 2; expected 1"):
+        plan_run(taught)

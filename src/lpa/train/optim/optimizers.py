@@ -82,11 +82,6 @@ def build_optimizers(model: nn.Module, config: OptimConfig, dtype: torch.dtype) 
     members = [makers[kind](groups[kind]) for kind in makers if groups[kind]]
     product_decay = None
     if config.low_rank_decay == "product":
-        if any(type(module) is not LowRankLinear for module in modules):
-            raise UserError(
-                "optim.low_rank_decay: got product; expected factors with model.low_rank_method, whose "
-                "projections are no plain products"
-            )
         product_decay = ProductDecay(
             modules,
             config.weight_decay,
@@ -148,7 +143,7 @@ def check_optimizer(model: nn.Module, config: OptimConfig) -> None:
 
     Raises:
         UserError: a sharded model where it works on whole matrices; or spectron without plain pairs, whose
-            products its steps bound.
+            products its steps bound; or a decay of products where there are others.
     """
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if config.name not in ("adamw", "muon") and sharded:
@@ -161,6 +156,11 @@ def check_optimizer(model: nn.Module, config: OptimConfig) -> None:
         raise UserError(
             "optim.name: got spectron; expected a model with low-rank projections and without "
             "model.low_rank_method, as it bounds the steps of their products"
+        )
+    if config.low_rank_decay == "product" and kinds - {LowRankLinear}:
+        raise UserError(
+            "optim.low_rank_decay: got product; expected factors with model.low_rank_method, whose "
+            "projections are no plain products"
         )
 
 

@@ -31,9 +31,9 @@ def activation_bytes_at_peak(
     kinds = layer_kinds(config)
 
     def peak(*layers: LayerRanks) -> int:
-        return _peak(
-            shape, replace_layers(config, layers), activation_checkpointing, intra_document_mask
-        )
+        built = replace_layers(config, layers)
+        built._attn_implementation = config._attn_implementation  # it decides what attention keeps
+        return _peak(shape, built, activation_checkpointing, intra_document_mask)
 
     return peak(*kinds) + sum(
         (count - 1) * (peak(kind, kind) - peak(kind)) for kind, count in kinds.items() if count > 1

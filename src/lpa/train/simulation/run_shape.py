@@ -15,7 +15,11 @@ from lpa.model.presets import PRESETS
 from lpa.train.config import RunConfig
 from lpa.train.distributed.meta_init import build_meta_model
 from lpa.train.distributed.parallelize import ParallelLayout, resolve_layout
-from lpa.train.init_weights import freeze_all_but_factors, load_source_config
+from lpa.train.init_weights import (
+    check_source_sizes,
+    freeze_all_but_factors,
+    load_source_config,
+)
 
 
 @dataclass
@@ -57,11 +61,14 @@ class RunShape:
         manifest = _load_manifest(config.data.path)
         settings, seq_len = config.train, config.data.seq_len
         micro_batch_size = settings.resolve_micro_batch_size(layout.data_parallel_size)
-        model_config = (
-            config.model.build(vocab_size=_vocab_size(config, manifest), seq_len=seq_len)
-            if config.model.from_ is None
-            else load_source_config(config.model.from_)
-        )
+        if config.model.from_ is None:
+            vocab_size = _vocab_size(config, manifest)
+            model_config = config.model.build(vocab_size=vocab_size, seq_len=seq_len)
+        else:
+            model_config = load_source_config(config.model.from_)
+            check_source_sizes(model_config, config, manifest)
+        if config.model.attn_implementation == "eager":  # fused kernels keep what SDPA's keeps
+            model_config._attn_implementation = "eager"
         passes = settings.batch_size // (layout.data_parallel_size * micro_batch_size)
         return cls(
             processes=processes,
