@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lpa.errors import UserError
 from lpa.train.logging import loggers
-from lpa.train.logging.loggers import LOGGERS, check_loggers
+from lpa.train.logging.loggers import LOGGERS, _GuardedLogger, check_loggers
 from lpa.train.logging.metrics import MetricsLog
 from lpa.train.logging.metrics_file import read_metrics
 
@@ -230,3 +230,30 @@ def test_events_of_one_second_are_in_separate_files_and_in_order(tmp_path):
         (4, 3.0),
     ]
     assert len(events.Scalars("lr")) == 4
+
+
+class Service:
+    """What W&B and Trackio are to a resumed run: they have the steps up to one, and take none back."""
+
+    last_step = 10
+
+    def __init__(self):
+        self.sent = []
+
+    def log(self, step, values):
+        assert step > self.last_step
+        self.sent.append((step, dict(values)))
+
+
+@pytest.mark.parametrize("pending", [True, False])
+def test_an_evaluation_that_a_resume_makes_up_for_reaches_the_service(pending):
+    service = Service()
+    logger = _GuardedLogger("wandb", lambda: service, evaluation_pending=pending)
+    evaluation = {"validation_loss": 3.0}
+    logger.log(8, {"loss": 4.0})
+    logger.log(10, {"loss": 3.5})
+    logger.log(10, evaluation)
+    logger.log(10, evaluation)  # there is one of a step
+    logger.log(20, {"loss": 3.0})
+    expected = [(11, evaluation)] if pending else []
+    assert service.sent == [*expected, (20, {"loss": 3.0})]

@@ -59,6 +59,7 @@ def open_logger(
     *,
     step: int,
     records: Sequence[Mapping[str, Any]],
+    evaluation_pending: bool,
     project: str,
     config: dict[str, Any],
 ) -> Logger:
@@ -69,13 +70,18 @@ def open_logger(
         run: the run directory.
         step: the step that the run resumes from.
         records: of the steps up to there, for a service that lacks some.
+        evaluation_pending: whether the evaluation of that step is still to come.
         project: what W&B and Trackio file the run under.
         config: what they show as its configuration.
     """
     if name == "tensorboard":
         return _GuardedLogger(name, lambda: _TensorBoard(run, step))
     kind = _WandB if name == "wandb" else _Trackio
-    service = _GuardedLogger(name, lambda: kind(run, _tracking_id(run, name), project, config))
+    service = _GuardedLogger(
+        name,
+        lambda: kind(run, _tracking_id(run, name), project, config),
+        evaluation_pending=evaluation_pending,
+    )
     for record in records:
         service.log(record["step"], {key: x for key, x in record.items() if key != "step"})
     return service
@@ -96,17 +102,24 @@ class _GuardedLogger:
 
     Neither W&B nor Trackio takes steps back, and both send in the background, so that a killed process
     leaves them with fewer or more steps than its last checkpoint. What they hold is not sent again, what
-    they lack is. Whatever goes wrong in a logger is said once; training continues without it.
+    they lack is; an evaluation that a run still owes to a step goes with the next one there. Whatever goes
+    wrong in a logger is said once; training continues without it.
 
     Args:
         name: one of `LOGGERS`.
         connect: makes the logger.
+        evaluation_pending: whether the run owes an evaluation to the step that it resumes from.
     """
 
     def __init__(
-        self, name: str, connect: Callable[[], "_TensorBoard | _WandB | _Trackio"]
+        self,
+        name: str,
+        connect: Callable[[], "_TensorBoard | _WandB | _Trackio"],
+        *,
+        evaluation_pending: bool = False,
     ) -> None:
         self._name = name
+        self._evaluation_pending = evaluation_pending
         self._logger: _TensorBoard | _WandB | _Trackio | None = None
         try:
             self._logger = connect()
@@ -114,8 +127,13 @@ class _GuardedLogger:
             self._give_up(error)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        if self._logger is None or step <= self._logger.last_step:
+        if self._logger is None:
             return
+        if step <= self._logger.last_step:
+            if not (self._evaluation_pending and "validation_loss" in values):
+                return
+            self._evaluation_pending = False
+            step = self._logger.last_step + 1
         try:
             self._logger.log(step, values)
         except Exception as error:

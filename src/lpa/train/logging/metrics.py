@@ -105,7 +105,14 @@ class MetricsLog:
         write_text_atomic(run / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
         self._loggers = [
-            open_logger(name, run, step=step, records=kept, project=project, config=config or {})
+            open_logger(
+                *(name, run),
+                step=step,
+                records=kept,
+                evaluation_pending=evaluation_pending,
+                project=project,
+                config=config or {},
+            )
             for name in dict.fromkeys(loggers)
         ]
 
