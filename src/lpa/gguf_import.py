@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_gguf_pytorch_utils import (
@@ -25,7 +24,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lpa.data.tokenizer import check_vocabulary, from_pretrained, vocabulary_size
+from lpa.data.tokenizer import as_generic, check_vocabulary, from_pretrained, vocabulary_size
 from lpa.errors import UserError
 from lpa.model.weight_checks import (
     as_user_error,
@@ -195,10 +194,7 @@ def _check_splitting(reader: Any) -> None:
 
 
 def _apply_splitting(tokenizer: Any, reader: Any) -> Any:
-    """The tokenizer with what llama.cpp does by the name of its rule and transformers leaves out.
-
-    It is of the generic class, as others of transformers build their parts anew when they are loaded.
-    """
+    """The tokenizer with what llama.cpp does by the name of its rule and transformers leaves out."""
     backend, name = tokenizer.backend_tokenizer, _content(reader, "tokenizer.ggml.pre")
     if name in _SPLITS_DIGITS:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -215,15 +211,7 @@ def _apply_splitting(tokenizer: Any, reader: Any) -> Any:
                 single=f"{tokenizer.bos_token} $A",
                 special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
             )
-    roles = {
-        role: getattr(tokenizer, role)
-        for role in ("bos_token", "eos_token", "unk_token", "pad_token")
-    }
-    generic = PreTrainedTokenizerFast(
-        tokenizer_object=backend, clean_up_tokenization_spaces=False, **roles
-    )
-    generic.chat_template = tokenizer.chat_template
-    return generic
+    return as_generic(tokenizer)
 
 
 def _set_rope_scaling(config: PreTrainedConfig, reader: Any) -> None:

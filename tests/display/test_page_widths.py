@@ -42,8 +42,13 @@ def test_nothing_runs_off_the_page(pages, name, width, tmp_path):
 def test_heads_that_differ_by_little_are_distinguished():
     figure = Figure()
     heads = [
-        {"layer": head // 2, "relative_entropy": 0.99 + head / 1000, "distance": 90 + head}
-        for head in range(4)
+        {
+            "layer": number // 2,
+            "head": number % 2,
+            "relative_entropy": 0.99 + number / 1000,
+            "distance": 90 + number,
+        }
+        for number in range(4)
     ]
     _heads(figure, heads)
     images = [axes.images[0] for axes in figure.axes if axes.images]

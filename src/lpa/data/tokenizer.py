@@ -293,6 +293,20 @@ def from_pretrained(pretrained_model_name_or_path: str | Path, **options: Any) -
     )
 
 
+def as_generic(tokenizer: Any) -> Any:
+    """A tokenizer in the generic class; others of transformers build their parts anew when loaded."""
+    from transformers import PreTrainedTokenizerFast
+
+    roles = ("bos_token", "eos_token", "unk_token", "pad_token")
+    generic = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        clean_up_tokenization_spaces=False,
+        **{role: getattr(tokenizer, role) for role in roles},
+    )
+    generic.chat_template = tokenizer.chat_template
+    return generic
+
+
 def _settled(tokenizer: Any, path: str | Path) -> Any:
     from tokenizers import Tokenizer
 
