@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers, processors
+from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +24,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from lpa.data.document_limits import begin_with_bos
 from lpa.data.tokenizer import as_generic, check_vocabulary, from_pretrained, vocabulary_size
 from lpa.errors import UserError
 from lpa.model.weight_checks import (
@@ -207,10 +208,7 @@ def _apply_splitting(tokenizer: Any, reader: Any) -> Any:
         backend.model.ignore_merges = True
         is_said = _content(reader, "tokenizer.ggml.add_bos_token") is not None
         if not is_said and tokenizer.bos_token is not None:
-            backend.post_processor = processors.TemplateProcessing(
-                single=f"{tokenizer.bos_token} $A",
-                special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
-            )
+            begin_with_bos(tokenizer)
     return as_generic(tokenizer)
 
 

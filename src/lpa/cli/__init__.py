@@ -120,9 +120,9 @@ def _check_options(arguments: list[str]) -> None:
         if option not in ("-h", "--help", "--version"):
             exit_with_error(f"unknown option {option}; `lpa --help` lists what is accepted")
     command = " ".join(word for word in arguments if word not in options)
-    if command in COMMANDS and "--version" in options:
-        exit_with_error("--version: takes no command; expected lpa --version")
     if command in COMMANDS:
+        if "--version" in options:
+            exit_with_error("--version: takes no command; expected lpa --version")
         exit_with_error(
             f"{options[0]}: stands before the command; expected lpa {command} {options[0]}"
         )

@@ -188,9 +188,8 @@ def _is_read_back(tokenizer: Any, directory: Path) -> bool:
 
     try:
         return tokenizer_hash(from_pretrained(directory)) == tokenizer_hash(tokenizer)
-    except (
-        Exception
-    ):  # of another library: the settings beside a SentencePiece model may ask for code
+    # Of another library: the settings beside a SentencePiece model may ask for code.
+    except Exception:
         return False
 
 

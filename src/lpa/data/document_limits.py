@@ -15,6 +15,16 @@ def tokens_around(backend: Any, text: str) -> tuple[list[int], list[int]] | None
     return None
 
 
+def begin_with_bos(tokenizer: Any) -> None:
+    """Let a tokenizer put its beginning-of-sequence token, which it has, before each text."""
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A",
+        special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
+    )
+
+
 def default_bos_token(tokenizer: Any) -> int | None:
     """The token that a tokenizer puts before a text unasked, whatever it calls it; None without one.
 

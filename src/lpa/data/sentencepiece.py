@@ -5,6 +5,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from lpa.data.document_limits import begin_with_bos
 from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
 
@@ -91,8 +92,6 @@ def apply_settings(tokenizer: Any, directory: Path) -> None:
     Raises:
         UserError: a token cannot have the id that a file gives it, or a special token does not exist.
     """
-    from tokenizers import processors
-
     config = _read_json(directory / "tokenizer_config.json")
     roles = {**_read_json(directory / "special_tokens_map.json"), **config}
     backend = tokenizer.backend_tokenizer
@@ -114,10 +113,7 @@ def apply_settings(tokenizer: Any, directory: Path) -> None:
             )
         setattr(tokenizer, role, token)
     if config.get("add_bos_token") and tokenizer.bos_token is not None:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{tokenizer.bos_token} $A",
-            special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
-        )
+        begin_with_bos(tokenizer)
     tokenizer.chat_template = _chat_template(directory, config)
 
 

@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,13 +83,15 @@ def lock_directory(
 
 def read_holder(directory: Path) -> LockHolder | None:
     """Who holds the lock on a directory, as this process sees it; None where nobody does."""
+    return _read(resolve_output(directory) / f"{_PREFIX}holder.json")
+
+
+def _read(holder: Path) -> LockHolder | None:
     try:
-        return read_json(resolve_output(directory) / f"{_PREFIX}holder.json", LockHolder)
+        return read_json(holder, LockHolder)
     except UserError:
         return None
 
 
 def _describe(holder: Path) -> str:
-    with suppress(UserError):
-        return str(read_json(holder, LockHolder))
-    return "another process"
+    return str(_read(holder) or "another process")

@@ -50,6 +50,12 @@ def test_every_head_of_a_model_over_whole_windows():
     assert found[6].distance == pytest.approx(expected.item(), rel=1e-5)
 
 
+SIZES = {
+    **{"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": "eager"},
+}
+
+
 def make_attention_uniform(model):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -59,16 +65,7 @@ def make_attention_uniform(model):
 
 
 def test_a_window_limits_what_a_head_can_see():
-    config = MistralConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        sliding_window=4,
-        attn_implementation="eager",
-    )
+    config = MistralConfig(**SIZES, num_hidden_layers=2, sliding_window=4)
     model = make_attention_uniform(MistralForCausalLM(config))
     for head in head_stats(model, np.arange(64) % 97, seq_len=32):
         assert head.relative_entropy == pytest.approx(1)
@@ -84,9 +81,6 @@ def test_documents_are_kept_apart_where_the_model_was_trained_so():
             placement="attention", attn_implementation="eager", intra_document_mask=apart
         )
         make_attention_uniform(model)
-        for module in model.modules():  # the low-rank pair of the queries
-            if hasattr(module, "q_proj"):
-                torch.nn.init.zeros_(module.q_proj.up.weight)
         found[apart] = head_stats(model, tokens, seq_len=32, eos_token_id=0)
     assert all(head.distance == pytest.approx(1) for head in found[True])  # of 2, 3 and 4 tokens
     assert all(head.distance > 5 for head in found[False])
@@ -95,16 +89,8 @@ def test_documents_are_kept_apart_where_the_model_was_trained_so():
 
 
 def test_heads_have_the_numbers_of_their_layers():
-    config = Lfm2Config(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        layer_types=["conv", "conv", "full_attention", "conv"],
-        attn_implementation="eager",
-    )
+    kinds = ["conv", "conv", "full_attention", "conv"]
+    config = Lfm2Config(**SIZES, num_hidden_layers=4, layer_types=kinds)
     found = head_stats(Lfm2ForCausalLM(config).eval(), np.arange(40) % 97, seq_len=32)
     assert [(head.layer, head.head) for head in found] == [(2, 0), (2, 1), (2, 2), (2, 3)]
 

@@ -50,17 +50,17 @@ def index_path(study: Study, out: Path) -> Path:
     return out / f"{study.name}-{study.scale}.json"
 
 
-def with_earlier_variants(index: StudyIndex, path: Path) -> StudyIndex:
+def with_earlier_variants(index: StudyIndex, earlier: StudyIndex, path: Path) -> StudyIndex:
     """An index that has the variants of an earlier start too, where neither start asked for all of them.
 
     Args:
         index: what is asked for now.
+        earlier: what was asked for before.
         path: of the earlier index.
 
     Raises:
-        UserError: the earlier index is damaged, or has another number of seeds.
+        UserError: the earlier index has another number of seeds.
     """
-    earlier = read_index(path)
     before, now = ({variant.name: variant for variant in of.variants} for of in (earlier, index))
     is_part = before.keys() <= now.keys() or now.keys() <= before.keys()
     if is_part or any(variant.tunes for variant in index.variants):

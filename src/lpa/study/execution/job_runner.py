@@ -180,11 +180,12 @@ def _earlier_recipe(job: Job, data: dict[str, Any], vocab_size: int) -> RunConfi
 
 def _write_index(path: Path, index: StudyIndex) -> None:
     """Keep what an earlier start of the same study asked for, refuse another study's place."""
-    if path.exists():
-        index = with_earlier_variants(index, path)
+    before = read_index(path) if path.exists() else None
+    if before is not None:
+        index = with_earlier_variants(index, before, path)
     text = json.dumps(asdict(index), indent=2) + "\n"
-    if path.exists():
-        earlier, now = map(_deciding, (asdict(read_index(path)), json.loads(text)))
+    if before is not None:
+        earlier, now = map(_deciding, (asdict(before), json.loads(text)))
         # Variants may be added to a study, as tuning by variant does with rates, or some of them run alone.
         grown = all(one in now["variants"] for one in earlier["variants"])
         some = grown or not any(one["tunes"] for one in now["variants"])

@@ -143,19 +143,14 @@ class Checkpointer:
                 work()
             except (UserError, OtherRankFailedError):
                 raise
-            except RuntimeError as error:
-                if is_of_an_exchange(error):  # another process is gone, and no disk at fault
-                    raise
-                raise self._not_written(error) from error
             # Disks fail in the words of whoever wrote: the system, safetensors, torch.
             except (Exception, dcp.CheckpointException) as error:
-                raise self._not_written(error) from error
+                if isinstance(error, RuntimeError) and is_of_an_exchange(error):
+                    raise  # another process is gone, and no disk at fault
+                cause, last = _root_cause(error), store.last_complete(self._run)
+                raise UserError(f"checkpoint: could not be written ({cause}); {last}") from error
 
         run_on_all_ranks(wrapped)
-
-    def _not_written(self, error: BaseException) -> UserError:
-        cause, last = _root_cause(error), store.last_complete(self._run)
-        return UserError(f"checkpoint: could not be written ({cause}); {last}")
 
     def verify(self, path: Path) -> dict[str, str]:
         """Compare the files of a checkpoint with their checksums, every process some of them.
