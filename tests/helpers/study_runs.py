@@ -18,10 +18,10 @@ from commands import CommandServer, StartedProcess
 from helpers.runs import wait_until
 from lpa.eval.perplexity import Evaluation
 from lpa.scoring.perplexity import Perplexity, ValidationPerplexity
-from lpa.storage.run_directory import TEST_FILE
+from lpa.storage.run_directory import RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.study_index import StudyIndex
-from lpa.study.execution.job_runner import Job
+from lpa.study.execution.job_runner import FAILURE_SUFFIX, Job
 from lpa.study.results.study_results import StudyResult, VariantRow
 from lpa.train.result import RunResult
 
@@ -132,6 +132,23 @@ def finish_run(run: Path, perplexity: float) -> None:
     run.mkdir(parents=True)
     RunResult(8, 1024, 5000, 30000, 900.5, 1.5, 2.5, 2**20, validation).save(run)
     (run / TEST_FILE).write_text(json.dumps(asdict(test)))
+
+
+def set_perplexity(run: Path, *, validation: float, test: float) -> None:
+    """Replace what a finished run scored."""
+    result = json.loads((run / RESULT_FILE).read_text())
+    result["validation"]["perplexity"] = validation
+    (run / RESULT_FILE).write_text(json.dumps(result))
+    measured = json.loads((run / TEST_FILE).read_text())
+    (run / TEST_FILE).write_text(json.dumps({**measured, "perplexity": test}))
+
+
+def record_divergence(run: Path) -> None:
+    """Give a finished run of a study the records of one whose loss was not a number."""
+    (run / TEST_FILE).unlink()
+    failure = run.parent.parent / "logs" / (run.name + FAILURE_SUFFIX)
+    failure.parent.mkdir(exist_ok=True)
+    failure.write_text("exit code 2: lpa: error: training: step 3: the loss is nan\n")
 
 
 def rival_study(length: float, saved: float) -> StudyResult:

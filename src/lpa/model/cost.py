@@ -1,24 +1,48 @@
 """What a model costs, counted from its configuration without building it."""
 
 import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from lpa.lowrank import sparse_entry_count, support_dtype
 from lpa.model.configuration_lpa import LPAConfig
 
 
+@dataclass(frozen=True)
+class _Projections:
+    """Projections that are alike, in all layers.
+
+    Attributes:
+        shape: (in_features, out_features).
+        rank: None where they are dense.
+        layers: how many have one.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int | None
+    layers: int
+
+
+def _projections(config: LPAConfig) -> Iterator[_Projections]:
+    for name in config.projections:
+        shape = config.projection_shape(name)
+        ranks = (config.projection_rank(name, layer) for layer in range(config.num_hidden_layers))
+        for rank, layers in Counter(ranks).items():
+            yield _Projections(name, shape, rank, layers)
+
+
 def projection_parameter_count(config: LPAConfig) -> int:
     """Weights, without biases, of the projections of all layers."""
     total = 0
-    for layer in range(config.num_hidden_layers):
-        for name in config.projections:
-            in_features, out_features = config.projection_shape(name)
-            rank = config.projection_rank(name, layer)
-            if rank is None:
-                total += in_features * out_features
-                continue
-            total += rank * (in_features + out_features)
-            if config.sparse_density is not None:
-                total += sparse_entry_count(in_features, out_features, config.sparse_density)
+    for each in _projections(config):
+        if each.rank is None:
+            total += each.layers * math.prod(each.shape)
+            continue
+        total += each.layers * each.rank * sum(each.shape)
+        if config.sparse_density is not None:
+            total += each.layers * sparse_entry_count(*each.shape, config.sparse_density)
     return total
 
 
@@ -26,14 +50,13 @@ def sparse_support_bytes(config: LPAConfig) -> int:
     """Of the places of SLTrain's sparse entries, which every process holds whole."""
     if config.sparse_density is None:
         return 0
-    total = 0
-    for layer in range(config.num_hidden_layers):
-        for name in config.projections:
-            shape = config.projection_shape(name)
-            if config.projection_rank(name, layer) is not None:
-                count = sparse_entry_count(*shape, config.sparse_density)
-                total += count * support_dtype(*shape).itemsize
-    return total
+    return sum(
+        each.layers
+        * sparse_entry_count(*each.shape, config.sparse_density)
+        * support_dtype(*each.shape).itemsize
+        for each in _projections(config)
+        if each.rank is not None
+    )
 
 
 def _projection_macs(config: LPAConfig) -> int:
@@ -47,10 +70,7 @@ def _projection_macs(config: LPAConfig) -> int:
 def _dense_projection_macs(config: LPAConfig) -> int:
     """Those of `_projection_macs` with the weights of dense projections."""
     return sum(
-        math.prod(config.projection_shape(name))
-        for layer in range(config.num_hidden_layers)
-        for name in config.projections
-        if config.projection_rank(name, layer) is None
+        each.layers * math.prod(each.shape) for each in _projections(config) if each.rank is None
     )
 
 
@@ -59,13 +79,11 @@ def _projection_bias_count(config: LPAConfig) -> int:
     if config.decoder_type == "llama":
         return 0
     total = 0
-    for layer in range(config.num_hidden_layers):
-        for name in config.projections:
-            rank = config.projection_rank(name, layer)
-            if rank is None or name in ("o_proj", "fc2"):
-                total += config.projection_shape(name)[1]
-            else:
-                total += rank
+    for each in _projections(config):
+        if each.rank is None or each.name in ("o_proj", "fc2"):
+            total += each.layers * each.shape[1]
+        else:
+            total += each.layers * each.rank
     return total
 
 

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lpa.errors import LPAWarning, UserError, did_you_mean
+from lpa.errors import LPAWarning, UserError, did_you_mean, expected_one_of
 from lpa.lowrank import break_even_rank
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import (
@@ -32,6 +32,9 @@ LayerRanks = tuple[int | None, ...]
 
 # What a configuration without low rank must say.
 _NO_METHOD = {"low_rank_method": None, "sparse_density": None}
+
+# By what models are matched, see `model_cost`.
+COST_KINDS = ("params", "flops", "cache")
 
 _MASTER_BYTES = 4  # weights, gradients and both AdamW moments are float32
 
@@ -318,12 +321,17 @@ def model_cost(config: LPAConfig, cost_kind: str, seq_len: int) -> int:
     Args:
         cost_kind: `params`; `flops` (forward, per token, over `seq_len`); or `cache`, the bytes per token
             of a cache of one-byte elements, of latents where there are any.
+
+    Raises:
+        UserError: another `cost_kind`.
     """
     if cost_kind == "params":
         return parameter_count(config)
     if cost_kind == "cache":
         return kv_cache_bytes(config, itemsize=1)["latent"]
-    return forward_flops_per_token(config, seq_len)
+    if cost_kind == "flops":
+        return forward_flops_per_token(config, seq_len)
+    raise UserError(f"cost: got {cost_kind!r}; {expected_one_of(cost_kind, COST_KINDS)}")
 
 
 def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list[CostMatch]:

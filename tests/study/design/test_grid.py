@@ -115,3 +115,54 @@ def test_what_there_is_not(arguments, message):
 def test_an_unknown_tuned_field_is_named():
     with pytest.raises(UserError, match=r"optim\.speed"):
         expand_grid("rank", "tiny", tuned={"none": {"optim.speed": 1}})
+
+
+@pytest.fixture
+def declare(monkeypatch):
+    """A grid of dense and the given variants, in place of the one of ranks."""
+
+    def replace_grid(variants, **fields):
+        grid = {"question": "?", "baseline": "dense", **fields}
+        grid["variants"] = {"dense": {"model.placement": "none"}} | variants
+        monkeypatch.setattr("lpa.study.design.grid.read_grid", lambda name: grid)
+
+    return replace_grid
+
+
+_MATCH = {"field": "intermediate_size", "cost": "flops", "to": "dense"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "fields", "message"),
+    [
+        ({"a": {"match": _MATCH | {"cost": "parameters"}}}, {}, r"a: match\.cost: .*'parameters'"),
+        ({"a": {"match": _MATCH | {"field": "depth"}}}, {}, r"a: match\.field: got 'depth'"),
+        ({"a": {"match": _MATCH | {"to": "b"}}, "b": {}}, {}, r"a: match\.to: got 'b'; .*dense"),
+        ({"a": {"match": {"cost": "flops"}}}, {}, "a: match: .*expected field, cost, to"),
+        ({"r={d/20}": {}, "r={d/24}": {}}, {}, "got 'r=1' twice at tiny"),
+        ({"a": {"baseline": "dens"}}, {}, "baseline: got 'dens'; .*did you mean dense"),
+        ({}, {"baseline": "none"}, "baseline: got 'none'"),
+    ],
+)
+def test_a_grid_that_contradicts_itself_is_refused(declare, variants, fields, message):
+    declare(variants, **fields)
+    with pytest.raises(UserError, match=message):
+        expand_grid("rank", "tiny")
+
+
+def test_a_match_is_to_a_variant_whose_name_has_a_number(declare):
+    match = _MATCH | {"to": "r={d/8}"}
+    declare({"r={d/8}": {"model.rank": "d/8"}, "a": {"model.placement": "none", "match": match}})
+    _, low_rank, matched = expand_grid("rank", "nano").variants
+    assert "{" not in low_rank.name
+    assert matched.match == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", ["nano", "130m"])
+@pytest.mark.parametrize("length", [None, 2])
+def test_steps_and_samples_of_a_variant_replace_tokens_of_the_scale(declare, scale, length):
+    declare({"short": {"train.steps": "s/2"}, "small": {"train.steps": 7, "train.batch_size": 3}})
+    study = expand_grid("rank", scale, tokens_per_parameter=length)
+    dense, short, small = study.variants
+    assert short.tokens == pytest.approx(dense.tokens / 2, rel=0.01)
+    assert small.tokens == 21 * study.config(small, 0, Path("data")).data.seq_len

@@ -8,15 +8,16 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from helpers.study_runs import record_divergence, set_perplexity
 from markupsafe import escape
 
 from lpa.display.escape import escape_unprintable
 from lpa.display.html import draw_svg
 from lpa.errors import LPAWarning, UserError
-from lpa.storage.run_directory import TEST_FILE
+from lpa.storage.run_directory import RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.execution.job_runner import FAILURE_SUFFIX
-from lpa.study.report.figures import scaling_fits, study_figures
+from lpa.study.report.figures import study_figures
 from lpa.study.report.study_report import (
     HEADINGS,
     claim_rows,
@@ -38,14 +39,6 @@ def tuning(runs_of):
 @pytest.fixture
 def tuning_of_three(runs_of):
     return runs_of("tuning", seeds=3)
-
-
-def set_perplexity(run, *, validation, test):
-    result = json.loads((run / "result.json").read_text())
-    result["validation"]["perplexity"] = validation
-    (run / "result.json").write_text(json.dumps(result))
-    measured = json.loads((run / "test.json").read_text())
-    (run / "test.json").write_text(json.dumps({**measured, "perplexity": test}))
 
 
 def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_reported(tuning, tmp_path):
@@ -74,14 +67,23 @@ def test_validation_decides_and_a_value_at_the_end_of_an_axis_is_reported(tuning
     assert f"With placement attention, optim.lr {2 * rate:g} is at the end" in words
 
 
+def test_settings_of_one_placement_may_set_different_fields(tuning):
+    """A trial without a field has the value that all runs share; a choice between words has no end."""
+    index, _ = tuning
+    result = read_study(index)
+    for trial in result.index.variants[::2]:
+        trial.overrides.pop("model.initializer_range")
+        trial.overrides["model.dense_layers"] = [0]
+    reported = {name for _, name, _ in short_axes(result)}
+    assert "optim.lr" in reported
+    assert "model.dense_layers" not in reported
+
+
 def test_a_placement_that_never_finished_leaves_nothing_tuned(tuning, tmp_path):
     index, runs = tuning
-    (index.parent / "logs").mkdir()
     for name, run in runs.items():
         if "placement=none" in name:
-            (run / "test.json").unlink()
-            failure = index.parent / "logs" / f"{run.name}.failure"
-            failure.write_text("exit code 2: lpa: error: training: step 3: the loss is nan\n")
+            record_divergence(run)
     with pytest.raises(UserError, match="no setting of placement none has finished"):
         write_tuned(read_study(index), tmp_path / "tuned.yaml")
     assert not (tmp_path / "tuned.yaml").exists()
@@ -98,36 +100,6 @@ def test_a_trial_that_is_lost_leaves_nothing_tuned(tuning, tmp_path, content):
         write_tuned(read_study(index), tmp_path / "tuned.yaml")
     assert trial in str(error.value)
     assert not (tmp_path / "tuned.yaml").exists()
-
-
-def test_fits_take_sizes_at_the_same_tokens_and_tokens_at_the_same_size(runs_of):
-    index, runs = runs_of("scale", seeds=2)
-    study = json.loads(index.read_text())
-    variants = {v["name"]: v for v in study["variants"]}
-    for (name, seed), run in runs.items():
-        parameters, tokens = variants[name]["parameters"], variants[name]["tokens"]
-        loss = 4 * (parameters / 1e4) ** -0.1 * (tokens / 1e3) ** -0.2 * (1 + 0.01 * seed)
-        set_perplexity(run, validation=1, test=math.exp(loss))
-    result = read_study(index)
-    for kind, fit in scaling_fits(result, "parameters").items():
-        assert (kind, fit.count) in (("dense", 4), ("LPA", 4))  # seeds of a size are one point
-        assert fit.exponent == pytest.approx(-0.1)
-    for fit in scaling_fits(result, "tokens").values():
-        assert fit.count == 3
-        assert fit.exponent == pytest.approx(-0.2)
-    words = " ".join(summarize(result))
-    assert (
-        "Loss of LPA falls with training tokens of the largest model: to the power -0.2000" in words
-    )
-
-
-def test_a_loss_that_is_not_shown_to_fall_is_not_said_to(runs_of):
-    index, runs = runs_of("scale")
-    for number, run in enumerate(runs.values()):
-        set_perplexity(run, validation=1, test=20 + number % 2)
-    assert "Loss of LPA is not shown to fall with parameters" in " ".join(
-        summarize(read_study(index))
-    )
 
 
 def texts(result):
@@ -214,10 +186,7 @@ def test_the_seeds_that_survive_decide_nothing_where_a_run_diverged(placement, v
     """Neither for a variant nor for what it is compared with."""
     index, runs = placement
     for seed in seeds:
-        (runs[variant, seed] / TEST_FILE).unlink()
-        log = index.parent / "logs" / (runs[variant, seed].name + FAILURE_SUFFIX)
-        log.parent.mkdir(exist_ok=True)
-        log.write_text("exit code 2: lpa: error: training: step 3: the loss is nan\n")
+        record_divergence(runs[variant, seed])
     result = read_study(index)
     row = next(row for row in result.rows if row.variant == "attention")
     assert row.verdict == "undecided (a run diverged)"
@@ -262,21 +231,6 @@ def test_a_model_that_diverged_is_not_ranked(placement, variant, value):
         assert "Not distinguishable from dense: attention" in words
     else:
         assert "Undecided against dense, as a perplexity is not finite: attention" in words
-
-
-@pytest.mark.parametrize("of_dense", [math.inf, 0.0, 100.0])
-def test_figures_of_models_that_diverged_can_be_drawn(placement, of_dense):
-    """All others diverge each in its own way."""
-    index, runs = placement
-    names = [name for name, seed in runs if seed == 1]
-    for name, value in zip(names, itertools.cycle(DIVERGED)):
-        own = of_dense if name == "dense" else value
-        for seed in (1, 2):
-            set_perplexity(runs[name, seed], validation=own, test=own)
-    figures = study_figures(read_study(index))
-    assert len(figures) > 1
-    for draw in figures.values():
-        assert "</svg>" in draw_svg(draw)
 
 
 COSTS = (0, 0.0, 1e308)
@@ -351,7 +305,10 @@ def test_the_last_evaluation_is_of_more_text_and_not_part_of_the_curve(placement
     )
     [curve, *_] = read_study(index).curves["dense"]
     assert [record["validation_loss"] for record in curve] == losses[:2]
-    (run / TEST_FILE).unlink()  # one that is still to be scored may still be at work
+    (run / TEST_FILE).unlink()  # trained, and still to be scored
+    [curve, *_] = read_study(index).curves["dense"]
+    assert [record["validation_loss"] for record in curve] == losses[:2]
+    (run / RESULT_FILE).unlink()  # still at work
     [curve, *_] = read_study(index).curves["dense"]
     assert [record["validation_loss"] for record in curve] == losses
 
@@ -421,6 +378,11 @@ def test_a_verdict_about_rivals_is_corrected_for_their_number(runs_of):
     result.compare()
     assert ours.verdict == "better"
     assert "Better than dense, by Holm's test over all variants" in " ".join(summarize(result))
+    # One that is compared with another variant is not of the family, nor is its verdict.
+    others[0].baseline, others[0].perplexities = ours.variant, {0: 40.0, 1: 40.33, 2: 39.77}
+    result.compare()
+    assert ours.verdict == "better"
+    assert others[0].verdict == others[0].difference.verdict == "no difference shown"
 
 
 def test_a_damaged_score_leaves_the_study_in_the_report(placement):

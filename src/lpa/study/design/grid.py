@@ -11,11 +11,12 @@ from lpa.errors import UserError, expected_one_of
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.cost import parameter_count
 from lpa.storage.records import Count, Finite
-from lpa.study.design.cost_match import match_cost
+from lpa.study.design.cost_match import match_cost, read_match
 from lpa.study.design.expressions import BASELINE, MATCH, Sizes, resolve_expressions, variant_name
 from lpa.study.design.grid_files import SCALES, is_tuned_by_variant, read_grid, read_grid_file
 from lpa.study.design.run_configs import build_model_config, run_config, total_tokens
 from lpa.train.config import RunConfig
+from lpa.train.config.train_config import SAME_LENGTHS
 
 _MAX_TOKENS_PER_PARAMETER = 1_000_000  # as on the command line
 
@@ -137,7 +138,7 @@ def expand_grid(
     for template, declared_overrides in _grid_points(grid):
         label = variant_name(template, sizes)
         overrides = resolve_expressions(declared_overrides, sizes)
-        wanted = overrides.pop(MATCH, None)
+        declared_match = overrides.pop(MATCH, None)
         baseline = variant_name(overrides.pop(BASELINE, grid["baseline"]), sizes)
         tuned_for = label if is_tuned_by_variant(grid) else _placement(overrides)
         if tuned and tuned_for not in tuned and (not only or label in only):
@@ -145,12 +146,13 @@ def expand_grid(
                 f"--tuned: got settings of {', '.join(tuned)} alone; expected those of {tuned_for} too, "
                 f"which {name} trains"
             )
-        overrides = tuned.get(tuned_for, {}) | overrides
+        overrides = tuned.get(tuned_for, {}) | _decide_length(overrides)
         config = run_config(study.base | overrides)
         overrides |= _short_warmup(config)
         model = build_model_config(config, vocabulary)
         ratio = None
-        if wanted:
+        if declared_match is not None:
+            wanted = read_match(declared_match, f"{name}: {label}: {MATCH}", built, sizes)
             changes, ratio = match_cost(model, built[wanted["to"]], wanted, config.data.seq_len)
             overrides |= changes
             config = run_config(study.base | overrides)
@@ -167,9 +169,29 @@ def expand_grid(
                 tokens=total_tokens(config),
             )
         )
+    _check_names(study)
     if only:
         study.variants = _select(study, only)
     return study
+
+
+def _check_names(study: Study) -> None:
+    """Whether each variant is named once, and is compared with one of them.
+
+    Raises:
+        UserError: naming one that is not.
+    """
+    names = [variant.name for variant in study.variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"{study.name}: variants: got {name!r} twice at {study.scale}; expected different names"
+            )
+    for baseline in [study.baseline, *(variant.baseline for variant in study.variants)]:
+        if baseline not in names:
+            raise UserError(
+                f"{study.name}: {BASELINE}: got {baseline!r}; {expected_one_of(baseline, names)}"
+            )
 
 
 def _select(study: Study, only: Sequence[str]) -> list[Variant]:
@@ -218,6 +240,14 @@ def _length_by_parameters(
     length = {"train.tokens": tokens}
     steps = run_config(dense | length).train.steps
     return length | {"optim.warmup_steps": -(-steps // 100)}
+
+
+def _decide_length(overrides: dict[str, Any]) -> dict[str, Any]:
+    """A variant's fields, with steps and samples that take the place of the scale's tokens."""
+    cleared = {
+        f"train.{tokens}": None for field, tokens in SAME_LENGTHS if f"train.{field}" in overrides
+    }
+    return cleared | overrides
 
 
 def _short_warmup(config: RunConfig) -> dict[str, Any]:

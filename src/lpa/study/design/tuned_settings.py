@@ -31,6 +31,8 @@ def read_tuned(path: Path, accepted: tuple[str, ...] = PLACEMENTS) -> dict[str, 
         tuned = read_yaml(path, dict[str, dict[str, Any]])
     except UserError as error:
         raise UserError(f"--tuned {error}; expected what `tuning` writes") from error
+    if not tuned:
+        raise UserError(f"--tuned {path}: got no settings; expected those of {', '.join(accepted)}")
     for name, settings in tuned.items():
         if name not in accepted:
             what = "placement" if accepted == PLACEMENTS else "variant"

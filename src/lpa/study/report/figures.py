@@ -84,14 +84,17 @@ def scaling_fits(result: StudyResult, cost: str) -> dict[str, PowerLaw]:
 
 
 def _loss_points(result: StudyResult, kind: str, cost: str) -> list[tuple[float, float]]:
-    """Of one size where tokens vary, of one number of tokens where the size does."""
+    """Of one size where tokens vary, of one number of tokens where the size does.
+
+    Models of which a run diverged are left out: the seeds that survive are not those of a working model.
+    """
     rows = [row for row in result.rows if row.variant.startswith(kind)]
     fixed = "parameters" if cost == "tokens" else "tokens"
     most = max((getattr(row, fixed) for row in rows), default=0)
     return [
         (float(getattr(row, cost)), float(np.log(perplexity)))
         for row in rows
-        if getattr(row, fixed) == most
+        if getattr(row, fixed) == most and not row.diverged
         for perplexity in row.perplexities.values()
         if 1 < perplexity < np.inf  # whose loss has a logarithm
     ]
@@ -160,15 +163,17 @@ def _validation(run: Records, axis: str, flops: float) -> list[tuple[float, floa
 
 
 def _pareto(rows: Sequence[VariantRow], cost: str) -> DrawFunction:
+    """The front is that of models of which no run diverged."""
     points = [(float(getattr(row, cost)), row.perplexity.mean) for row in rows if row.perplexity]
+    stable = [point for row, point in zip(rows, points, strict=True) if not row.diverged]
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        front = pareto_front(points)
-        axes.step(
-            *zip(*(points[i] for i in front), strict=True),
-            where="post", color="#888888", linewidth=1, label="front",
-        )  # fmt: skip
+        if front := pareto_front(stable):
+            axes.step(
+                *zip(*(stable[i] for i in front), strict=True),
+                where="post", color="#888888", linewidth=1, label="front",
+            )  # fmt: skip
         for number, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
             assert row.perplexity is not None
             error = row.perplexity.std if row.perplexity.count > 1 else 0.0

@@ -5,7 +5,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -13,7 +13,7 @@ from lpa.errors import LPAWarning, UserError, closest_match
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_text_atomic
 from lpa.storage.records import parse_value, read_json
-from lpa.storage.run_directory import SCORES_DIRECTORY
+from lpa.storage.run_directory import RESULT_FILE, SCORES_DIRECTORY
 from lpa.study.design.grid import Variant
 from lpa.study.design.study_index import StudyIndex, is_index, read_index
 from lpa.study.execution.job_runner import (
@@ -129,7 +129,11 @@ class StudyResult:
             self._correct_verdicts(by_name[self.rows[0].baseline])
 
     def _correct_verdicts(self, baseline: VariantRow) -> None:
-        others = {row.variant: row for row in self.rows if row is not baseline}
+        others = {
+            row.variant: row
+            for row in self.rows
+            if row is not baseline and row.baseline == baseline.variant
+        }
         found = compare_family(
             {name: row.perplexities for name, row in others.items()},
             baseline.perplexities,
@@ -264,7 +268,7 @@ def _records(run: Path) -> list[dict[str, Any]]:
         warnings.warn(f"{problem}; the curve of this run is left out", LPAWarning, stacklevel=2)
         return []
     evaluations = [i for i, record in enumerate(records) if "validation_loss" in record]
-    if is_finished(run) and len(evaluations) > 1:
+    if (run / RESULT_FILE).exists() and len(evaluations) > 1:
         del records[evaluations[-1]]
     return records
 
@@ -347,12 +351,21 @@ def short_axes(result: StudyResult) -> list[tuple[str, str, float]]:
     found = []
     for group, row in tuned_rows(result).items():
         for name, value in overrides[row.variant].items():
-            if isinstance(value, str | dict | None):
+            if not _is_number(value):
                 continue
-            tried = {overrides[other][name] for other in measured if groups[other] == group}
+            values = (
+                overrides[other].get(name, result.index.base.get(name))
+                for other in measured
+                if groups[other] == group
+            )
+            tried = {other for other in values if _is_number(other)}
             if len(tried) > 2 and value in (min(tried), max(tried)):
                 found.append((group, name, value))
     return found
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _overrides(result: StudyResult) -> dict[str, dict[str, Any]]:
