@@ -21,7 +21,7 @@ from lpa.scoring.perplexity import Perplexity, ValidationPerplexity
 from lpa.storage.run_directory import RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.study_index import StudyIndex
-from lpa.study.execution.job_runner import FAILURE_SUFFIX, Job
+from lpa.study.execution.job import FAILURE_SUFFIX, Job
 from lpa.study.results.study_results import StudyResult, VariantRow
 from lpa.train.result import RunResult
 
@@ -45,7 +45,7 @@ def fork_workers(lpa: CommandServer, monkeypatch: pytest.MonkeyPatch) -> None:
         return lpa.start(*command[1:], environment=env, output=Path(stdout.name))
 
     # The one module that all of the package starts processes by.
-    monkeypatch.setattr("lpa.study.execution.job_runner.subprocess.Popen", popen)
+    monkeypatch.setattr("lpa.study.execution.process_pool.subprocess.Popen", popen)
 
 
 @contextmanager

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import re
 import signal
@@ -7,8 +9,8 @@ import sys
 
 import pytest
 
-from lpa.errors import UserError
-from lpa.storage.locks import lock_directory
+from lpa.errors import LPAWarning, UserError
+from lpa.storage.locks import acquire_lock, lock_directory
 from lpa.storage.outputs import Marker
 
 HOLD = """
@@ -88,3 +90,35 @@ def test_a_directory_of_ours_is_free_again_after_an_error(tmp_path):
         hold_write_and_fail(tmp_path)
     with lock_directory(tmp_path):
         pass
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def no_locks(request, monkeypatch):
+    """What a file system without `flock` answers."""
+
+    def flock(descriptor, operation):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_without_locks_of_the_file_system_a_command_runs_with_a_warning(tmp_path, no_locks):
+    """Also where another program, or an earlier version, left a file that says that it holds the lock."""
+    (tmp_path / ".lpa.lock").write_text("4194303\ndead-node\n")
+    with (
+        pytest.warns(LPAWarning, match=rf"^{tmp_path}: .*start one process at a time") as warned,
+        lock_directory(tmp_path),
+        lock_directory(tmp_path),
+    ):
+        (tmp_path / "result").write_text("")
+    assert len(warned) == 2
+    assert (tmp_path / ".lpa.lock").read_text() == "4194303\ndead-node\n"
+
+
+def test_an_error_of_the_disk_is_no_lack_of_locks(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error"):
+        acquire_lock(tmp_path / "lock")

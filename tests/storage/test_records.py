@@ -22,7 +22,7 @@ from lpa.storage.records import YamlLoader, parse_value, read_json, read_yaml
 from lpa.study.design.grid import Study, Variant
 from lpa.study.design.study_index import IndexedRun, StudyIndex, read_index
 from lpa.study.design.tuned_settings import read_tuned
-from lpa.study.execution.job_runner import read_test
+from lpa.study.execution.job import read_test
 from lpa.study.planning.recommendation import recommend_rank
 from lpa.study.results.study_results import find_studies
 from lpa.train.checkpoint import store

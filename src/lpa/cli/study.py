@@ -18,7 +18,7 @@ from lpa.cli.parsing import (
 
 if TYPE_CHECKING:
     from lpa.study.design.grid import Study
-    from lpa.study.execution.job_runner import Job
+    from lpa.study.execution.job import Job
     from lpa.study.run_study import StudyOutcome
 
 # Here too, so that --help needs none of the library; a test compares them with the grids.

@@ -1,8 +1,10 @@
 """Locks on directories that live on, so that two commands never write into one."""
 
+import errno
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,12 +12,15 @@ from pathlib import Path
 
 import filelock
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.storage.files import created_directories, write_json
 from lpa.storage.outputs import read_marker, resolve_output
 from lpa.storage.records import read_json
 
 _PREFIX = ".lpa."
+
+# What a file system answers that has no locks, or no service for them.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass
@@ -60,9 +65,8 @@ def lock_directory(
         prefix = _PREFIX if part is None else f"{_PREFIX}{part}."
         path, holder = target / f"{prefix}lock", target / f"{prefix}holder.json"
         is_new, marker = not path.exists(), read_marker(target)
-        lock = filelock.FileLock(path, timeout=wait_seconds)
         try:
-            lock.acquire()
+            lock = acquire_lock(path, wait_seconds=wait_seconds)
         except filelock.Timeout as error:
             raise UserError(
                 f"--out {output or directory}: is in use by {_describe(holder)}; wait for it to end or "
@@ -79,6 +83,30 @@ def lock_directory(
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+
+
+def acquire_lock(path: Path, *, wait_seconds: float = -1) -> filelock.BaseFileLock:
+    """Lock a file until `release`; warns, and locks nothing, where the file system has no locks.
+
+    Args:
+        wait_seconds: how long to wait for another process to release it; as long as it takes if negative.
+
+    Raises:
+        filelock.Timeout: another process holds it.
+    """
+    # A file that only says that it is locked would outlive a process that is killed.
+    lock = filelock.FileLock(path, timeout=wait_seconds, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"{path.parent}: the file system has no locks (flock); start one process at a time",
+            LPAWarning,
+            stacklevel=2,
+        )
+    return lock
 
 
 def read_holder(directory: Path) -> LockHolder | None:

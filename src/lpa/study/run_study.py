@@ -15,7 +15,8 @@ from lpa.study.design.grid import Study, expand_grid
 from lpa.study.design.grid_files import tuned_names
 from lpa.study.design.study_index import TUNING_SUFFIX, index_path, recorded_dtype
 from lpa.study.design.tuned_settings import read_tuned
-from lpa.study.execution.job_runner import Job, create_jobs, run_jobs
+from lpa.study.execution.job import Job
+from lpa.study.execution.job_runner import create_jobs, run_jobs
 from lpa.study.rates.rate_tuning import (
     best_rates,
     extend_rates,
@@ -23,7 +24,8 @@ from lpa.study.rates.rate_tuning import (
     tried_rates,
     tune_learning_rates,
 )
-from lpa.study.results.study_results import lost_trials, read_study, short_axes, write_tuned
+from lpa.study.results.study_results import read_study
+from lpa.study.results.tuning_results import lost_trials, short_axes, write_tuned
 
 OnState = Callable[[Job, str, int, int], None]
 

@@ -1,9 +1,12 @@
 """Studies that run to the end, are stopped and go on, or fail: real processes."""
 
+import errno
 import json
 import os
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import yaml
@@ -15,11 +18,12 @@ from helpers.study_runs import (
     terminate_frozen,
 )
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.study_index import index_path
-from lpa.study.execution.job_runner import Slot, create_jobs, make_slots, run_jobs, visible_gpus
+from lpa.study.execution.job_runner import create_jobs, run_jobs, wait_until_free
+from lpa.study.execution.process_pool import Slot, make_slots, visible_gpus
 from lpa.study.execution.run_worker import train_and_score
 from lpa.study.rates.rate_tuning import tune_learning_rates
 from lpa.study.results.study_results import find_studies
@@ -126,6 +130,30 @@ def test_a_run_that_outlives_its_study_is_waited_for(prepared, tmp_path, lpa):
     assert ticks[4] == [], "two processes would write to the run"
     assert states == ["running", "finished"]
     assert read_metrics(run)[: len(records)] == records, "the run began anew"
+
+
+WORK_WITHOUT_LOCKS = """
+import errno
+from unittest import mock
+from lpa.study.execution import run_worker
+
+with mock.patch("fcntl.flock", side_effect=OSError(errno.ENOSYS, "no locks")):
+    run_worker.main()
+"""
+
+
+def test_without_locks_of_the_file_system_a_dead_process_is_not_waited_for(prepared, tmp_path, lpa):
+    [job] = jobs_of(tmp_path, prepared)
+    job.lock.parent.mkdir()
+    job.lock.write_text("4194303\ndead-node\n")  # as a program without such locks leaves it
+    no_locks = mock.patch("fcntl.flock", side_effect=OSError(errno.ENOSYS, "no locks"))
+    with no_locks, pytest.warns(LPAWarning, match="the file system has no locks"):
+        wait_until_free(job, threading.Event())
+    (tmp_path / "work.py").write_text(WORK_WITHOUT_LOCKS)
+    finished = lpa(job.recipe, job.run, job.lock, script=tmp_path / "work.py")
+    assert finished.code == 0, finished.stderr
+    assert f"LPAWarning: {job.lock.parent}: the file system has no locks" in finished.stderr
+    assert job.finished
 
 
 def test_the_table_pairs_seeds_and_is_complete(tiny_study):

@@ -16,7 +16,7 @@ from lpa.display.html import draw_svg
 from lpa.errors import LPAWarning, UserError
 from lpa.storage.run_directory import RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid
-from lpa.study.execution.job_runner import FAILURE_SUFFIX
+from lpa.study.execution.job import FAILURE_SUFFIX
 from lpa.study.report.figures import study_figures
 from lpa.study.report.study_report import (
     HEADINGS,
@@ -25,7 +25,8 @@ from lpa.study.report.study_report import (
     summarize,
     write_study_report,
 )
-from lpa.study.results.study_results import find_studies, read_study, short_axes, write_tuned
+from lpa.study.results.study_results import find_studies, read_study
+from lpa.study.results.tuning_results import short_axes, write_tuned
 
 pytestmark = pytest.mark.xdist_group("study")
 

@@ -13,7 +13,8 @@ from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import Marker, check_output_directory, content_of, remove
 from lpa.study.bundled_data import prepare_bundled
 from lpa.study.demo.demo_report import write_demo_report
-from lpa.study.execution.job_runner import FAILURE_SUFFIX, Job, read_test, run_jobs
+from lpa.study.execution.job import FAILURE_SUFFIX, Job, read_test
+from lpa.study.execution.job_runner import run_jobs
 from lpa.train.config import (
     CheckpointConfig,
     DataConfig,

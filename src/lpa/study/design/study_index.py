@@ -1,12 +1,14 @@
 """What a study asked for, as a file beside its runs."""
 
 import itertools
+import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
+from lpa.storage.files import write_text_atomic
 from lpa.storage.records import Count, read_json
 from lpa.study.design.grid import Study
 from lpa.study.design.grid_files import STUDIES
@@ -15,6 +17,17 @@ from lpa.study.design.grid_files import STUDIES
 TUNING_SUFFIX = "-tuning"
 
 _NAME = re.compile(rf"({'|'.join(STUDIES)})({TUNING_SUFFIX})?-\w+\.json")
+
+# What an index holds, as a message calls it.
+_DIFFERENCES = {
+    "base": "other steps or another scale of that name",
+    "variants": "other tuned settings, or another grid",
+    "data_hashes": "other data",
+}
+
+# Of a variant, what the planner says, perhaps otherwise in another version.
+_COUNTED = ("parameters", "train_flops_per_token", "match")
+_UNDECIDING_SETTINGS = ("checkpoint.", "parallel.", "model.attn_implementation")
 
 
 @dataclass
@@ -71,6 +84,61 @@ def with_earlier_variants(index: StudyIndex, earlier: StudyIndex, path: Path) ->
         )
     kept = [run for run in earlier.runs if run.variant not in now]
     return replace(index, variants=[*(before | now).values()], runs=[*kept, *index.runs])
+
+
+def save_index(path: Path, index: StudyIndex) -> None:
+    """Write an index, or keep that of an earlier start of the same study that has all of this one.
+
+    Variants may be added to a study, as tuning by variant does with rates, or some of them run alone.
+
+    Raises:
+        UserError: the file is that of a study with other settings or data, or of other seeds.
+    """
+    if not path.exists():
+        write_text_atomic(path, _to_json(index))
+        return
+    before = read_index(path)
+    index = with_earlier_variants(index, before, path)
+    earlier, now = _deciding(before), _deciding(index)
+    has_all = all(variant in now["variants"] for variant in earlier["variants"])
+    is_part = all(variant in earlier["variants"] for variant in now["variants"])
+    # Of a tuning, a part would choose among fewer settings.
+    is_part = is_part and (has_all or not any(variant["tunes"] for variant in now["variants"]))
+    for key, difference in _DIFFERENCES.items():
+        if earlier[key] != now[key] and not (key == "variants" and (has_all or is_part)):
+            raise UserError(
+                f"--out {path.parent}: holds {index.name} at {index.scale} with {difference}; expected "
+                "another directory"
+            )
+    more, fewer = index.seeds > before.seeds, index.seeds < before.seeds
+    if (more and not has_all) or (fewer and not is_part):
+        raise UserError(
+            f"--seeds: got {index.seeds}; expected {before.seeds}, as the variants in {path.parent} have"
+        )
+    if has_all and not fewer:
+        write_text_atomic(path, _to_json(index))
+
+
+def _to_json(index: StudyIndex) -> str:
+    return json.dumps(asdict(index), indent=2) + "\n"
+
+
+def _deciding(index: StudyIndex) -> dict[str, Any]:
+    """An index, as its file has it, without what makes no run another one.
+
+    That is what the planner counts, and how runs are computed and kept.
+    """
+    fields = json.loads(_to_json(index))
+    base = {
+        name: value
+        for name, value in fields["base"].items()
+        if not name.startswith(_UNDECIDING_SETTINGS)
+    }
+    variants = [
+        {name: value for name, value in variant.items() if name not in _COUNTED}
+        for variant in fields["variants"]
+    ]
+    return {**fields, "base": base, "variants": variants}
 
 
 def recorded_dtype(out: Path, scale: str) -> str | None:

@@ -10,13 +10,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import filelock
-
 from lpa.display import console
 from lpa.display.logs import log_to_stderr
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
 from lpa.storage.files import write_text_atomic
+from lpa.storage.locks import acquire_lock
 from lpa.storage.run_directory import (
     BEST_DIRECTORY,
     CHECKPOINTS_DIRECTORY,
@@ -47,8 +46,11 @@ def main() -> None:
     log_to_stderr("info")
     try:
         config = RunConfig.load(recipe)
-        with filelock.FileLock(lock):
+        held = acquire_lock(lock)
+        try:
             train_and_score(config, run)
+        finally:
+            held.release()
     except UserError as error:
         print(f"lpa: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.study.execution.job_runner import (
-    Job,
-    record_failure,
-    stop_signals,
-    train_and_score_job,
-    wait_until_free,
-)
+from lpa.study.execution.job import Job
+from lpa.study.execution.job_runner import record_failure, train_and_score_job, wait_until_free
+from lpa.study.execution.process_pool import stop_signals
 
 
 def submit_jobs(

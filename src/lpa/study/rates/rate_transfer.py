@@ -9,7 +9,8 @@ from statistics import fmean
 from lpa.errors import UserError
 from lpa.study.rates.rate_tuning import best_rates, extend_rates
 from lpa.study.results.families import are_comparable
-from lpa.study.results.study_results import StudyResult, check_no_trial_lost, find_studies
+from lpa.study.results.study_results import StudyResult, find_studies
+from lpa.study.results.tuning_results import check_no_trial_lost
 
 MAX_EXPONENT = 0.5
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lpa.study.design.grid import Study
 from lpa.study.design.study_index import TUNING_SUFFIX, read_index
-from lpa.study.results.study_results import StudyResult, tuned_rows
+from lpa.study.results.study_results import StudyResult
+from lpa.study.results.tuning_results import tuned_rows
 
 TUNING_SEED = 100  # the first; studies that are reported begin at 0
 MIN_RATE, MAX_RATE = 0.00025, 0.064  # between which the rates are extended

@@ -30,14 +30,8 @@ from lpa.study.results.statistics import (
     ONE_SEED,
     Difference,
 )
-from lpa.study.results.study_results import (
-    StudyResult,
-    VariantRow,
-    compare_with,
-    find_studies,
-    short_axes,
-    tuned_rows,
-)
+from lpa.study.results.study_results import StudyResult, VariantRow, compare_with, find_studies
+from lpa.study.results.tuning_results import short_axes, tuned_rows
 
 # How an earlier report named its figures.
 _FIGURE = re.compile(rf"\d+-({'|'.join(STUDIES)})({TUNING_SUFFIX})?-\w+-\d+\.(svg|png)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lpa.study.results.statistics import A_RUN_DIVERGED, NO_DIFFERENCE
+from lpa.study.results.statistics import A_RUN_DIVERGED, NO_DIFFERENCE, log_ratios
 
 LEVEL = 0.05
 
@@ -78,7 +78,7 @@ def compare_family(
         figures are positive numbers.
     """
     judged = {name: values for name, values in ours.items() if name not in diverged}
-    logs = {name: _log_ratios(values, baseline) for name, values in judged.items()}
+    logs = {name: log_ratios(values, baseline) for name, values in judged.items()}
     logs = {name: found for name, found in logs.items() if len(found) > 1}
     with warnings.catch_warnings(), np.errstate(over="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # of equal values
@@ -98,11 +98,3 @@ def compare_family(
             mean, low, high = map(float, np.exp([logs[name].mean(), interval.low, interval.high]))
             compared[name] = Comparison(mean, low, high, p_adjusted, len(logs[name]))
     return compared
-
-
-def _log_ratios(values: Mapping[int, float], baseline: Mapping[int, float]) -> np.ndarray:
-    """By seed; empty where a figure is no positive number."""
-    pairs = np.array([(values[s], baseline[s]) for s in sorted(values.keys() & baseline.keys())])
-    if not (np.isfinite(pairs) & (pairs > 0)).all():
-        return np.array([])
-    return np.log(pairs[:, 0]) - np.log(pairs[:, 1]) if len(pairs) else pairs

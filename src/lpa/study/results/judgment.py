@@ -16,7 +16,7 @@ from lpa.study.results.curves import (
     compute_equivalent_gain,
     is_loss,
 )
-from lpa.study.results.study_results import StudyResult, VariantRow
+from lpa.study.results.study_results import StudyResult, VariantRow, compare_rows
 
 # By seed.
 Curves = Mapping[int, Curve]
@@ -85,12 +85,7 @@ def _compare_at_tokens(rows: Mapping[str, VariantRow], baseline: str) -> dict[st
     """All rows against that of the baseline; empty where there is none."""
     if baseline not in rows:
         return {}
-    others = {name: row for name, row in rows.items() if name != baseline}
-    return compare_family(
-        {name: row.perplexities for name, row in others.items()},
-        rows[baseline].perplexities,
-        {name for name, row in others.items() if row.diverged or rows[baseline].diverged},
-    )
+    return compare_rows(rows.values(), rows[baseline])
 
 
 def _compare_with_curves(

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,15 +51,14 @@ class Difference:
     @classmethod
     def between(cls, ours: dict[int, float], baseline: dict[int, float]) -> "Difference | None":
         """From values by seed, such as perplexities; None where no seed is in both."""
-        seeds = sorted(ours.keys() & baseline.keys())
-        if not seeds:
+        count = len(ours.keys() & baseline.keys())
+        if not count:
             return None
-        pairs = np.array([(ours[seed], baseline[seed]) for seed in seeds], dtype=np.float64)
-        if not (np.isfinite(pairs) & (pairs > 0)).all():
-            return cls(math.nan, math.nan, math.nan, len(seeds))
-        logs = np.log(pairs[:, 0]) - np.log(pairs[:, 1])
+        logs = log_ratios(ours, baseline)
+        if not len(logs):
+            return cls(math.nan, math.nan, math.nan, count)
         mean, (low, high) = float(logs.mean()), mean_interval(logs)
-        return cls(_change(mean), _change(low), _change(high), len(seeds))
+        return cls(_change(mean), _change(low), _change(high), count)
 
     @property
     def verdict(self) -> str:
@@ -79,6 +78,16 @@ def _change(log_ratio: float) -> float:
     """As a fraction; infinite beyond what a float holds."""
     with np.errstate(over="ignore"):
         return float(np.expm1(log_ratio))
+
+
+def log_ratios(values: Mapping[int, float], baseline: Mapping[int, float]) -> np.ndarray:
+    """Of the seeds that both have, in their order; empty where a value is no positive number."""
+    seeds = sorted(values.keys() & baseline.keys())
+    pairs = np.array([(values[seed], baseline[seed]) for seed in seeds], dtype=np.float64)
+    pairs = pairs.reshape(len(seeds), 2)
+    if not (np.isfinite(pairs) & (pairs > 0)).all():
+        return np.array([])
+    return np.log(pairs[:, 0]) - np.log(pairs[:, 1])
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

@@ -3,32 +3,23 @@
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeGuard
-
-import yaml
+from typing import Any
 
 from lpa.errors import LPAWarning, UserError, closest_match
 from lpa.eval.perplexity import Evaluation
-from lpa.storage.files import write_text_atomic
 from lpa.storage.records import parse_value, read_json
 from lpa.storage.run_directory import RESULT_FILE, SCORES_DIRECTORY
 from lpa.study.design.grid import Variant
 from lpa.study.design.study_index import StudyIndex, is_index, read_index
-from lpa.study.execution.job_runner import (
-    FAILURE_SUFFIX,
-    is_divergence,
-    is_finished,
-    read_test,
-)
-from lpa.study.results.comparison import compare_family
+from lpa.study.execution.job import FAILURE_SUFFIX, is_divergence, is_finished, read_test
+from lpa.study.results.comparison import Comparison, compare_family
 from lpa.study.results.families import is_family, join_families
 from lpa.study.results.statistics import A_RUN_DIVERGED, Difference, Summary
 from lpa.train.logging.metrics_file import read_metrics
 from lpa.train.result import RunResult
-
-_PLACEMENT = "model.placement"
 
 
 @dataclass
@@ -129,18 +120,11 @@ class StudyResult:
             self._correct_verdicts(by_name[self.rows[0].baseline])
 
     def _correct_verdicts(self, baseline: VariantRow) -> None:
-        others = {
-            row.variant: row
-            for row in self.rows
-            if row is not baseline and row.baseline == baseline.variant
-        }
-        found = compare_family(
-            {name: row.perplexities for name, row in others.items()},
-            baseline.perplexities,
-            {name for name, row in others.items() if row.diverged or baseline.diverged},
-        )
-        for name, comparison in found.items():
-            others[name].verdict = comparison.verdict
+        family = [row for row in self.rows if row.baseline == baseline.variant]
+        found = compare_rows(family, baseline)
+        for row in family:
+            if row.variant in found:
+                row.verdict = found[row.variant].verdict
 
     @property
     def title(self) -> str:
@@ -160,6 +144,16 @@ class StudyResult:
             "seeds": self.index.seeds,
             "rows": [asdict(row) for row in self.rows],
         }
+
+
+def compare_rows(rows: Iterable[VariantRow], baseline: VariantRow) -> dict[str, Comparison]:
+    """The perplexities of variants against those of one of them, see `compare_family`, by variant."""
+    others = {row.variant: row for row in rows if row is not baseline}
+    return compare_family(
+        {name: row.perplexities for name, row in others.items()},
+        baseline.perplexities,
+        {name for name, row in others.items() if row.diverged or baseline.diverged},
+    )
 
 
 def find_studies(directories: list[Path], baseline: str | None = None) -> list[StudyResult]:
@@ -271,113 +265,6 @@ def _records(run: Path) -> list[dict[str, Any]]:
     if (run / RESULT_FILE).exists() and len(evaluations) > 1:
         del records[evaluations[-1]]
     return records
-
-
-def write_tuned(result: StudyResult, path: Path) -> dict[str, dict[str, Any]]:
-    """The settings of `tuned_rows`, as `lpa study --tuned` reads them.
-
-    Raises:
-        UserError: a lost trial, or a placement or variant of which no setting has all its runs; nothing is
-            written, as what is tuned would be compared with what is not.
-    """
-    check_no_trial_lost(result)
-    overrides, groups = _overrides(result), _tuned_groups(result)
-    rows = tuned_rows(result)
-    for group in set(groups.values()) - rows.keys():
-        raise UserError(
-            f"{result.place}: no setting of {result.tuned_kind} {group} has finished all its runs"
-        )
-    by_variant = result.tuned_kind == "variant"
-    tuned = {
-        group: {
-            key: value
-            for key, value in overrides[row.variant].items()
-            if (key == "optim.lr" if by_variant else key != _PLACEMENT)
-        }
-        for group, row in rows.items()
-    }
-    write_text_atomic(path, yaml.safe_dump(tuned, sort_keys=False))
-    return tuned
-
-
-def lost_trials(result: StudyResult) -> list[str]:
-    """The runs of a tuning that are missing though they did not diverge, each with its reason."""
-    return [
-        f"{row.variant} with seed {seed} ({row.failed.get(seed, 'no failure recorded')})"
-        for row in result.rows
-        for seed in row.missing
-        if not is_divergence(row.failed.get(seed, ""))
-    ]
-
-
-def check_no_trial_lost(result: StudyResult) -> None:
-    """Refuse a tuning with lost trials, any of which might be the best.
-
-    Raises:
-        UserError: there are some.
-    """
-    if lost := lost_trials(result):
-        raise UserError(
-            f"{result.place}: trials are not finished and did not diverge: {'; '.join(lost)}; start the "
-            "study again to resume them"
-        )
-
-
-def tuned_rows(result: StudyResult) -> dict[str, VariantRow]:
-    """The setting with the lowest validation perplexity, by placement or by the variant that it tunes.
-
-    The test split stays unseen.
-
-    Only variants of which every run is finished: one that diverged with some seed is not the best.
-    """
-    groups = _tuned_groups(result)
-    best: dict[str, VariantRow] = {}
-    for row in result.rows:
-        group = groups[row.variant]
-        if row.validation is not None and math.isfinite(row.validation) and not row.missing:
-            other = best.get(group)
-            if other is None or row.validation < (other.validation or math.inf):
-                best[group] = row
-    return best
-
-
-def short_axes(result: StudyResult) -> list[tuple[str, str, float]]:
-    """Group, field and value of each tuned setting at the end of an axis of three values or more.
-
-    A group is a placement, or the variant that is tuned.
-    """
-    overrides, groups = _overrides(result), _tuned_groups(result)
-    measured = [row.variant for row in result.rows if row.validation is not None]
-    found = []
-    for group, row in tuned_rows(result).items():
-        for name, value in overrides[row.variant].items():
-            if not _is_number(value):
-                continue
-            values = (
-                overrides[other].get(name, result.index.base.get(name))
-                for other in measured
-                if groups[other] == group
-            )
-            tried = {other for other in values if _is_number(other)}
-            if len(tried) > 2 and value in (min(tried), max(tried)):
-                found.append((group, name, value))
-    return found
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _overrides(result: StudyResult) -> dict[str, dict[str, Any]]:
-    return {variant.name: variant.overrides for variant in result.index.variants}
-
-
-def _tuned_groups(result: StudyResult) -> dict[str, str]:
-    """Variant -> what it is a setting of."""
-    return {
-        variant.name: variant.tunes or str(variant.overrides.get(_PLACEMENT))
-        for variant in result.index.variants
-    }
 
 
 def read_scores(run: Path) -> dict[str, float]:
