@@ -221,7 +221,7 @@ def training_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_flops_by_name(name: str, dtype: torch.dtype) -> float | None:
-    """The same by the name of a GPU, such as `NVIDIA H100 80GB HBM3`; a slice of one is not known."""
+    """Peak FLOPs by the name of a GPU, such as `NVIDIA H100 80GB HBM3`; None for a slice of one."""
     if "MIG" in name:
         return None
     for pattern, bfloat16, float32 in _PEAK_TFLOPS:

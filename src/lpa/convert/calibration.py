@@ -88,7 +88,7 @@ class LayerInputs:
     calls: list[list[_Call]] = field(repr=False)
 
     def copy(self) -> "LayerInputs":
-        """The same stream, to be led through other layers.
+        """Copy the stream, to lead it through other layers.
 
         Raises:
             UserError: layers leave states for later ones, which both streams would share.

@@ -14,8 +14,6 @@ from lpa.model.hub.model_directory import save_model
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.storage.outputs import MODEL, atomic_directory, check_output_directory
 
-# Setting -> rules from a published name, without `lpa.`, to ours. `{factor}` stands for the map or the
-# factor of a pair: nothing, `.0` (down) or `.1` (up). The first that matches counts.
 _SEQ_LEN = 256  # of the published training runs
 
 _LAYER = r"transformer_blocks\.(\d+)\."
@@ -25,6 +23,7 @@ _COMMON = [
     (_LAYER + r"norm1\.(weight|bias)", r"model.layers.\1.input_layernorm.\2"),
     (_LAYER + r"norm2\.(weight|bias)", r"model.layers.\1.post_attention_layernorm.\2"),
 ]
+# Setting -> rules from a published name, without `lpa.`, to ours. The first that matches counts.
 _RULES = {
     1: [
         *_COMMON,

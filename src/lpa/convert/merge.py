@@ -50,7 +50,7 @@ class MergeResult:
 
 
 def merge_to_llama(model: LPAForCausalLM) -> LlamaForCausalLM:
-    """The same function as a stock `LlamaForCausalLM`, W = B A computed in float64.
+    """Convert to a stock `LlamaForCausalLM` of the same function, W = B A computed in float64.
 
     Raises:
         UserError: the model has what a stock Llama cannot express.

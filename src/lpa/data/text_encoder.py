@@ -46,7 +46,7 @@ class TextEncoder:
 
     @classmethod
     def of(cls, tokenizer: Any, *, parse_special_tokens: bool = False) -> "TextEncoder":
-        """That of a tokenizer from `load_tokenizer`."""
+        """The encoder of a tokenizer from `load_tokenizer`."""
         return cls(
             tokenizer.backend_tokenizer,
             tokenizer.eos_token_id,

@@ -38,7 +38,7 @@ class VerifiedShard:
 
 
 def unverified_shards(directory: Path, shards: list[Shard]) -> list[Shard]:
-    """Those of the shards that are not known to be intact."""
+    """The shards that are not known to be intact."""
     known = _read(directory)
     return [
         shard

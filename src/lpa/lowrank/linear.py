@@ -58,7 +58,7 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
-        """The same map as one `nn.Linear`: W = B A and bias B·a + b, by float64, so exact to rounding.
+        """Convert to one `nn.Linear` of the same map: W = B A, bias B·a + b, by float64, exact to rounding.
 
         Raises:
             UserError: a factor is no plain `nn.Linear`, such as one with an adapter.

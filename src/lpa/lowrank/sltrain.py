@@ -106,7 +106,7 @@ class SLTrainLinear(LowRankLinear):
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
-        """The same map as one `nn.Linear`: W = B A + S."""
+        """Convert to one `nn.Linear` of the same map: W = B A + S."""
         linear = super().to_dense()
         weight = (self.up.weight.double() @ self.down.weight.double()).flatten()
         weight.index_add_(0, self.support, self.sparse_values.double())

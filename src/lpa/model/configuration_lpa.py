@@ -158,7 +158,7 @@ class LPAConfig(PreTrainedConfig):
         self.base_model_tp_plan = self._tensor_parallel_plan()
 
     def validate_rope(self) -> None:
-        """As transformers does, for the decoder that has RoPE."""
+        """Validate RoPE as transformers does, for the decoder that has it."""
         if self.decoder_type == "llama":
             super().validate_rope()
 
@@ -228,7 +228,7 @@ class LPAConfig(PreTrainedConfig):
         return plan
 
     def _check_sizes(self) -> None:
-        """Before others are made of them."""
+        """Check the sizes that are given, before others are computed from them."""
         for field, most in _MAX.items():
             size = getattr(self, field)
             if size is None and field in ("num_key_value_heads", "head_dim"):

@@ -47,7 +47,7 @@ def projection_parameter_count(config: LPAConfig) -> int:
 
 
 def sparse_support_bytes(config: LPAConfig) -> int:
-    """Of the places of SLTrain's sparse entries, which every process holds whole."""
+    """Bytes of the places of SLTrain's sparse entries, which every process holds whole."""
     if config.sparse_density is None:
         return 0
     return sum(
@@ -68,7 +68,7 @@ def _projection_macs(config: LPAConfig) -> int:
 
 
 def _dense_projection_macs(config: LPAConfig) -> int:
-    """Those of `_projection_macs` with the weights of dense projections."""
+    """The part of `_projection_macs` that dense projections take."""
     return sum(
         each.layers * math.prod(each.shape) for each in _projections(config) if each.rank is None
     )

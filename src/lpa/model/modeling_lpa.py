@@ -76,7 +76,7 @@ class LPAPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     def _resolve_parallel_plans(self, distributed_config: Any) -> tuple[dict[str, str], ...]:
-        """As transformers', which goes by names in which layers are alike.
+        """Resolve the plans as transformers does, by names in which layers are alike.
 
         Raises:
             UserError: the model cannot be split so.
@@ -299,7 +299,7 @@ class LPAForCausalLM(LPAPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
-        """As GenerationMixin's; `cache_implementation="latent"` keeps latents (LatentCache)."""
+        """Prepare a cache as GenerationMixin does, or a LatentCache for `cache_implementation="latent"`."""
         cache = model_kwargs.get("past_key_values")
         if generation_config.cache_implementation == LATENT:
             if cache is None and generation_config.use_cache is not False:

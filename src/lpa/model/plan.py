@@ -183,7 +183,7 @@ def parameter_breakdown(config: LPAConfig) -> dict[str, int]:
 
 
 def kv_cache_bytes(config: LPAConfig, itemsize: int) -> dict[str, int]:
-    """Of all layers: keys and values, or what `LatentCache` holds in their place.
+    """Bytes that a token takes in all layers: of keys and values, or of what `LatentCache` holds.
 
     That is latents where the projections are low-rank, but for keys only where positions are learned.
     """
@@ -372,7 +372,7 @@ def match_dense_cost(config: LPAConfig, cost_kind: str, *, seq_len: int) -> list
 
 
 def dense_config(config: LPAConfig) -> LPAConfig:
-    """The same sizes with every projection dense."""
+    """A configuration of the same sizes with every projection dense."""
     return replace_fields(config, placement="none", ranks=None, **_NO_METHOD)
 
 

@@ -40,7 +40,7 @@ class Perplexity:
 
 @dataclass
 class ValidationPerplexity(Perplexity):
-    """The same, with how sure it is.
+    """A perplexity and how sure it is.
 
     Attributes:
         standard_error: of the perplexity, by how the parts differ that were scored at a time; nan of one.

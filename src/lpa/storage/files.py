@@ -70,5 +70,5 @@ def created_directories(*directories: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The same for a JSON value, over several lines."""
+    """Write a JSON value over several lines, as `write_text_atomic` writes text."""
     write_text_atomic(path, json.dumps(value, indent=2) + "\n")

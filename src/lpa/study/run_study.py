@@ -152,7 +152,7 @@ def run_study(
 
 
 def _load_manifest(data: Path) -> Manifest:
-    """That of the data, whose tokenizer is verified before any run."""
+    """Manifest of the data, whose tokenizer is verified before any run."""
     manifest = Manifest.load(data)
     verify_tokenizer(data, manifest)
     return manifest

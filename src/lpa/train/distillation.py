@@ -84,7 +84,7 @@ class Distiller:
         device: torch.device,
         dtype: torch.dtype,
     ) -> "Distiller | None":
-        """That of a run, if it has a teacher; `manifest` is that of its data."""
+        """The distiller of a run, None without a teacher; `manifest` is that of the data."""
         if config.distill.teacher is None:
             return None
         distiller = cls(

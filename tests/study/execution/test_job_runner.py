@@ -23,7 +23,6 @@ from lpa.storage.run_directory import CONFIG_FILE, RESULT_FILE, TEST_FILE
 from lpa.study.design.grid import expand_grid
 from lpa.study.design.study_index import index_path
 from lpa.study.execution.job_runner import create_jobs, run_jobs, wait_until_free
-from lpa.study.execution.process_pool import Slot, make_slots, visible_gpus
 from lpa.study.execution.run_worker import train_and_score
 from lpa.study.rates.rate_tuning import tune_learning_rates
 from lpa.study.results.study_results import find_studies
@@ -277,26 +276,6 @@ def test_seeds_come_one_after_the_other_in_turns(prepared, tmp_path):
     assert order == [
         (name, seed) for seed, names in enumerate((there, back, there)) for name in names
     ]
-
-
-def test_slots_have_separate_cores_and_gpus_while_there_are_enough():
-    slots = make_slots(3, [0, 1, 2, 4, 5, 6, 7], ["3", "5"])
-    assert slots == [Slot([0, 1], "3"), Slot([2, 4], "5"), Slot([5, 6], "3")]
-    assert slots[1].environment == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "5"}
-    assert make_slots(3, [0, 1], []) == [Slot([], None)] * 3
-    assert Slot([], None).environment == {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.mark.parametrize(
-    ("given", "count", "names"),
-    [(None, 2, ["0", "1"]), ("2,GPU-7f", 2, ["2", "GPU-7f"]), ("", 0, []), ("0,none", 1, ["0"])],
-)
-def test_gpus_are_those_that_are_visible(monkeypatch, given, count, names):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if given is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert visible_gpus() == names
 
 
 def test_variants_may_be_added_to_a_study(prepared, tmp_path):

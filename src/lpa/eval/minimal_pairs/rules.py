@@ -202,7 +202,7 @@ PHENOMENA = tuple(_RULES)
 
 
 def _either_case(words: str) -> str:
-    """Of alternatives of a regular expression: as they are, and with a capital."""
+    """The alternatives of a regular expression as they are, and with a capital."""
     return "|".join(
         dict.fromkeys(form for word in words.split("|") for form in (word, word.title()))
     )

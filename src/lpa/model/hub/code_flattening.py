@@ -192,7 +192,7 @@ def _text(source: _Source, node: ast.stmt) -> str:
 
 
 def _line_numbers(node: ast.stmt) -> range:
-    """Those of a definition, from its first decorator on."""
+    """The lines of a definition, from its first decorator on."""
     decorators = getattr(node, "decorator_list", [])
     assert node.end_lineno is not None
     return range(min([node.lineno, *(d.lineno for d in decorators)]), node.end_lineno + 1)

@@ -49,7 +49,7 @@ class LowRankQuantizer(HfQuantizer):
     """Puts empty pairs where the checkpoint has pairs, and dense modules back on request."""
 
     def update_attn_implementation(self, config: "PreTrainedConfig") -> "PreTrainedConfig":
-        """Before the model is built: what the request asks for is here."""
+        """Remove the request from the configuration: this quantizer holds what it asks for."""
         _remove_request(config)
         return config
 

@@ -67,7 +67,7 @@ class Study:
 
     @property
     def flops(self) -> float:
-        """Of all variants, one seed."""
+        """Training FLOPs of all variants, for one seed."""
         return sum(float(v.train_flops_per_token) * v.tokens for v in self.variants)
 
     def config(self, variant: Variant, seed: int, data: Path) -> RunConfig:

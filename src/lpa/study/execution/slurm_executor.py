@@ -128,7 +128,7 @@ def _wait_for_jobs(
 
 
 def run_job(job: Job) -> str | None:
-    """One job, where the cluster started it, once nobody else works on its run; as `execute`."""
+    """One job, where the cluster started it, once nobody else works on its run; see `train_and_score_job`."""
     wait_until_free(job, threading.Event())
     return train_and_score_job(job, lambda command: _run_command(command, job.log))
 

@@ -103,7 +103,7 @@ class RateShift:
 def rate_shifts(
     short: StudyResult, long: StudyResult, lengths: tuple[float, float], variants: Sequence[str]
 ) -> dict[str, RateShift]:
-    """By variant.
+    """How the best rate shifts with the length, by variant.
 
     Args:
         short, long: tunings at the two lengths.

@@ -55,7 +55,7 @@ def study_figures(result: StudyResult) -> dict[str, DrawFunction]:
 
 
 def loss_curves(figure: Any, curves: dict[str, Records]) -> None:
-    """Of single runs: training loss as thin lines, validation loss as marked ones."""
+    """Draw training losses of single runs as thin lines, and validation losses as marked ones."""
     axes = figure.subplots()
     for (name, records), color in zip(curves.items(), COLORS, strict=False):
         for key, label, style in (
@@ -84,7 +84,7 @@ def scaling_fits(result: StudyResult, cost: str) -> dict[str, PowerLaw]:
 
 
 def _loss_points(result: StudyResult, kind: str, cost: str) -> list[tuple[float, float]]:
-    """Of one size where tokens vary, of one number of tokens where the size does.
+    """Cost and loss of the models of one size where tokens vary, or of one length where the size does.
 
     Models of which a run diverged are left out: the seeds that survive are not those of a working model.
     """
@@ -109,7 +109,7 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def marker_style(number: int) -> dict[str, Any]:
-    """The same colors, then the same with other markers."""
+    """Colors first, then the same with other markers."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": _MARKERS[number // len(COLORS) % len(_MARKERS)],

@@ -79,7 +79,7 @@ class RivalsComparison:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `lpa report --json` prints it."""
+        """The section as `lpa report --json` prints it."""
         return {
             "scale": self.scale,
             "directories": [str(directory) for directory in self.directories],

@@ -112,7 +112,7 @@ def compare_studies(
 
 
 def _titles(studies: Sequence[StudyResult]) -> list[str]:
-    """Of the sections; with the length of training where several studies are of one name and scale."""
+    """Titles of the sections, with the length of training where several are of one study and scale."""
     counts = Counter(result.title for result in studies)
     return [
         f"{result.title}, {format_count(result.rows[0].tokens)} tokens"

@@ -42,7 +42,7 @@ class FittedCurve(Curve):
 
     @classmethod
     def from_losses(cls, losses: Mapping[float, float]) -> "FittedCurve | None":
-        """Of three lengths or more."""
+        """Fit the losses of three lengths or more; None for fewer."""
         law = PowerLaw.fit(list(losses), list(losses.values()))
         return None if law is None else cls(law, tuple(losses.values()))
 
@@ -69,7 +69,7 @@ class InterpolatedCurve(Curve):
 
     @classmethod
     def from_losses(cls, losses: Mapping[float, float]) -> "InterpolatedCurve | None":
-        """Of two lengths or more."""
+        """Interpolate the losses of two lengths or more; None for fewer."""
         points = sorted(losses.items())
         return cls(*zip(*points, strict=True)) if len(points) > 1 else None
 

@@ -91,7 +91,7 @@ def _compare_at_tokens(rows: Mapping[str, VariantRow], baseline: str) -> dict[st
 def _compare_with_curves(
     studies: Sequence[StudyResult], kind: CurveKind
 ) -> list[dict[str, CurveComparison]]:
-    """Of each study its variants, the baseline among them."""
+    """Compare the variants of each study, the baseline among them, with the curve of each seed."""
     curves = {
         seed: curve for seed, losses in baseline_losses(studies).items() if (curve := kind(losses))
     }
@@ -131,7 +131,7 @@ def _compare_at_flops(
 
 
 def _gains(row: VariantRow, curves: Curves) -> dict[int, tuple[float, bool]]:
-    """By seed, and whether it is extrapolated."""
+    """Compute-equivalent gain of each seed, and whether it is extrapolated."""
     found = {
         seed: compute_equivalent_gain(_loss(perplexity), row.flops, curves[seed])
         for seed, perplexity in row.perplexities.items()

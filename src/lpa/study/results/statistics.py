@@ -75,13 +75,13 @@ class Difference:
 
 
 def _change(log_ratio: float) -> float:
-    """As a fraction; infinite beyond what a float holds."""
+    """The change as a fraction; infinite beyond what a float holds."""
     with np.errstate(over="ignore"):
         return float(np.expm1(log_ratio))
 
 
 def log_ratios(values: Mapping[int, float], baseline: Mapping[int, float]) -> np.ndarray:
-    """Of the seeds that both have, in their order; empty where a value is no positive number."""
+    """Log ratios of the seeds that both have, in order; empty where a value is no positive number."""
     seeds = sorted(values.keys() & baseline.keys())
     pairs = np.array([(values[seed], baseline[seed]) for seed in seeds], dtype=np.float64)
     pairs = pairs.reshape(len(seeds), 2)

@@ -136,7 +136,7 @@ class StudyResult:
         return f"{', '.join(map(str, self.directories))}: {self.title}"
 
     def table(self) -> dict[str, Any]:
-        """As `lpa report --json` prints it."""
+        """The table as `lpa report --json` prints it."""
         return {
             "study": self.index.name,
             "scale": self.index.scale,
@@ -198,7 +198,7 @@ def compare_with(studies: list[StudyResult], baseline: str) -> list[StudyResult]
 
 
 def _indexes_in(directory: Path) -> list[StudyIndex]:
-    """Those that can be read; what is wrong with another is a warning."""
+    """The indexes that can be read; what is wrong with another is a warning."""
     found, problems = [], []
     for path in filter(is_index, sorted(directory.glob("*.json"))):
         try:
@@ -254,8 +254,11 @@ def _failure_file(run: Path) -> Path:
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
-    """Of a run's training. The evaluation at its end is left out: it is of the whole split, those before it
-    may be of a part, and the step from one to the other is none that training made."""
+    """Records of a run's training, without the evaluation at its end.
+
+    That one is of the whole split, those before it may be of a part, and the step from one to the other is
+    none that training made.
+    """
     try:
         records = read_metrics(run)
     except UserError as problem:

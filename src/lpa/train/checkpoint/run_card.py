@@ -62,7 +62,7 @@ def run_card(
 
 
 def _interval(validation: ValidationPerplexity) -> str:
-    """Of 95%, where there is one."""
+    """The 95% interval as text, empty without a standard error."""
     half = _HALF_WIDTH * validation.standard_error
     low, high = validation.perplexity - half, validation.perplexity + half
     return "" if math.isnan(half) else f" (95% interval {low:,.2f} to {high:,.2f})"

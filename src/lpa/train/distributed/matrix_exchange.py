@@ -63,7 +63,7 @@ class Level:
 
     @property
     def collected_shape(self) -> tuple[int, int]:
-        """That of a matrix afterwards."""
+        """Shape of a matrix after it is collected."""
         return self.shape if self.axis is None else self._with_extent(sum(self.extents))
 
     def collect(self, stack: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Level:
         return output
 
     def _gather(self, matrices: Tensor) -> Tensor:
-        """Those of all processes, without a message for those that have none."""
+        """Gather the matrices of all processes, without a message for those that have none."""
         gathered = matrices.new_empty(sum(self.counts), *self.shape)
         if len(set(self.counts)) == 1:
             dist.all_gather_single(gathered, matrices.contiguous(), group=self.group)
@@ -146,6 +146,6 @@ def _levels(like: DTensor, count: int) -> list[Level]:
 
 
 def _chunk_sizes(whole: int, chunks: int) -> list[int]:
-    """As torch.chunk and DTensor divide."""
+    """Sizes of the chunks into which torch.chunk and DTensor divide."""
     most = -(-whole // chunks)
     return [max(0, min(most, whole - number * most)) for number in range(chunks)]

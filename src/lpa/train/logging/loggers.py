@@ -88,7 +88,7 @@ def open_logger(
 
 
 def _tracking_id(run: Path, name: str) -> str:
-    """By which a service knows this run again, kept in the run directory."""
+    """The identifier by which a service recognizes this run, kept in the run directory."""
     path = run / LOGGER_IDS_FILE
     ids = read_json(path, dict[str, str]) if path.exists() else {}
     if name not in ids:

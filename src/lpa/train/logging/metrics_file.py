@@ -9,8 +9,6 @@ from lpa.errors import LPAWarning, UserError
 from lpa.storage.records import parse_value, read_json_lines
 from lpa.storage.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 
-# Where a damaged file is kept when its run resumes.
-
 # One line of the file: `step`, and the numbers of that step by name.
 Record = dict[str, int | float]
 

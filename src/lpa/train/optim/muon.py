@@ -91,7 +91,7 @@ class Muon(GroupOptimizer):
 
 
 def stack_by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Those of one shape and layout together, as many as the processes of a mesh work on at once."""
+    """Group parameters of one shape and layout, as many as the processes of a mesh work on at once."""
     alike: dict[Any, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
         placements = parameter.placements if isinstance(parameter, DTensor) else None
@@ -137,7 +137,7 @@ def muon_temporary_bytes(parameters: Iterable[Tensor], itemsize: int) -> int:
 
 
 def _most_numbers(matrices: list[Tensor]) -> int:
-    """That `_orthogonalize` of such matrices holds at once, with what it is given."""
+    """The most numbers that `_orthogonalize` holds at once, with those that it is given."""
     like, own, exchanging = matrices[0], len(matrices), 0
     given = own * like.numel()
     if isinstance(like, DTensor):

@@ -60,7 +60,7 @@ class Collective:
 
 
 def merge_collectives(collectives: Iterable[Collective]) -> list[Collective]:
-    """Those that differ only in count and bytes as one."""
+    """Join the collectives that differ only in count and bytes."""
     counts: Counter[tuple[str, str, str, int]] = Counter()
     sizes: Counter[tuple[str, str, str, int]] = Counter()
     for c in collectives:

@@ -47,7 +47,7 @@ class RunShape:
 
     @classmethod
     def of(cls, config: RunConfig, processes: int | None = None) -> "RunShape":
-        """That of a run over so many processes, by default those that its parallel section asks for.
+        """The shape of a run over so many processes, by default those of its parallel section.
 
         Raises:
             UserError: a field that the run would refuse.
@@ -90,7 +90,7 @@ class RunShape:
 
 
 def _load_manifest(data: Path) -> Manifest | None:
-    """That of the data where it is prepared already, its tokenizer verified."""
+    """Manifest of the data, its tokenizer verified; None before the data is prepared."""
     if not (data / MANIFEST_FILE).is_file():
         return None
     manifest = Manifest.load(data)
@@ -99,7 +99,7 @@ def _load_manifest(data: Path) -> Manifest | None:
 
 
 def _vocab_size(config: RunConfig, manifest: Manifest | None) -> int:
-    """That of the data where it is prepared already, else that of the model."""
+    """Vocabulary size of the data where it is prepared, else of the model."""
     if manifest is not None:
         return manifest.vocab_size
     of_preset = PRESETS[config.model.preset].fields if config.model.preset in PRESETS else {}
