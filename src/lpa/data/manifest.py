@@ -1,12 +1,11 @@
 """The manifest of a prepared data directory."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError, expected_one_of
-from lpa.storage.files import write_text_atomic
+from lpa.storage.files import write_json
 from lpa.storage.records import Count, parse_value, read_json
 
 SCHEMA_VERSION = 1
@@ -65,7 +64,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def save(self, directory: Path) -> None:
-        write_text_atomic(directory / MANIFEST_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        write_json(directory / MANIFEST_FILE, asdict(self))
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":

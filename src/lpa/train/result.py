@@ -1,13 +1,12 @@
 """How a run ended."""
 
-import json
 import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lpa.display.units import format_bytes, format_count, format_duration, format_flops
 from lpa.scoring.perplexity import ValidationPerplexity
-from lpa.storage.files import write_text_atomic
+from lpa.storage.files import write_json
 from lpa.storage.records import Count, Finite, read_json
 from lpa.storage.run_directory import RESULT_FILE
 from lpa.train.state import TrainState
@@ -78,7 +77,7 @@ class RunResult:
         )
 
     def save(self, run: Path) -> None:
-        write_text_atomic(run / RESULT_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        write_json(run / RESULT_FILE, asdict(self))
 
     @classmethod
     def load(cls, run: Path) -> "RunResult":

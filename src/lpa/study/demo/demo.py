@@ -1,6 +1,5 @@
 """The demonstration: the dense Transformer and LPA side by side on the bundled corpus, in minutes."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from lpa.display import console
 from lpa.errors import UserError
 from lpa.eval.generate import generate_text
 from lpa.eval.perplexity import Evaluation
-from lpa.storage.files import write_text_atomic
+from lpa.storage.files import write_json, write_text_atomic
 from lpa.storage.locks import lock_directory
 from lpa.storage.outputs import Marker, check_output_directory, content_of, remove
 from lpa.study.bundled_data import prepare_bundled
@@ -137,10 +136,7 @@ def _run_demo(out: Path, steps: int, seed: int) -> DemoResult:
             )[0]
             display.advance(bar)
 
-    write_text_atomic(
-        out / "result.json",
-        json.dumps({name: asdict(value) for name, value in figures.items()}, indent=2) + "\n",
-    )
+    write_json(out / "result.json", {name: asdict(value) for name, value in figures.items()})
     report = out / "report.html"
     write_demo_report(
         report,

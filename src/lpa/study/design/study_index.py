@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lpa.errors import UserError
-from lpa.storage.files import write_text_atomic
+from lpa.storage.files import write_json
 from lpa.storage.records import Count, read_json
 from lpa.study.design.grid import Study
 from lpa.study.design.grid_files import STUDIES
@@ -95,7 +95,7 @@ def save_index(path: Path, index: StudyIndex) -> None:
         UserError: the file is that of a study with other settings or data, or of other seeds.
     """
     if not path.exists():
-        write_text_atomic(path, _to_json(index))
+        write_json(path, asdict(index))
         return
     before = read_index(path)
     index = with_earlier_variants(index, before, path)
@@ -116,11 +116,7 @@ def save_index(path: Path, index: StudyIndex) -> None:
             f"--seeds: got {index.seeds}; expected {before.seeds}, as the variants in {path.parent} have"
         )
     if has_all and not fewer:
-        write_text_atomic(path, _to_json(index))
-
-
-def _to_json(index: StudyIndex) -> str:
-    return json.dumps(asdict(index), indent=2) + "\n"
+        write_json(path, asdict(index))
 
 
 def _deciding(index: StudyIndex) -> dict[str, Any]:
@@ -128,7 +124,7 @@ def _deciding(index: StudyIndex) -> dict[str, Any]:
 
     That is what the planner counts, and how runs are computed and kept.
     """
-    fields = json.loads(_to_json(index))
+    fields = json.loads(json.dumps(asdict(index)))
     base = {
         name: value
         for name, value in fields["base"].items()

@@ -4,7 +4,6 @@ It trains, or resumes training, and scores the run on held-out text; what is the
 for another process that holds the lock of the run, and holds it until it ends.
 """
 
-import json
 import shutil
 import sys
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from lpa.display import console
 from lpa.display.logs import log_to_stderr
 from lpa.errors import UserError
 from lpa.eval.perplexity import evaluate_perplexity
-from lpa.storage.files import write_text_atomic
+from lpa.storage.files import write_json
 from lpa.storage.locks import acquire_lock
 from lpa.storage.run_directory import (
     BEST_DIRECTORY,
@@ -78,7 +77,7 @@ def train_and_score(config: RunConfig, run: Path) -> None:
     if not (run / TEST_FILE).exists():
         device, threads = config.train.device, config.train.threads
         test = evaluate_perplexity(run, config.data.path, device=device, threads=threads)
-        write_text_atomic(run / TEST_FILE, json.dumps(asdict(test), indent=2) + "\n")
+        write_json(run / TEST_FILE, asdict(test))
 
 
 def _check_nothing_is_lost(run: Path) -> None:
