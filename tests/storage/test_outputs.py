@@ -1,5 +1,7 @@
 import errno
 import os
+import resource
+import shutil
 import subprocess
 from contextlib import suppress
 
@@ -289,3 +291,16 @@ def test_an_error_of_safetensors_is_one_of_the_system(tmp_path):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert error.value.errno == 28
     assert error.value.filename == str(tmp_path / "out")
+
+
+def test_an_error_of_a_copied_directory_is_one_of_the_system(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(b"0" * 2**12)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**11, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error, written_files(tmp_path):
+            shutil.copytree(tmp_path / "source", tmp_path / "target")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG

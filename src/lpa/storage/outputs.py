@@ -249,7 +249,7 @@ def _is_marker(entry: Path) -> bool:
 
 
 def _replace_content(new: Path, target: Path) -> None:
-    """The same for a directory that stays: its entries are renamed, the marker last."""
+    """Replace the entries of a directory that itself stays; the marker is renamed last."""
     old = _replaced(new, target)
     shutil.rmtree(old, ignore_errors=True)
     old.mkdir()
@@ -287,7 +287,7 @@ def recover_replaced(new: Path, target: Path) -> None:
 
 
 def _recover_content(new: Path, target: Path) -> None:
-    """The same for a directory that stays; the markers tell how many of its entries were renamed."""
+    """Complete or undo `_replace_content`; the markers tell how many entries were renamed."""
     old = _replaced(new, target)
     marker = read_marker(new) if new.is_dir() else None
     if marker is not None:
@@ -345,7 +345,9 @@ def atomic_directory(path: Path, kind: str, *, overwrite: bool = False) -> Itera
 
 @contextmanager
 def written_files(path: Path) -> Iterator[None]:
-    """Turn what safetensors and NumPy raise where a file cannot be written into errors that name `path`.
+    """Turn what libraries raise where a file cannot be written into errors that name `path`.
+
+    safetensors, tokenizers and `shutil.copytree` give the system's number in the message alone.
 
     Raises:
         OSError: with the system's number.
@@ -358,8 +360,9 @@ def written_files(path: Path) -> Iterator[None]:
             raise UserError(
                 f"{path}: could not be written completely; expected a disk with room for it"
             ) from error
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        if isinstance(error, OSError) or found is None:
+        of_copytree = isinstance(error, shutil.Error)
+        found = re.search(r"\[Errno (\d+)\]" if of_copytree else r"\(os error (\d+)\)", str(error))
+        if found is None or (isinstance(error, OSError) and not of_copytree):
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error

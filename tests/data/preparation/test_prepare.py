@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import resource
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -166,12 +167,33 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, lines, monkeypatch, opt
     assert {path.name for path in tmp_path.iterdir()} == {lines.name, "held-out.txt"}
 
 
-def test_text_too_short_to_hold_any_of_it_out_is_refused(tmp_path):
-    path = tmp_path / "short.txt"
-    path.write_text("short")
-    with pytest.raises(UserError, match="validation: no text is left for it"):
-        prepare([path], tmp_path / "out", vocab_size=257)
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("choice", ["vocab_size", "tokenizer"])
+@pytest.mark.parametrize(
+    ("documents", "weight", "fraction", "split"),
+    [
+        (["short"], 1, 0.01, "validation"),
+        (["long " * 1000] * 2, 1, 0.01, "validation"),  # which leaves nothing that occurs once
+        (["short"], 1, 0.99, "train"),
+        (["short"], 0.01, 0.0, "train"),
+        (["b"] * 30, 1, 0.4, "train"),  # as a whole, by its hash
+    ],
+)
+def test_a_split_without_text_is_refused_before_the_work(
+    tmp_path, tokenizer, choice, documents, weight, fraction, split
+):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    stages = []
+    with pytest.raises(UserError, match=rf"^{split}: no text is left for it; (?!.*train-fraction)"):
+        prepare(
+            [f"{path}#weight={weight}"],
+            tmp_path / "out",
+            validation_fraction=fraction,
+            on_progress=lambda what, done, total: stages.append(what),
+            **{choice: {"vocab_size": 257, "tokenizer": tokenizer}[choice]},
+        )
+    assert stages == []
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_two_processes_do_not_prepare_one_directory(tmp_path, lines):
@@ -184,21 +206,54 @@ def test_two_processes_do_not_prepare_one_directory(tmp_path, lines):
         prepare([lines], tmp_path / "out", vocab_size=300)
 
 
+@contextmanager
+def full_disk(size):
+    """A disk on which no file can have more bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"out: File too large; what is finished is kept in"):
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_full_disk_keeps_what_is_finished(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {n} of very many\n" for n in range(20_000)))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The tokenizer fits, the tokens do not.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
-    try:
-        with pytest.raises(UserError, match=r"out: File too large; what is finished is kept in"):
-            prepare([text], tmp_path / "out", vocab_size=300)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(2**16):  # the tokenizer fits, the tokens do not
+        prepare([text], tmp_path / "out", vocab_size=300)
     assert (tmp_path / ".out.partial" / "tokenizer").exists()
     assert not (tmp_path / "out").exists()
     prepare([text], tmp_path / "out", vocab_size=300)
     assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize("kind", ["trained", "given", "given as one file"])
+def test_a_disk_too_full_for_the_tokenizer_is_one_line(tmp_path, lines, tokenizer, kind):
+    choices = {
+        "trained": {"vocab_size": 300},
+        "given": {"tokenizer": tokenizer},
+        "given as one file": {"tokenizer": tokenizer / "tokenizer.json"},
+    }
+    with full_disk(2**11):
+        prepare([lines], tmp_path / "out", **choices[kind])
+    prepare([lines], tmp_path / "out", **choices[kind])
+
+
+def test_a_disk_that_fills_up_at_the_end_is_one_line(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("some words\n" * 20)
+
+    def stop(what, done, total):
+        if what == "writing shards":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare([path], tmp_path / "out", vocab_size=300, on_progress=stop)
+    with full_disk(2**11):  # the tokens fit, the tokenizer does not
+        prepare([path], tmp_path / "out", vocab_size=300)
+    prepare([path], tmp_path / "out", vocab_size=300)
 
 
 def test_a_document_stays_in_its_split_when_others_are_added(tmp_path, lines):

@@ -8,6 +8,7 @@ from helpers.tokenizer_kinds import tokenizer_kind
 from transformers import PreTrainedTokenizerFast
 
 from lpa.data import Manifest, load_split_tokens, load_tokenizer, prepare
+from lpa.data.preparation.splitting import num_copies
 
 WORDS = [f"word{n}" for n in range(500)]
 
@@ -34,7 +35,7 @@ def held_out(tmp_path, tokenizer, documents, **options):
         [prose(5900, n) + "\n" + prose(130, n) for n in range(300)],
         [prose(600, n) for n in range(900)],
         [prose(40, n) for n in range(900)],
-        ["x" * 700 for _ in range(100)],
+        [f"{n:02}" * 350 for n in range(100)],
         [prose(20_000, 1) + "\n" * 1000],
         ["\n".join(prose(250, line) for line in range(200))],
     ],
@@ -97,6 +98,89 @@ def test_too_few_documents_after_duplicates_are_cut(tmp_path, tokenizer):
     splits = prepare([path], tmp_path / "out", deduplicate=True, **options).splits
     assert splits["validation"].documents == 3
     assert sum(split.bytes for split in splits.values()) == 9000
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("weight", [0.25, 0.5, 1.5])
+@pytest.mark.parametrize("others", [0, 400])
+def test_a_broken_weight_takes_its_share_of_a_source_of_few_documents(
+    tmp_path, tokenizer, seed, weight, others
+):
+    """Also where whole documents of other sources are held out."""
+    book, notes = tmp_path / "book.txt", tmp_path / "notes.txt"
+    words = [f"w{seed}x{n:04}" for n in range(2000)]
+    book.write_text(" ".join(words))
+    notes.write_text("".join(prose(40, n) + "\n" for n in range(others)))
+    sources = [f"{notes}#boundary=line"] * (others > 0) + [f"{book}#weight={weight}"]
+    options = {"validation_fraction": 0.1} if others else {"validation": [tmp_path / "held.txt"]}
+    (tmp_path / "held.txt").write_text("held out")
+    prepare(sources, tmp_path / "out", tokenizer=tokenizer, **options)
+    text, held_out = (
+        load_tokenizer(tokenizer).decode(load_split_tokens(tmp_path / "out", split))
+        for split in ("train", "validation")
+    )
+    if words[0] in held_out:  # as a whole, and once
+        assert text.count(f"w{seed}x") == 0
+        assert held_out.count(f"w{seed}x") == 2000
+    else:
+        assert text.count(f"w{seed}x") / 2000 == pytest.approx(weight, rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{"validation_fraction": 0}, {"validation_fraction": 0.005}])
+def test_a_small_weight_takes_its_share_of_many_short_documents(tmp_path, tokenizer, options):
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(prose(40, n) + "\n" for n in range(900)))
+    source = f"{path}#weight=0.008,boundary=line"
+    splits = prepare([source], tmp_path / "out", tokenizer=tokenizer, **options).splits
+    assert splits["train"].bytes == pytest.approx(40 * 900 * 0.008, rel=0.1)
+    assert splits["train"].documents <= 10
+
+
+def test_a_broken_weight_takes_whole_documents_where_there_are_many(tmp_path, tokenizer):
+    lines = [prose(200, n) for n in range(60)]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    (tmp_path / "held.txt").write_text("held out")
+    options = {"tokenizer": tokenizer, "boundary": "line", "validation": [tmp_path / "held.txt"]}
+    prepare([f"{tmp_path / 'lines.txt'}#weight=0.5"], tmp_path / "out", **options)
+    text = load_tokenizer(tokenizer).decode(load_split_tokens(tmp_path / "out", "train"))
+    taken = text.split("<|endoftext|>")[:-1]
+    assert taken == [line for line in lines if num_copies(line, 0.5)]
+    assert 15 <= len(taken) <= 45
+
+
+def test_equal_documents_that_are_left_out_do_not_make_many(tmp_path, tokenizer):
+    words = [f"w{n:04}" for n in range(2000)]
+    (tmp_path / "books.jsonl").write_text(40 * (json.dumps({"text": " ".join(words)}) + "\n"))
+    (tmp_path / "held.txt").write_text("held out")
+    options = {"tokenizer": tokenizer, "validation": [tmp_path / "held.txt"], "deduplicate": True}
+    prepare([f"{tmp_path / 'books.jsonl'}#weight=0.5"], tmp_path / "out", **options)
+    text = load_tokenizer(tokenizer).decode(load_split_tokens(tmp_path / "out", "train"))
+    assert text.count("w") == pytest.approx(1000, rel=0.02)
+
+
+@pytest.mark.parametrize("order", ["abb", "bab", "bba"])
+def test_nothing_is_held_out_of_documents_that_occur_twice(tmp_path, tokenizer, order):
+    texts = {name: " ".join(f"{name}{n:04}" for n in range(2000)) for name in "ab"}
+    rows = [json.dumps({"text": texts[name]}) for name in order]
+    (tmp_path / "books.jsonl").write_text("\n".join(rows))
+    prepare(
+        [f"{tmp_path / 'books.jsonl'}#weight=1.5"],
+        tmp_path / "out",
+        tokenizer=tokenizer,
+        validation_fraction=0.1,
+        test_fraction=0.1,
+    )
+    train, validation, test = (
+        load_tokenizer(tokenizer)
+        .decode(load_split_tokens(tmp_path / "out", split))
+        .replace("<|endoftext|>", " ")
+        .split()
+        for split in ("train", "validation", "test")
+    )
+    assert validation + test == texts["a"].split()[-len(validation + test) :]
+    assert len(validation) == pytest.approx(200, rel=0.05)
+    assert not set(validation + test) & set(train)
+    assert sum(word.startswith("b") for word in train) == pytest.approx(6000, rel=0.02)
 
 
 def llama_2_style(directory):

@@ -220,7 +220,7 @@ def make_run(folder):
 
 def test_outputs_of_this_package_are_never_sources(here):
     write("text/a.txt", "text/b/c.txt", text="words and more words " * 50)
-    prepare(["text"], Path("text/data"), vocab_size=257, validation_fraction=0.1)
+    prepare(["text"], Path("text/data"), vocab_size=257, validation_fraction=0)
     make_run("text/run")
     make_run("text/b/killed")
     os.remove("text/b/killed/metrics.jsonl")
@@ -291,6 +291,61 @@ def test_files_of_held_out_text_are_no_training_text(here):
     assert manifest.splits["train"].documents == 2
 
 
+def files_by_source(split, *sources):
+    """What is read of each source of a split, and how many of its files are left to another source."""
+    write("other.txt")
+    options = {"vocab_size": 257, "validation_fraction": None if split == "validation" else 0}
+    given = {"train": ["other.txt"], split: sources}
+    manifest = prepare(given.pop("train"), Path("data"), overwrite=True, **given, **options)
+    return [
+        (
+            [name for name, _ in source["files"]],
+            source["left_out"].get("files of another source", {"count": 0})["count"],
+        )
+        for source in manifest.source["sources"][split]
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_file_is_read_by_one_source_of_a_split(here, split):
+    write("in/a.txt", "in/b.txt", "in/deep/c.txt", "in/deep/d.txt")
+    os.symlink("in/a.txt", "link.txt")
+    assert files_by_source(split, "in", "in/a.txt#weight=2") == [
+        (["b.txt", "c.txt", "d.txt"], 1),
+        (["a.txt"], 0),
+    ]
+    assert files_by_source(split, "link.txt", "in/*.txt") == [(["link.txt"], 0), (["b.txt"], 1)]
+    assert files_by_source(split, "in/deep#weight=2", here / "in") == [
+        (["c.txt", "d.txt"], 0),
+        (["a.txt", "b.txt"], 2),
+    ]
+    for sources, message in (
+        (["in", "in/deep"], "in/deep: holds no file .*; left out: 2 files of another source"),
+        (
+            ["in/a.txt", "./in/a.txt#weight=2"],
+            rf"\./in/a\.txt: is named twice for {split}; expected",
+        ),
+        (["link.txt", "in/a.txt"], rf"in/a\.txt: is named twice for {split}; expected once"),
+    ):
+        with pytest.raises(UserError, match=message):
+            files_by_source(split, *sources)
+
+
+def test_several_columns_of_a_file_are_several_texts(here):
+    os.mkdir("in")
+    rows = "".join(json.dumps({"question": f"why {n}?", "answer": f"{n}"}) + "\n" for n in range(9))
+    Path("in/a.jsonl").write_text(rows)
+    for place in ("in", "in/*.jsonl", "in/a.jsonl"):
+        sources = [f"{place}#column=question", f"{place}#column=answer"]
+        assert files_by_source("train", *sources) == [(["a.jsonl"], 0), (["a.jsonl"], 0)]
+
+
+def test_a_data_set_of_the_hub_that_is_named_twice_is_refused(here):
+    names = ["hf:some/name#split=test", "hf:some/name#split=test,weight=2"]
+    with pytest.raises(UserError, match="hf:some/name: is named twice for train; expected once"):
+        prepare(names, Path("data"), vocab_size=257)
+
+
 def test_hub_names_are_no_files_unless_they_are(here):
     assert Source.parse("hf:some/name#split=test").on_hub
     write("hf:some/name.txt")
@@ -317,6 +372,26 @@ def test_a_file_of_the_test_is_no_validation_text(here):
     with pytest.warns(LPAWarning, match=r"held/test\.txt: is text of two splits at once") as caught:
         prepare(["in"], Path("data"), vocab_size=257, **named)
     assert len(caught) == 1
+
+
+def test_what_datasets_writes_beside_its_tables_is_no_text(here):
+    """Its metadata, and what `map` keeps for a later call."""
+    import datasets
+
+    saved = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    saved.save_to_disk("in/one")
+    datasets.DatasetDict(train=saved, test=saved).save_to_disk("in/two")
+    datasets.load_from_disk("in/one").map(lambda row: {"text": row["text"] + "!"})
+    table = "in/one/data-00000-of-00001.arrow"
+    for place in ("in/one", "in/one/*", "in/**/one/*.*"):
+        assert names(place) == ([table], {"metadata and cache of datasets": 3})
+    assert names("in/two")[0] == [table.replace("one", name) for name in ("two/test", "two/train")]
+    # Elsewhere these are names as any other.
+    metadata = ["dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"]
+    write("tables/cache-1.arrow", *(f"text/deep/{name}" for name in metadata))
+    assert names("tables") == (["tables/cache-1.arrow"], {})
+    assert names("text") == ([f"text/deep/{name}" for name in metadata], {})
+    assert names("in/one/state.json")[0] == ["in/one/state.json"]
 
 
 @pytest.mark.parametrize("kind", ["run", "prepared"])

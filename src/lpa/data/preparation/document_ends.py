@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from lpa.data.sources.documents import Fragment
 
-# A shorter end is not held out where several documents together can give a longer one.
-_SHORTEST_END = 32
-# However little is held out, it is at least so many ends where the documents are long enough.
-_MIN_ENDS = 10
+# A shorter part is not taken where several documents together can give a longer one.
+_SHORTEST_PART = 32
+# However little is taken, it is at least so many parts where the documents are long enough.
+_MIN_PARTS = 10
 # The furthest that a cut moves to the end of a line or a word.
 MAX_SHIFT = 4096
 
@@ -44,23 +44,33 @@ def divide_documents(lengths: Sequence[int], fractions: dict[str, float]) -> lis
         lengths: of the documents, in characters.
         fractions: held-out split -> fraction of all characters.
     """
+    return [
+        DocumentParts(length - sum(sizes.values()), sizes["validation"], sizes["test"])
+        for length, sizes in zip(lengths, _divide(lengths, fractions), strict=True)
+    ]
+
+
+def share_of_documents(lengths: Sequence[int], fraction: float) -> list[int]:
+    """How many characters each document gives, such that all together they are this fraction."""
+    return [sizes["share"] for sizes in _divide(lengths, {"share": fraction})]
+
+
+def _divide(lengths: Sequence[int], fractions: dict[str, float]) -> Iterator[dict[str, int]]:
     total = sum(lengths)
     shortest = {
-        split: max(0.5, min(_SHORTEST_END, total * fraction / _MIN_ENDS))
-        for split, fraction in fractions.items()
+        name: max(0.5, min(_SHORTEST_PART, total * fraction / _MIN_PARTS))
+        for name, fraction in fractions.items()
     }
     due = dict.fromkeys(fractions, 0.0)
-    parts = []
     for length in lengths:
         left, sizes = length, {}
-        for split, fraction in fractions.items():
-            due[split] += length * fraction
-            enough = due[split] >= shortest[split]
-            sizes[split] = min(left, int(due[split] + 0.5)) if enough else 0
-            due[split] -= sizes[split]
-            left -= sizes[split]
-        parts.append(DocumentParts(left, sizes["validation"], sizes["test"]))
-    return parts
+        for name, fraction in fractions.items():
+            due[name] += length * fraction
+            enough = due[name] >= shortest[name]
+            sizes[name] = min(left, int(due[name] + 0.5)) if enough else 0
+            due[name] -= sizes[name]
+            left -= sizes[name]
+        yield sizes
 
 
 def cut_document(

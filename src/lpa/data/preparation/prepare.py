@@ -8,18 +8,19 @@ resumes from there and produces the same bytes, even where the text has been cor
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lpa.callbacks import ProgressCallback
 from lpa.data.document_limits import document_bos_token
 from lpa.data.manifest import SPLITS, TOKENIZER_DIRECTORY, Manifest
+from lpa.data.preparation.chunking import Chunker
 from lpa.data.preparation.encode_jobs import Encoding
 from lpa.data.preparation.encode_splits import Finished, encode_all
 from lpa.data.preparation.prepare_config import AllLeftOut, PrepareConfig, TokenizerChoice
 from lpa.data.preparation.shards import write_shards
-from lpa.data.preparation.splitting import SourceScan, scan_sources
+from lpa.data.preparation.splitting import SourceScan, SplitAssigner, scan_sources
 from lpa.data.preparation.tokenizer_text import tokenizer_training_text
 from lpa.data.preparation.work_directory import (
     RESULT_DIRECTORY,
@@ -43,6 +44,7 @@ from lpa.storage.outputs import (
     finish_directory,
     replace_directory,
     resolve_output,
+    written_files,
 )
 
 # What the marker of an output directory calls it.
@@ -153,7 +155,9 @@ def prepare(
         )
         if scan.documents == 0:
             raise UserError(f"{', '.join(map(str, sources))}: no text")
+        _check_text_left(config, scan)
         encoder = _get_tokenizer(partial, config, scan, tokenizer_choice, on_progress)
+        config.check_unchanged()
         encoding = Encoding(
             partial / TOKENIZER_DIRECTORY / "tokenizer.json",
             document_bos_token(encoder),
@@ -162,6 +166,7 @@ def prepare(
             parse_special_tokens=parse_special_tokens,
         )
         finished, left_out = encode_all(partial, config, scan, encoding, on_progress)
+        config.check_unchanged()
         on_progress("writing shards", 0, 0)
         return _finalize(
             partial, out, config, encoder, encoding, finished, left_out, overwrite=overwrite
@@ -178,18 +183,52 @@ def _list_splits(sources: dict[str, list[Source]], out: Path) -> dict[str, list[
     A directory or a pattern leaves out what is held out from its split: of training all held-out text, of
     validation that of the test, and of the test the files that are named for validation.
     """
-
-    def listed(split: str, held_out: Iterable[Path]) -> list[SourceFiles]:
-        return [list_files(source, output=out, held_out=held_out) for source in sources[split]]
-
-    def files(listed_sources: list[SourceFiles]) -> set[Path]:
-        return {file for source in listed_sources for file in source.files}
-
-    named = {Path(source.path) for source in sources["validation"] if os.path.isfile(source.path)}
-    test = listed("test", named)
-    validation = listed("validation", files(test) - named)
-    train = listed("train", files(validation) | files(test))
+    named = _named_files(sources["validation"])
+    test = _list_split("test", sources["test"], out, named)
+    validation = _list_split("validation", sources["validation"], out, _real_files(test) - named)
+    held_out = _real_files(validation) | _real_files(test)
+    train = _list_split("train", sources["train"], out, held_out)
     return {"train": train, "validation": validation, "test": test}
+
+
+def _list_split(
+    split: str, sources: list[Source], out: Path, held_out: set[str]
+) -> list[SourceFiles]:
+    """The sources of a split with their files.
+
+    A directory or a pattern leaves out what another source of the split names, and what an earlier
+    one reads the same column of.
+
+    Raises:
+        UserError: a file or a dataset on the hub is named twice.
+    """
+    named = _named_files(sources)
+    places: set[tuple[str, ...]] = set()
+    read: dict[str, set[str]] = {}  # column -> files that another source reads
+    listed = []
+    for source in sources:
+        elsewhere = read.setdefault(source.column, set(named))
+        files = list_files(source, output=out, held_out=held_out, elsewhere=elsewhere)
+        real = os.path.realpath(source.path)
+        if source.on_hub or real in named:
+            place = (real, str(source.name), source.split, source.column)
+            if place in places:
+                raise UserError(
+                    f"{source.path}: is named twice for {split}; expected once (with a weight of 2, "
+                    "training text is read twice)"
+                )
+            places.add(place)
+        elsewhere |= _real_files([files])
+        listed.append(files)
+    return listed
+
+
+def _named_files(sources: list[Source]) -> set[str]:
+    return {os.path.realpath(of.path) for of in sources if os.path.isfile(of.path)}
+
+
+def _real_files(listed: list[SourceFiles]) -> set[str]:
+    return {os.path.realpath(file) for of in listed for file in of.files}
 
 
 def _available_cores() -> int:
@@ -228,6 +267,29 @@ def _check_held_out_sources(config: PrepareConfig) -> None:
             raise UserError(f"--{split} {names}: no text")
 
 
+def _check_text_left(config: PrepareConfig, scan: SourceScan) -> None:
+    """Refuse splits for which the training sources leave no text before all text is encoded.
+
+    Whether whole documents leave any to hold out shows only when all are read.
+    """
+    for split, fraction in config.fractions.items():
+        if fraction and scan.parts is not None and not any(getattr(of, split) for of in scan.parts):
+            raise _no_text_left(split)
+    assigner = SplitAssigner(config.sources_by_split["train"], config.fractions, scan)
+    chunks = assigner.chunks(Chunker(None), lambda size: None, config.left_out()["train"])
+    if not any(chunk.split == "train" for chunk in chunks):
+        raise _no_text_left("train")
+
+
+def _no_text_left(split: str) -> UserError:
+    instead = (
+        "smaller fractions to hold out, or a larger weight"
+        if split == "train"
+        else f"a separate file, or a --{split}-fraction of 0"
+    )
+    return UserError(f"{split}: no text is left for it; give more text, {instead}")
+
+
 def _get_tokenizer(
     partial: Path,
     config: PrepareConfig,
@@ -255,7 +317,8 @@ def _get_tokenizer(
             )
     temporary = partial / "tokenizer.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    encoder.save_pretrained(temporary)
+    with written_files(temporary):
+        encoder.save_pretrained(temporary)
     if tokenizer_directory.exists():
         if changed := _changed_files(tokenizer_directory, temporary):
             warnings.warn(
@@ -302,7 +365,8 @@ def _finalize(
     result = partial / RESULT_DIRECTORY
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
-    shutil.copytree(partial / TOKENIZER_DIRECTORY, result / TOKENIZER_DIRECTORY)
+    with written_files(result):
+        shutil.copytree(partial / TOKENIZER_DIRECTORY, result / TOKENIZER_DIRECTORY)
     manifest = Manifest(
         tokenizer_sha256=tokenizer_hash(encoder),
         vocab_size=vocabulary_size(encoder),
@@ -319,10 +383,7 @@ def _finalize(
     )
     for split, contents in manifest.splits.items():
         if contents.tokens == 0:
-            raise UserError(
-                f"{split}: no text is left for it; give more text, a separate file, or "
-                f"a --{split}-fraction of 0"
-            )
+            raise _no_text_left(split)
     manifest.save(result)
     finish_directory(result, KIND)
     check_output_directory(out, KIND, overwrite=overwrite)  # another process may have been faster

@@ -1,10 +1,11 @@
 """What `lpa prepare` is asked to do: sources with their files, fractions to hold out, workers."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from lpa.data.sources.listing import LeftOut, SourceFiles
-from lpa.data.sources.source import escape_undecodable
+from lpa.data.sources.source import escape_undecodable, source_changed
 
 # Split -> what is left out of each of its sources.
 AllLeftOut = dict[str, list[LeftOut]]
@@ -25,6 +26,21 @@ class TokenizerChoice:
     chat_template: str | None
 
 
+class _FileState(NamedTuple):
+    """The size of a file in bytes, and when it was written; both -1 where there is none."""
+
+    size: int
+    mtime_ns: int
+
+
+def _file_state(file: Path) -> _FileState:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return _FileState(-1, -1)
+    return _FileState(status.st_size, status.st_mtime_ns)
+
+
 @dataclass
 class PrepareConfig:
     """What to prepare, and from what.
@@ -36,6 +52,8 @@ class PrepareConfig:
         fractions: held-out split -> fraction of the training sources.
         deduplicate: leave out training documents equal to an earlier one.
         workers: processes that encode.
+
+    Sizes and times of the files are those that they have when this is made.
     """
 
     sources_by_split: dict[str, list[SourceFiles]]
@@ -43,10 +61,28 @@ class PrepareConfig:
     deduplicate: bool
     workers: int
 
+    def __post_init__(self) -> None:
+        self._states = {
+            file: _file_state(file)
+            for sources in self.sources_by_split.values()
+            for listed in sources
+            for file in listed.files
+        }
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read if a file has changed since.
+
+        Raises:
+            UserError: a file has another size or time, or is gone.
+        """
+        for file, state in self._states.items():
+            if _file_state(file) != state:
+                raise source_changed(file)
+
     def size(self) -> int:
         """Bytes on disk of all files."""
         return sum(
-            file.stat().st_size
+            self._states[file].size
             for sources in self.sources_by_split.values()
             for listed in sources
             for file in listed.files
@@ -66,9 +102,9 @@ class PrepareConfig:
             for listed in sources:
                 fields = asdict(listed.source)
                 fields["files"] = [
-                    [str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns]
+                    [str(f.resolve()), *self._states[f]]
                     if paths
-                    else [escape_undecodable(f.name), f.stat().st_size]
+                    else [escape_undecodable(f.name), self._states[f].size]
                     for f in listed.files
                 ]
                 if not paths and not listed.source.on_hub:

@@ -14,12 +14,17 @@ from lpa.data.preparation.document_ends import (
     DocumentParts,
     cut_document,
     divide_documents,
+    share_of_documents,
 )
 from lpa.data.sources.documents import Fragment, read_fragments
 from lpa.data.sources.listing import LeftOut, SourceFiles
+from lpa.data.sources.source import source_changed
 
 # How much of a document decides its split, so that a long one need not be read to its end first.
 _HASHED_CHARACTERS = 2**16
+
+# Whole documents are held out, or chosen by a weight, where so many of them can be expected.
+_EXPECTED = 10
 
 # What is not taken in this pass over a source.
 _LEFT_OUT = ""
@@ -34,6 +39,18 @@ class SplitChunk(NamedTuple):
     is_last: bool
 
 
+class CutDocument(NamedTuple):
+    """A document that is cut.
+
+    Attributes:
+        parts: of each split.
+        share: the characters of training text that the part of a weight beyond a whole number takes.
+    """
+
+    parts: DocumentParts
+    share: int
+
+
 @dataclass
 class SourceScan:
     """What a first look at the sources found.
@@ -43,12 +60,21 @@ class SourceScan:
         parts: those of each, where there are too few of them to hold out whole ones.
         duplicates: numbers of documents equal to an earlier one, where asked for.
         first_documents: the number of the first document of each source, as far as it was looked at.
+        cut: source -> its documents, both counted from 0, where documents are cut: for held-out ends,
+            or since the weight of the source is not whole and there are too few to choose from.
     """
 
     documents: int = 0
     first_documents: list[int] = field(default_factory=list)
     parts: list[DocumentParts] | None = None
     duplicates: set[int] = field(default_factory=set)
+    cut: dict[int, dict[int, CutDocument]] = field(default_factory=dict)
+
+    def first_document(self, source_index: int) -> int:
+        """The number of the first document of a source; 0 where no number is asked for."""
+        if source_index < len(self.first_documents):
+            return self.first_documents[source_index]
+        return 0
 
 
 def scan_sources(
@@ -56,38 +82,92 @@ def scan_sources(
 ) -> SourceScan:
     """Count documents as far as needed, and find exact duplicates if asked to.
 
-    Whole documents are held out where ten of them can be expected for each split. Finding
-    duplicates takes 16 bytes of memory, and some of Python's, for each document.
+    Whole documents are held out where ten of them can be expected for each split, and a weight that
+    is not whole takes whole documents where it can expect ten. Finding duplicates takes 16 bytes of
+    memory, and some of Python's, for each document.
     """
-    needed = max((10 / fraction for fraction in fractions.values() if fraction), default=1)
-    result, lengths = SourceScan(), []
+    result = _scan_for_held_out(sources, fractions, deduplicate=deduplicate)
+    for index, listed in enumerate(sources):
+        parts = _parts_of_source(index, listed, result)
+        if parts is not None:
+            shares = share_of_documents(
+                [of.train for of in parts.values()], listed.source.weight % 1
+            )
+            cut = map(CutDocument, parts.values(), shares)
+            result.cut[index] = dict(zip(parts, cut, strict=True))
+    return result
+
+
+def _scan_for_held_out(
+    sources: Sequence[SourceFiles], fractions: dict[str, float], *, deduplicate: bool
+) -> SourceScan:
+    needed = max((_EXPECTED / fraction for fraction in fractions.values() if fraction), default=1)
+    result = SourceScan()
+    counted: list[_Measure] = []
     seen: set[bytes] = set()
+    repeated: set[bytes] = set()
     for source in sources:
         result.first_documents.append(result.documents)
-        length, end, digest = 0, 0, hashlib.blake2b(digest_size=16)
-        for fragment in read_fragments(source):
-            # Whitespace at the end is no text to hold out.
-            if stripped := len(fragment.text.rstrip()):
-                end = length + stripped
-            length += len(fragment.text)
-            if deduplicate:
-                digest.update(fragment.text.encode())
-            if not fragment.is_last:
-                continue
-            if deduplicate:
-                if digest.digest() in seen:
-                    result.duplicates.add(result.documents)
-                    end = 0
-                seen.add(digest.digest())
+        for document in _measure_documents(source):
+            is_repeated = document.digest in seen
+            seen.add(document.digest)
+            if is_repeated and deduplicate:
+                result.duplicates.add(result.documents)
+                document = document._replace(length=0)
+            elif is_repeated:
+                repeated.add(document.digest)
             result.documents += 1
             if result.documents - len(result.duplicates) <= needed:
-                lengths.append(end)
+                counted.append(document)
             elif not deduplicate:
                 return result
-            length, end, digest = 0, 0, hashlib.blake2b(digest_size=16)
     if result.documents - len(result.duplicates) < needed:
-        result.parts = divide_documents(lengths, fractions)
+        # What is held out of one of two equal documents would be training text by the other.
+        once = [0 if of.digest in repeated else of.length for of in counted]
+        result.parts = [
+            DocumentParts(of.length, 0, 0) if of.digest in repeated else parts
+            for of, parts in zip(counted, divide_documents(once, fractions), strict=True)
+        ]
     return result
+
+
+def _parts_of_source(
+    index: int, listed: SourceFiles, scan: SourceScan
+) -> dict[int, DocumentParts] | None:
+    """The documents of a source, counted from 0, with their parts; None where they are not cut."""
+    first = scan.first_document(index)
+    if scan.parts is not None:
+        end = (*scan.first_documents, scan.documents)[index + 1]
+        return dict(enumerate(scan.parts[first:end]))
+    broken = listed.source.weight % 1
+    if not broken:
+        return None
+    parts: dict[int, DocumentParts] = {}
+    for number, document in enumerate(_measure_documents(listed)):
+        if first + number not in scan.duplicates:
+            parts[number] = DocumentParts(document.length, 0, 0)
+        if len(parts) >= _EXPECTED / broken:
+            return None
+    return parts
+
+
+class _Measure(NamedTuple):
+    """The characters of a document without white space at its end, and a digest of its text."""
+
+    length: int
+    digest: bytes
+
+
+def _measure_documents(source: SourceFiles) -> Iterator[_Measure]:
+    read, length, digest = 0, 0, hashlib.blake2b(digest_size=16)
+    for fragment in read_fragments(source):
+        if stripped := len(fragment.text.rstrip()):
+            length = read + stripped
+        read += len(fragment.text)
+        digest.update(fragment.text.encode())
+        if fragment.is_last:
+            yield _Measure(length, digest.digest())
+            read, length, digest = 0, 0, hashlib.blake2b(digest_size=16)
 
 
 class SplitAssigner:
@@ -149,39 +229,37 @@ class SplitAssigner:
         self, source_index: int, pass_index: int, on_bytes: Callable[[int], None], left_out: LeftOut
     ) -> Iterator[tuple[str, Fragment]]:
         listed = self._sources[source_index]
-        # Where the survey did not come so far, no number of a document is asked for.
-        number = (
-            self._scan.first_documents[source_index]
-            if source_index < len(self._scan.first_documents)
-            else 0
-        )
         fragments = read_fragments(listed, on_bytes, left_out)
-        for first in fragments:
-            bounds = self._bounds(number, first.text, listed.source.weight, pass_index)
+        for index, first in enumerate(fragments):
+            bounds = self._bounds(source_index, index, first.text, pass_index)
             for split, fragment in cut_document(_one_document(first, fragments), bounds):
                 if split != _LEFT_OUT:
                     yield split, fragment
-            number += 1
 
-    def _bounds(self, number: int, head: str, weight: float, pass_index: int) -> list[Bound]:
-        """Where the splits of a document begin."""
+    def _bounds(self, source_index: int, index: int, head: str, pass_index: int) -> list[Bound]:
+        """Where the splits of a document begin, which is the `index`-th of its source."""
+        weight = self._sources[source_index].source.weight
+        number = self._scan.first_document(source_index) + index
         if number in self._scan.duplicates:
             return [Bound(0, _LEFT_OUT)]
+        documents = self._scan.cut.get(source_index)
         # Held-out text is scored once, whatever its weight in training.
-        if self._scan.parts is None:
-            split = assign_split(head, self._fractions)
+        split = "train" if self._scan.parts is not None else assign_split(head, self._fractions)
+        if documents is None or split != "train":
             copies = num_copies(head, weight) if split == "train" else 1
             return [Bound(0, split if pass_index < copies else _LEFT_OUT)]
-        return _bounds_of_parts(self._scan.parts[number], weight, pass_index)
+        if index not in documents:
+            raise source_changed(self._sources[source_index].source.path)
+        return _bounds_of_cut(documents[index], weight, pass_index)
 
 
-def _bounds_of_parts(parts: DocumentParts, weight: float, pass_index: int) -> list[Bound]:
-    """Of a document whose end is held out; of a broken weight, its part of the training text is taken."""
+def _bounds_of_cut(document: CutDocument, weight: float, pass_index: int) -> list[Bound]:
+    parts, share = document
     bounds, start = [Bound(0, "train")], parts.train
     if pass_index >= int(weight):
         # Well before what is held out, wherever that is cut in the end.
         last = parts.train - parts.shift
-        end = min(round(parts.train * (weight % 1)), last)
+        end = min(share, last)
         bounds.append(Bound(end, _LEFT_OUT, min(end, last - end, MAX_SHIFT) // 4))
     for split in ("validation", "test"):
         if size := getattr(parts, split):

@@ -5,8 +5,9 @@ import glob
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,14 @@ COMPRESSIONS = (".gz", ".zst")
 # These are read out of order, and are compressed inside.
 _NEVER_COMPRESSED = ("parquet", "arrow")
 _MANIFEST_HEAD = 2**16
+# What the library datasets writes beside tables, and what it lies beside then.
+_OF_DATASETS = {
+    "dataset_info.json": "*.arrow",
+    "dataset_infos.json": "*.arrow",
+    "state.json": "*.arrow",
+    "dataset_dict.json": "*/*.arrow",
+    "cache-*.arrow": "dataset_info.json",  # the result of an earlier `map`
+}
 
 
 class LeftOut:
@@ -85,7 +94,11 @@ def format_of(path: Path) -> str | None:
 
 
 def list_files(
-    source: Source, *, output: Path | None = None, held_out: Iterable[Path] = ()
+    source: Source,
+    *,
+    output: Path | None = None,
+    held_out: Collection[str] = (),
+    elsewhere: Collection[str] = (),
 ) -> SourceFiles:
     """The files that a source means.
 
@@ -96,7 +109,9 @@ def list_files(
     Args:
         source: what the user named.
         output: the directory that the command is going to write; nothing in it is a source.
-        held_out: files of splits that are held out from this one, which a directory or a pattern leaves out.
+        held_out: files of splits that are held out from this one, which a directory or a pattern
+            leaves out; as `os.path.realpath` names them.
+        elsewhere: files that other sources of this split read; likewise.
 
     Raises:
         UserError: there is no file, or what is named cannot be a source.
@@ -104,7 +119,6 @@ def list_files(
     if source.on_hub:
         return SourceFiles(source)
     location = source.path
-    held_out_files = {os.path.realpath(file) for file in held_out}
     if os.path.lexists(location) and not os.path.isdir(location):
         if reason := _unfit(location):
             raise UserError(f"{location}: {reason.message}")
@@ -112,7 +126,7 @@ def list_files(
             raise UserError(
                 f"--out {output}: holds the source {location}; choose another directory"
             )
-        if os.path.realpath(location) in held_out_files:
+        if os.path.realpath(location) in held_out:
             warnings.warn(
                 f"{location}: is text of two splits at once, so a model is tested on text that it was "
                 "trained or chosen with",
@@ -121,7 +135,7 @@ def list_files(
             )
         return SourceFiles(source, (Path(location),))
 
-    search = _Search(output, held_out_files)
+    search = _Search(output, held_out, elsewhere)
     if os.path.isdir(location):
         if reason := search.closed(location):
             raise UserError(f"{location}: {reason.message}; expected text")
@@ -152,11 +166,14 @@ class _Reason(NamedTuple):
 class _Search:
     """Collects the files below directories and those that a pattern matches."""
 
-    def __init__(self, output: Path | None, held_out: set[str]) -> None:
+    def __init__(
+        self, output: Path | None, held_out: Collection[str], elsewhere: Collection[str]
+    ) -> None:
         self.left_out = LeftOut()
         self._found: set[str] = set()
         self._output = output
         self._held_out = held_out
+        self._elsewhere = elsewhere
         self._entered: set[str] = set()
         self._closed: dict[str, _Reason | None] = {}
 
@@ -206,8 +223,12 @@ class _Search:
     def _add_file(self, name: str) -> None:
         if reason := _unfit(name):
             self._leave_out(reason.kind, name)
+        elif _is_of_datasets(Path(name)):
+            self._leave_out("metadata and cache of datasets", name)
         elif os.path.realpath(name) in self._held_out:
             self._leave_out("files of another split", name)
+        elif os.path.realpath(name) in self._elsewhere:
+            self._leave_out("files of another source", name)
         else:
             self._found.add(name)
 
@@ -308,6 +329,13 @@ def _unfit(name: str) -> _Reason | None:
     if status.st_size == 0:
         return _Reason("empty files", "is empty; expected text")
     return None
+
+
+def _is_of_datasets(path: Path) -> bool:
+    return any(
+        fnmatchcase(path.name, kind) and any(path.parent.glob(beside))
+        for kind, beside in _OF_DATASETS.items()
+    )
 
 
 def _is_hidden(name: str) -> bool:

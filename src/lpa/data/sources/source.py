@@ -103,6 +103,11 @@ def _split_options(text: str) -> tuple[str, str]:
     return named[-1] if named else (text, "")
 
 
+def source_changed(place: str | Path) -> UserError:
+    """The error of a file or source that was not the same in two passes over it."""
+    return UserError(f"{place}: changed while it was read; expected text that stays as it is")
+
+
 def escape_undecodable(name: str) -> str:
     """A file name as text: bytes in it that are not UTF-8 become escapes, which JSON can hold."""
     return name.encode(errors="backslashreplace").decode()
