@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from lpa.train.config import RunConfig
-from lpa.train.run_table import read_run
+from lpa.train.run_table import RunRow, read_run, sort_runs
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,47 @@ def test_sorting_puts_what_is_unknown_last(runs, lpa):
 def test_a_run_named_twice_is_shown_once(runs, lpa):
     rows = lpa("runs", runs / "lpa", runs / "lpa", "--json").json["runs"]
     assert [row["name"] for row in rows] == [str(runs / "lpa")]
+
+
+@pytest.mark.parametrize(
+    ("field", "ordered"),
+    [
+        ("rank", ["8", "8–64", "16 / 8", "16 / 32", "128", "preset", None]),
+        (
+            "state",
+            [
+                *("checkpoint at step 900 of 1,000", "checkpoint at step 1,000 of 1,000"),
+                *("checkpoint at step 1,000 of 10,000", "finished", "no checkpoint yet"),
+            ],
+        ),
+    ],
+)
+def test_numbers_in_text_are_sorted_as_numbers(field, ordered):
+    rows = [RunRow("run", **{field: value}) for value in sorted(ordered, key=str, reverse=True)]
+    assert [getattr(row, field) for row in sort_runs(rows, field)] == ordered
+
+
+def test_links_to_runs_are_followed_once_and_no_further(run, tmp_path, lpa):
+    shown = tmp_path / "shown"
+    shutil.copytree(run, shown / "real")
+    shutil.copytree(run, tmp_path / "scratch" / "far")
+    for name, target in {
+        "another-name": shown / "real",  # shown by its own
+        "far": tmp_path / "scratch" / "far",
+        "not-searched": tmp_path / "scratch",
+        "circle": shown,
+        "itself": shown / "itself",
+        "gone": tmp_path / "gone",
+        "file": run / "config.yaml",
+    }.items():
+        (shown / name).symlink_to(target)
+    finished = lpa("runs", shown, "--json")
+    assert finished.code == 0, finished.stderr
+    assert [row["name"] for row in finished.json["runs"]] == [f"{shown}/far", f"{shown}/real"]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "far").symlink_to(tmp_path / "scratch" / "far")
+    rows = lpa("runs", tmp_path / "links", tmp_path / "scratch", shown / "far", "--json").json
+    assert [row["name"] for row in rows["runs"]] == [f"{tmp_path}/scratch/far"]
 
 
 def test_no_runs(tmp_path, lpa):

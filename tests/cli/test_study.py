@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lpa.cli.study import _outcome_figures
+from lpa.cli.study import _outcome_figures, _slurm_parameters
 from lpa.storage.locks import lock_directory
 from lpa.study.design.grid import expand_grid
 from lpa.study.run_study import StudyOutcome
@@ -135,12 +135,36 @@ def test_data_without_held_out_text_are_refused(lpa, prepared, tmp_path):
             ("--executor", "slurm", "--slurm", "timeout_min=5", "--jobs", "2"),
             "--jobs: got 2 with --executor slurm",
         ),
+        (
+            ("--slurm", "slurm_setup=module load cuda"),
+            "--slurm slurm_setup: got 'module load cuda'; expected a list",
+        ),
+        (("--slurm", "slurm_srun_args=[a"), "--slurm slurm_srun_args: got '[a'; expected a list"),
     ],
 )
 def test_a_dry_run_refuses_the_executor_that_a_run_refuses(lpa, arguments, message):
     finished = lpa("study", "rank", "--scale", "tiny", "--dry-run", *arguments)
     assert (finished.code, finished.stderr.count("\n")) == (2, 1)
     assert message in finished.stderr
+
+
+def test_parameters_of_slurm_are_written_as_in_a_recipe():
+    given = {
+        "timeout_min": ("1440", 1440),
+        "mem_gb": ("7.5", 7.5),
+        "slurm_use_srun": ("false", False),
+        "slurm_time": ("1:30:00", "1:30:00"),
+        "slurm_mem": ("8G", "8G"),
+        "slurm_account": ("'12'", "12"),
+        "slurm_constraint": ("[rack1*2&rack2*4]", "[rack1*2&rack2*4]"),
+        "slurm_comment": ("one: two, =three", "one: two, =three"),
+        "slurm_setup": ("[module load cuda, export A=1]", ["module load cuda", "export A=1"]),
+        "slurm_srun_args": ("[--cpu-bind=none]", ["--cpu-bind=none"]),
+        "slurm_additional_parameters": ("{mail-type: BEGIN}", {"mail-type": "BEGIN"}),
+    }
+    parameters = _slurm_parameters([f"{key}={text}" for key, (text, _) in given.items()])
+    assert parameters == {key: value for key, (_, value) in given.items()}
+    assert parameters["slurm_use_srun"] is False
 
 
 def test_json_says_what_a_tuning_could_not_settle():
@@ -154,6 +178,7 @@ def test_json_says_what_a_tuning_could_not_settle():
     assert _outcome_figures(outcome) == {
         "failed": [],
         "tuned": {"none": {"optim.lr": 0.002}},
+        "tuned_file": "tuned.yaml",
         "at_edge": [{"variant": "none", "setting": "optim.lr", "value": 0.002}],
     }
     failed = StudyOutcome(outcome.study, [], tuned_file=Path("tuned.yaml"), problem="two failed")

@@ -112,7 +112,7 @@ def test_compiled_layers_have_the_gradients_of_plain_ones(mode, monkeypatch):
     loss, gradients = loss_and_gradients(small_model())
     model = small_model()
     apply_activation_checkpointing(model, mode)
-    compile_layers(model)
+    compile_layers(model, torch.device("cpu"))
     before = compile_seconds()
     again, others = loss_and_gradients(model)
     assert compile_seconds() > before
@@ -122,10 +122,13 @@ def test_compiled_layers_have_the_gradients_of_plain_ones(mode, monkeypatch):
         torch.testing.assert_close(gradient, others[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_no_compiler_is_one_line():
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_no_compiler_is_one_line(monkeypatch, has_gpu):
+    """For a model on the CPU, whatever else the machine has."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     # torch's own way to change a setting for a while: pytest's leaves this one deleted.
     with (
         torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
         pytest.raises(UserError, match=r"train.compile: found no C\+\+ compiler"),
     ):
-        compile_layers(small_model())
+        compile_layers(small_model(), torch.device("cpu"))

@@ -66,7 +66,7 @@ def test_layers_of_many_ranks_train_evaluate_and_write(graphs):
         ranks={"o_proj": ranks},
     )
     expected = train_evaluate_and_write(model)
-    compile_layers(model)
+    compile_layers(model, torch.device("cpu"))
     assert train_evaluate_and_write(model) == pytest.approx(expected, rel=1e-5)
     made = len(graphs)
     assert 3 * 9 <= made < 3 * 12  # equal layers share graphs
@@ -76,7 +76,7 @@ def test_layers_of_many_ranks_train_evaluate_and_write(graphs):
 
 def test_the_situations_of_a_layer_are_within_the_limit(graphs):
     model = small_model(num_hidden_layers=1)
-    compile_layers(model)
+    compile_layers(model, torch.device("cpu"))
     for positions in (None, DOCUMENTS, None, DOCUMENTS):
         train_evaluate_and_write(model, positions)
     assert len(graphs) <= _GRAPHS_PER_LAYER

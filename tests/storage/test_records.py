@@ -410,16 +410,24 @@ def test_a_study_is_read_without_a_damaged_curve_or_index(tmp_path):
     assert "runs/0123/metrics.jsonl: line 2: is not JSON" in said[1]
 
 
-def test_numbers_as_yaml_1_2_has_them(tmp_path):
-    text = "a: 1e-3\nb: -2E+4\nc: .5\nd: 1e3x\ne: 2024-01-01\nf: 0x10\n"
-    assert yaml.load(text, YamlLoader) == {
-        "a": 0.001,
-        "b": -20000.0,
-        "c": 0.5,
-        "d": "1e3x",
-        "e": "2024-01-01",
-        "f": 16,
-    }
+def test_numbers_as_yaml_1_2_has_them():
+    numbers = [1e-3, -2e4, 0.5, -5.0, 8.5, 1000.5, float("-inf"), 1000, 7, 0, 16]
+    text = "[1e-3, -2E+4, .5, -.5e1, 08.5, 1_000.5, -.inf, 1_000, +7, -0, 0x10]"
+    assert repr(yaml.load(text, YamlLoader)) == repr(numbers)
+    words = ["1e3x", "2024-01-01", "0100", "-010", "1:30", "1:30.5"]
+    assert yaml.load(f"[{', '.join(words)}]", YamlLoader) == words
+
+
+def test_what_only_yaml_1_1_takes_for_a_number_is_refused_in_its_place(tmp_path):
+    file = tmp_path / "ranks.yaml"
+    for text in ("0100", "1:30"):
+        file.write_text(f"q_proj: {text}\n")
+        with pytest.raises(UserError, match=rf"q_proj: got '{text}'; expected a whole number or"):
+            read_yaml(file, dict[str, int | None])
+        file.write_text(f"data: {{path: data}}\ntrain: {{steps: {text}}}\n")
+        for read in (RunConfig.load, check_recipe):
+            with pytest.raises(UserError, match=rf"train.steps: got '{text}'; expected a whole"):
+                read(file)
 
 
 def test_whole_numbers_may_stand_for_others_and_nothing_else_may(tmp_path):

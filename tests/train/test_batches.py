@@ -1,14 +1,18 @@
+import json
 import os
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers.small_runs import UnequalDocuments
 
 from lpa.data.dataset import TokenDataset, verify_shard
+from lpa.data.manifest import MANIFEST_FILE, Manifest
 from lpa.data.verification import VERIFIED_FILE
 from lpa.errors import UserError
+from lpa.storage.files import file_sha256
 from lpa.train.batches import BatchReader, TrainingData
 from lpa.train.config import DataConfig
 from lpa.train.distributed.process_group import World
@@ -72,8 +76,7 @@ def test_the_identity_is_of_tokens_and_tokenizer(prepared):
 
 
 def test_shards_are_verified_once_and_again_when_they_change(prepared, tmp_path, monkeypatch):
-    data = tmp_path / "data"
-    shutil.copytree(prepared, data, ignore=shutil.ignore_patterns(VERIFIED_FILE))
+    data = copy_data(prepared, tmp_path / "data")
     config = DataConfig(data, seq_len=32, verify=True)
     read = []
 
@@ -108,15 +111,85 @@ def test_shards_are_verified_once_and_again_when_they_change(prepared, tmp_path,
 
 
 def test_each_shard_is_verified_by_one_process(run_ranks, prepared, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(prepared, data, ignore=shutil.ignore_patterns(VERIFIED_FILE))
-    manifest = TrainingData(DataConfig(data, seq_len=32), 0, World.single_process("cpu")).manifest
-    (data / VERIFIED_FILE).unlink(missing_ok=True)
+    data = copy_data(prepared, tmp_path / "data")
     first, again = run_ranks(2, "verification.py", data, tmp_path / "names.json")
-    shards = [s.name for split in ("train", "validation") for s in manifest.split(split).shards]
+    shards = shard_names(data)
     assert first == [shards[0::2], shards[1::2]]
     assert all(first), "each process has a share"
     assert again == [[], []], "remembered for all"
+
+
+def test_each_copy_of_the_data_is_verified(run_ranks, prepared, tmp_path):
+    """Two machines with their own copy, two processes each."""
+    copies = [copy_data(prepared, tmp_path / name) for name in ("first", "second")]
+    first, again = run_ranks(4, "verification.py", *copies, tmp_path / "names.json")
+    shares = [names[half::2] for names in [shard_names(prepared)] for half in range(2)]
+    assert first == 2 * shares
+    assert again == 4 * [[]], "remembered in both"
+    (copies[1] / VERIFIED_FILE).unlink()
+    first, _ = run_ranks(4, "verification.py", *copies, tmp_path / "names.json")
+    assert first == [[], [], *shares]
+
+
+def test_machines_with_different_data_are_refused(run_ranks, prepared, tmp_path):
+    changes = {
+        "nothing": ([], {"source": {"files": ["elsewhere.txt"]}}),
+        "data.tokens": (["train-00000.npy"], {}),
+        "validation": (["validation-00000.npy"], {}),
+        "bos_token_id": ([], {"bos_token_id": 3}),
+        "vocab_size": ([], {"vocab_size": 301}),
+    }
+    for what, (shards, fields) in changes.items():
+        copy = copy_data(prepared, tmp_path / "copies" / what)
+        for name in shards:
+            change_shard(copy, name)
+        change_manifest(copy, lambda manifest, fields=fields: manifest.update(fields))
+    copy = copy_data(prepared, tmp_path / "copies" / "validation, lacking")
+    change_manifest(copy, lambda manifest: manifest["splits"].pop("validation"))
+    found = run_ranks(
+        2, "data_copies.py", prepared, tmp_path / "copies", tmp_path / "outcomes.json"
+    )
+    assert found.pop("nothing") == ["accepted", "accepted"]
+    for name, outcomes in found.items():
+        what = name.removesuffix(", lacking")
+        assert outcomes == [
+            "reported by another",
+            f"data.path: got {tmp_path / 'copies' / name}, which on rank 1 differs from that on rank 0 in "
+            f"{what}; expected the same data on all machines",
+        ]
+    assert len(found) == len(changes)
+
+
+def copy_data(data, copy):
+    """A copy of a data directory that no process has verified."""
+    return shutil.copytree(data, copy, ignore=shutil.ignore_patterns(VERIFIED_FILE))
+
+
+def shard_names(data):
+    splits = Manifest.load(data).splits
+    return [shard.name for split in ("train", "validation") for shard in splits[split].shards]
+
+
+def change_manifest(data, change):
+    file = data / MANIFEST_FILE
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+
+
+def change_shard(data, name):
+    """Another first token, of which the manifest knows."""
+    tokens = np.load(data / name)
+    tokens[0] += 1 if tokens[0] < 299 else -1
+    np.save(data / name, tokens)
+
+    def change(manifest):
+        for split in manifest["splits"].values():
+            for shard in split["shards"]:
+                if shard["name"] == name:
+                    shard["sha256"] = file_sha256(data / name)
+
+    change_manifest(data, change)
 
 
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])

@@ -19,6 +19,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from lpa.convert.conversion import factorize
 from lpa.errors import UserError
 from lpa.train import distillation
 from lpa.train.config import DistillConfig
@@ -60,7 +61,7 @@ def naive_loss(model, teacher, inputs, vocabulary, *, temperature, weight):
     return (1 - weight) * likelihood + weight * temperature**2 * divergence, divergence
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "low-rank head"])
 def test_loss_and_gradient_are_those_of_whole_logits(
     prepared, teacher, tmp_path, monkeypatch, kind
 ):
@@ -71,6 +72,11 @@ def test_loss_and_gradient_are_those_of_whole_logits(
         torch.manual_seed(1)
         Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
         teacher = tmp_path / "gemma"
+    elif kind == "low-rank head":
+        factorized = LlamaForCausalLM.from_pretrained(teacher)
+        factorize(factorized, projections="lm_head", rank=4)
+        teacher = tmp_path / "factorized"
+        factorized.save_pretrained(teacher)
     trainer = small_trainer(
         prepared,
         unequal=True,

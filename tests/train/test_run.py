@@ -20,7 +20,6 @@ from lpa.storage.locks import lock_directory, read_holder
 from lpa.storage.outputs import files_of
 from lpa.storage.run_directory import DAMAGED_METRICS_FILE, METRICS_FILE
 from lpa.train import run as run_module
-from lpa.train.checkpoint import store
 from lpa.train.checkpoint.store import list_checkpoints
 from lpa.train.config import RunConfig
 from lpa.train.distributed.process_group import World
@@ -154,6 +153,74 @@ def test_a_finished_run_stays_as_it_is(tmp_path, config, straight):
     assert {name: (straight / name).stat().st_mtime_ns for name in files_of(straight)} == before
 
 
+def test_a_finished_run_without_checkpoints_stays_when_its_launch_restarts(
+    lpa, prepared, tiny, tmp_path
+):
+    """As where torchrun restarts all processes since one was killed after the end of the run."""
+    run = tmp_path / "run"
+    command = ["train", "--data.path", prepared, *tiny, "--train.steps", 3, "--out", run, "--json"]
+    launch = {"TORCHELASTIC_RUN_ID": "my-run"}  # of whoever starts both commands
+    first = lpa(*command, "--checkpoint.every", 0, environment=launch)
+    assert first.code == 0, first.stderr
+    assert list_checkpoints(run) == []
+    before = {name: (run / name).stat().st_mtime_ns for name in files_of(run)}
+    again = lpa(*command, "--checkpoint.every", 0, environment=launch)
+    assert again.code == 0, again.stderr
+    assert again.json == first.json
+    assert {name: (run / name).stat().st_mtime_ns for name in files_of(run)} == before
+
+
+def test_a_run_that_was_removed_in_part_can_be_overwritten(tmp_path, config, straight, monkeypatch):
+    """The process that removes it is killed before each of its calls."""
+    calls = 0
+    while True:
+        run = tmp_path / str(calls)
+        shutil.copytree(straight, run)
+        child = os.fork()
+        if child == 0:
+            run_module.Trainer = BuiltNothing
+            kill_before_call(calls)
+            try:
+                train(config(), run, overwrite=True)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            break
+        run_module._check_run_directory(run, overwrite=True)
+        calls += 1
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert calls > 10
+
+
+class BuiltNothing:
+    """A trainer of which the process needs no more than that it was built."""
+
+    initial_weights = None
+
+    def __init__(self, *_, **__):
+        pass
+
+    def run(self):
+        os._exit(0)
+
+
+def kill_before_call(number: int) -> None:
+    """Kill this process before that one of the calls that remove or rename."""
+    before = iter(range(number))
+
+    def dying(function):
+        def wrapper(*arguments, **keywords):
+            if next(before, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return wrapper
+
+    for name in ("unlink", "rmdir", "replace"):
+        setattr(os, name, dying(getattr(os, name)))
+
+
 def test_an_extended_run_that_is_stopped_finishes(tmp_path, config, straight):
     run = tmp_path / "run"
     shutil.copytree(straight, run)
@@ -175,70 +242,6 @@ def test_an_extended_run_keeps_the_evaluation_of_its_first_end(tmp_path, config)
     train(config(steps=5), run, resume=True, allow_change=["train.steps"])
     assert read_metrics(run)[: len(before)] == before
     assert validations(run) == [2, 3, 4, 5]
-
-
-def test_the_best_model_of_a_first_end_stays_the_best_of_a_longer_run(tmp_path, config):
-    run = tmp_path / "run"
-    best = {"checkpoint": {"keep_best": True}, "eval_tokens": 0}
-    first = train(config(**best, steps=5, eval_every=4), run)
-    assert first.best_step == 5
-    result = train(
-        config(**best, steps=8, eval_every=4, optim={"lr": 20.0}),
-        run,
-        resume=True,
-        allow_change=["train.steps", "optim.lr"],
-    )
-    losses = {r["step"]: r["validation_loss"] for r in read_metrics(run) if "validation_loss" in r}
-    assert list(losses) == validations(run) == [4, 5, 8]
-    assert result.best_step == min(losses, key=losses.__getitem__) == 5
-    assert " in 5 steps" in (run / "best" / "README.md").read_text()
-
-
-def test_the_best_loss_is_one_of_the_part_that_is_evaluated(tmp_path, config):
-    run = tmp_path / "run"
-    best = {"checkpoint": {"keep_best": True}, "optim": {"lr": 0.02}, "steps": 8}
-    train(config(**best, eval_tokens=1, stop_at=4), run)
-    [kept] = store.resumable_checkpoints(run)
-    state = store.read_manifest(kept).state
-    assert state.best_eval_tokens == 1
-    result = train(config(**best, eval_tokens=0), run, resume=True)
-    losses = {
-        record["step"]: record["validation_loss"]
-        for record in read_metrics(run)
-        if "validation_loss" in record and record["step"] > 4
-    }
-    assert result.best_step == min(losses, key=losses.__getitem__)
-    assert f" in {result.best_step} steps" in (run / "best" / "README.md").read_text()
-
-
-def test_the_best_model_of_an_abandoned_future_goes(tmp_path, config):
-    run = tmp_path / "run"
-    every = {"every": 2, "keep_latest_k": 9, "keep_best": True}
-    train(config(steps=8, checkpoint=every, stop_at=6), run)
-    first = list_checkpoints(run)[0]
-    settings = config(steps=8, checkpoint=every, optim={"lr": 1e-5})
-    result = train(settings, run, resume=first, allow_change=["optim.lr"])
-    assert result.best_step > 2
-    assert f" in {result.best_step} steps" in (run / "best" / "README.md").read_text()
-
-
-def test_best_models_that_are_asked_for_later_are_kept_from_then_on(tmp_path, config):
-    run = tmp_path / "run"
-    rising = {"optim": {"lr": 0.3}, "steps": 8}
-    train(config(**rising, stop_at=4), run)
-    result = train(config(**rising, checkpoint={"keep_best": True}), run, resume=True)
-    assert result.best_step > 4
-    assert (run / "best" / "config.json").exists()
-
-
-def test_best_models_without_a_validation_split_are_refused(tmp_path, config):
-    data = tmp_path / "data"
-    prepare([bundled_corpus("test")], data, vocab_size=300, validation_fraction=0)
-    settings = config(checkpoint={"keep_best": True})
-    settings.data.path = data
-    with pytest.raises(UserError, match=r"checkpoint.keep_best: got true; expected data with a v"):
-        train(settings, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_leftovers_of_killed_processes_go(tmp_path, config):

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lpa.cli.parsing import (
     Count,
@@ -82,9 +82,18 @@ def main(argv: list[str]) -> None:
             on_progress=console.bar_per_task(display),
         )
     if arguments.json:
-        print(to_json(asdict(result)))
+        print(to_json(_figures(result)))
         return
     _print(arguments.preset, result)
+
+
+def _figures(result: "BenchResult") -> dict[str, Any]:
+    """The result, with the verdict on each low-rank model, as `--json` prints it."""
+    figures = asdict(result)
+    for name, model in result.models.items():
+        if name != "none":
+            figures["models"][name]["verdict"] = model.verdict
+    return figures
 
 
 def _format_ratio(model: "ModelMeasurements") -> str:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lpa.cli.parsing import Count, Parser, Seed, add_json_flag, add_overwrite_flag, to_json
+from lpa.cli.process import exit_with_error
 
 
 def build_parser() -> Parser:
@@ -33,6 +34,8 @@ def build_parser() -> Parser:
 
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
+    if arguments.overwrite and arguments.out is None:
+        exit_with_error("--overwrite: works only with --out")
 
     from lpa.display import console
     from lpa.study.demo.demo import run_demo
@@ -45,7 +48,8 @@ def main(argv: list[str]) -> None:
     )
     figures = {name: asdict(value) for name, value in result.figures.items()}
     if arguments.json:
-        print(to_json(figures))
+        written = {"out": str(out), "report": str(result.report), "samples": result.samples}
+        print(to_json(figures | written))
         return
 
     table = console.new_table(title="dense Transformer and LPA, same data, seed and steps")

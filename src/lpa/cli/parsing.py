@@ -13,7 +13,12 @@ from jsonargparse.typing import extend_base_type, register_type
 
 from lpa.cli.help_format import HelpFormatter, continue_line
 from lpa.cli.process import exit_with_error, one_line
-from lpa.cli.suggestions import explain_expression, explain_section, suggest_option
+from lpa.cli.suggestions import (
+    explain_expression,
+    explain_recipe,
+    explain_section,
+    suggest_option,
+)
 from lpa.display.logs import LEVELS, log_to_stderr
 from lpa.errors import UserError, expected_one_of
 from lpa.storage.records import describe_type, suggest_choice
@@ -94,6 +99,7 @@ class Parser(jsonargparse.ArgumentParser):
             epilog="examples:\n" + "\n".join(map(continue_line, examples.splitlines())),
             formatter_class=HelpFormatter,
             allow_abbrev=False,  # other code looks for options by their whole names
+            print_config=None,  # which would print what was parsed, and no recipe
         )
         self.arguments = self._positionals
         self.arguments.title = "arguments"
@@ -105,7 +111,7 @@ class Parser(jsonargparse.ArgumentParser):
         )
 
     def parse_args(self, args: Any = None, *argv: Any, **options: Any) -> Any:
-        """As argparse's; text that is not Unicode is refused, and numbers are plain int and float."""
+        """Parse as argparse does; text that is no Unicode is refused, numbers are plain int and float."""
         _refuse_what_is_no_text(list(sys.argv[1:] if args is None else args))
         try:
             arguments = super().parse_args(args, *argv, **options)
@@ -128,9 +134,7 @@ class Parser(jsonargparse.ArgumentParser):
         if found := re.search(r"unrecognized arguments: (.*)", message):
             return self._unknown_option(found[1])
         if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
-            return self._unknown_key(found[2], found[1] + ".")
-        if found := re.search(r"Option '(\S+)' is not accepted", message):
-            return self._unknown_key(found[1])
+            return self._unknown_key(found[1], found[2])
         if found := re.search(r"the following arguments are required: (.*)", message):
             return self._missing(found[1].split(", "))
         if found := re.search(
@@ -172,18 +176,16 @@ class Parser(jsonargparse.ArgumentParser):
     def _unknown_option(self, given: str) -> str:
         option = given.split("=")[0].split()[0]
         if not option.startswith("-"):
-            return f"unexpected argument {given}; `{self.prog} --help` lists what is accepted"
+            hint = explain_recipe(option) if "--config" in self._option_string_actions else ""
+            return f"unexpected argument {given}; `{self.prog} --help` lists what is accepted{hint}"
         meant = suggest_option(option, self._actions)
         return f"unknown option {given}; `{self.prog} --help` lists what is accepted{meant}"
 
-    def _unknown_key(self, key: str, prefix: str = "") -> str:
-        """A key of a recipe, below a prefix, or a section where there is none."""
-        names = [action.dest for action in self._actions if "." in action.dest]
-        if prefix:
-            keys = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        else:
-            keys = [name.split(".")[0] for name in names]
-        return f"unknown key {prefix}{key}; {expected_one_of(key, dict.fromkeys(keys))}"
+    def _unknown_key(self, section: str, key: str) -> str:
+        """A key of a recipe that the section does not have."""
+        names = [action.dest.partition(".") for action in self._actions]
+        keys = [name for of_section, _, name in names if of_section == section and name]
+        return f"unknown key {section}.{key}; {expected_one_of(key, keys)}"
 
     def _missing(self, destinations: list[str]) -> str:
         actions = {action.dest: action for action in self._actions}

@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from lpa.cli.parsing import (
     Count,
     Parser,
@@ -15,6 +17,7 @@ from lpa.cli.parsing import (
     exit_with_error,
     to_json,
 )
+from lpa.storage.records import YamlLoader, parse_value
 
 if TYPE_CHECKING:
     from lpa.study.design.grid import Study
@@ -166,14 +169,32 @@ def main(argv: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _slurm_parameters(given: list[str]) -> dict[str, int | str]:
-    parameters: dict[str, int | str] = {}
+# Parameters of submitit that are no single value; of the others, brackets and the like stay text.
+_SLURM_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("setup", "teardown", "srun_args"), list[str]),
+    "additional_parameters": dict[str, bool | int | float | str],
+}
+
+
+def _slurm_parameters(given: list[str]) -> dict[str, Any]:
+    parameters = {}
     for pair in given:
-        key, _, value = pair.partition("=")
-        if not key or not value:
+        key, _, text = pair.partition("=")
+        if not key or not text:
             exit_with_error(f"--slurm: got {pair}; expected KEY=VALUE, such as timeout_min=1440")
-        parameters[key] = int(value) if value.isdecimal() else value
+        parameters[key] = _slurm_value(key, text)
     return parameters
+
+
+def _slurm_value(key: str, text: str) -> Any:
+    """The value of a parameter, written as in a recipe."""
+    try:
+        value = yaml.load(text, YamlLoader)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        value = text
+    if kind := _SLURM_KINDS.get(key.removeprefix("slurm_")):
+        return parse_value(value, kind, field=f"--slurm {key}")
+    return value if isinstance(value, bool | int | float | str) else text
 
 
 def _grid_figures(study: "Study", seeds: int) -> dict[str, Any]:
@@ -248,6 +269,7 @@ def _outcome_figures(outcome: "StudyOutcome") -> dict[str, Any]:
     figures: dict[str, Any] = {"failed": failed}
     if outcome.tuned_file:
         figures["tuned"] = outcome.tuned
+        figures["tuned_file"] = str(outcome.tuned_file)
         figures["at_edge"] = [
             {"variant": group, "setting": name, "value": value}
             for group, name, value in outcome.short_axes

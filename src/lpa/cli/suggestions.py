@@ -43,12 +43,16 @@ def explain_section(section: str, value: str, actions: Iterable[Action]) -> str:
     of_section = {o: a for o, a in _leaf_options(actions).items() if o.startswith(prefix)}
     meant = _accepting(value, of_section) if value else None
     hint = f"; did you mean {meant} {value}?" if meant else ""
-    if Path(value).suffix in (".yaml", ".yml"):
-        hint = "; a recipe comes first, without an option"
     return (
         f"--{section}: got {value or 'nothing'}; {section} is a section of the recipe, so expected one of "
-        f"its options, such as {next(iter(of_section))}{hint}"
+        f"its options, such as {next(iter(of_section))}{explain_recipe(value) or hint}"
     )
+
+
+def explain_recipe(value: str) -> str:
+    """The end of an error about a value, where it is the name of a recipe."""
+    is_yaml = Path(value).suffix in (".yaml", ".yml")
+    return "; a recipe comes first, without an option" if is_yaml else ""
 
 
 def explain_expression(value: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,18 +44,17 @@ def build_parser() -> Parser:
   lpa train recipes/nano.yaml --data.path data --out runs/lpa --resume
   lpa train recipes/3b.yaml --dry-run --simulate""",
     )
-    # jsonargparse adds --print_config only where it finds its name beside the file's option.
-    vars(parser.arguments)["_print_config"] = "--print_config"
     parser.arguments.add_argument(
         "--config",
         action=ActionConfigFile,
         metavar="RECIPE",
         help="a YAML file such as recipes/nano.yaml, with the sections that are listed below",
     )
-    for action in parser._actions:
-        if action.dest == "print_config":
-            action.help = "print the recipe with all options applied, and exit"
-            action.metavar = ""
+    parser.arguments.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print the recipe with all options applied, and exit",
+    )
     parser.add_argument("--out", type=Path, help="the run directory to write")
     parser.add_argument(
         "--resume",
@@ -117,25 +117,29 @@ def main(argv: list[str]) -> None:
             "RECIPE: got nothing; expected a YAML file such as recipes/nano.yaml, or options in its place, "
             "at least --data.path DIR and --out RUN"
         )
-    # A recipe is a file of defaults, so it must be read before the options that change it.
     if not argv[0].startswith("-"):
         argv = ["--config", *argv]
-    settled = {word.split("=")[0].removeprefix("--train.") for word in argv}
-    for option, value in zip(argv, [*argv[1:], ""], strict=True):
-        if option == "--config" and value:
-            _check_recipe(Path(value), settled)
-        elif option.startswith("--config="):
-            _check_recipe(Path(option.removeprefix("--config=")), settled)
+    recipes, options = _split_recipes(argv)
+    settled = {word.split("=")[0].removeprefix("--train.") for word in options}
+    for recipe in recipes:
+        _check_recipe(Path(recipe), settled)
     parser = build_parser()
-    arguments = parser.parse_args(argv)
-    apply_option_precedence(arguments, argv)
+    arguments = parser.parse_args([*(f"--config={recipe}" for recipe in recipes), *options])
+    apply_option_precedence(arguments, options)
     config = run_config(parser, arguments)
+    _refuse_unused_options(config, options)
+    if arguments.print_config:
+        _print_config(config)
+        return
 
     from lpa.display import console
 
     console.silence_transformers()
     if arguments.allow_change and arguments.resume is None:
         exit_with_error("--allow-change: works only with --resume")
+    for option, given in (("--resume", arguments.resume), ("--overwrite", arguments.overwrite)):
+        if arguments.dry_run and given:
+            exit_with_error(f"{option}: works only without --dry-run, which writes nothing")
     if arguments.dry_run:
         _plan(config, arguments.processes, simulate=arguments.simulate, as_json=arguments.json)
     elif arguments.simulate:
@@ -148,6 +152,24 @@ def main(argv: list[str]) -> None:
         exit_with_error("--out: got nothing; expected the run directory to make")
     else:
         _train(config, arguments)
+
+
+def _split_recipes(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The recipes that `--config` names, and all other words.
+
+    A recipe is a file of defaults: the parser must read it before the options that change it.
+    """
+    recipes: list[str] = []
+    options: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word.startswith("--config="):
+            recipes.append(word.removeprefix("--config="))
+        elif word == "--config" and (recipe := next(words, "")):
+            recipes.append(recipe)
+        else:
+            options.append(word)
+    return recipes, options
 
 
 def apply_option_precedence(arguments: Any, argv: list[str]) -> None:
@@ -170,6 +192,27 @@ def apply_option_precedence(arguments: Any, argv: list[str]) -> None:
         arguments.train[other] = None
 
 
+# Field that a run with some settings ignores -> whether this one uses it, and with what it would.
+_USED: dict[str, tuple[Callable[["RunConfig"], object], str]] = {
+    "optim.decay_fraction": (lambda run: run.optim.schedule == "wsd", "--optim.schedule wsd"),
+    "train.sample_prompt": (lambda run: run.train.sample_every, "--train.sample_every STEPS"),
+    "train.sample_tokens": (lambda run: run.train.sample_every, "--train.sample_every STEPS"),
+    "distill.temperature": (lambda run: run.distill.teacher, "--distill.teacher MODEL"),
+    "distill.weight": (lambda run: run.distill.teacher, "--distill.teacher MODEL"),
+}
+
+
+def _refuse_unused_options(config: "RunConfig", argv: list[str]) -> None:
+    """Refuse options without effect; in a recipe, such fields may stand beside what makes use of them."""
+    given = {word.split("=")[0] for word in argv}
+    for field, (is_used, needed) in _USED.items():
+        section, _, name = field.partition(".")
+        settings = getattr(config, section)
+        changed = getattr(settings, name) != getattr(type(settings), name)
+        if f"--{field}" in given and changed and not is_used(config):
+            exit_with_error(f"--{field}: works only with {needed}")
+
+
 def run_config(parser: Parser, arguments: Any) -> "RunConfig":
     """What parsed arguments mean, checked.
 
@@ -184,6 +227,12 @@ def run_config(parser: Parser, arguments: Any) -> "RunConfig":
     sections = parser.instantiate_classes(arguments)
     sections.model = replace(sections.model, from_=source)
     return RunConfig(**{name: sections[name] for name in SECTIONS})
+
+
+def _print_config(config: "RunConfig") -> None:
+    from lpa.train.init_weights import with_source_seq_len
+
+    print(with_source_seq_len(config).to_yaml(), end="")
 
 
 def _train(config: "RunConfig", arguments: Any) -> None:

@@ -22,6 +22,7 @@ def build_dataloader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of samples `start` … `stop` - 1 of the stream, every `world_size`-th of them.
 
@@ -33,6 +34,7 @@ def build_dataloader(
         batch_size: samples per batch.
         rank, world_size: of this process among those that share the stream.
         num_workers: processes that read ahead; 0: this one reads when asked.
+        pin_memory: give batches in memory from which a GPU copies beside its other work.
 
     Yields:
         What the dataset gives, stacked: (batch_size, context).
@@ -43,7 +45,7 @@ def build_dataloader(
             batch_size=batch_size,
             sampler=range(start + rank, stop, world_size),
             num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             # The loader draws a seed for its workers; not from the generator that dropout draws from.
             generator=torch.Generator(),
             worker_init_fn=_leave_signals_to_the_parent,

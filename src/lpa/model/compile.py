@@ -9,16 +9,20 @@ from torch import nn
 from lpa.errors import UserError
 
 
-def compile_layers(model: nn.Module) -> None:
+def compile_layers(model: nn.Module, device: torch.device) -> None:
     """Let torch.compile fuse each decoder layer of a model, in place, without graph breaks.
 
     All layers of one shape share one compilation, which happens in the first step; the results of the
     compiler are kept on disk between runs, in the directory that TORCHINDUCTOR_CACHE_DIR names.
 
+    Args:
+        device: where the model will run; it may still be on the meta device.
+
     Raises:
         UserError: there is no compiler for the processor's code.
     """
-    _require_compiler()
+    if device.type == "cpu":  # on GPUs Triton brings its own compiler
+        _require_compiler()
     _raise_recompile_limits(len(model.model.layers))
     for layer in model.model.layers:
         layer.compile(fullgraph=True)
@@ -54,8 +58,6 @@ def _require_compiler() -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
-    if torch.cuda.is_available():
-        return  # Triton brings its own
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:

@@ -218,11 +218,21 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+# What YAML 1.1, which PyYAML reads, takes for a number or date, but YAML 1.2 does not.
+_OF_YAML_1_1 = ("int", "float", "timestamp")
+
+
 class YamlLoader(yaml.SafeLoader):
-    """Plain values alone, no key twice; as in YAML 1.2, `1e-3` is a number and a date is text."""
+    """Plain values alone, no key twice.
+
+    As in YAML 1.2, `1e-3` is a number; a date, `1:30` (in YAML 1.1 a number of base 60) and `0100` (octal
+    there) are text, which no field for numbers accepts.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012, PyYAML's own attribute
-        first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        first: [
+            (tag, form) for tag, form in resolvers if tag.rpartition(":")[2] not in _OF_YAML_1_1
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -236,11 +246,17 @@ class YamlLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+for _tag, _form in (
+    ("int", r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    (
+        "float",
+        r"[-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+        r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+    ),
+):
+    YamlLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(_form), list("-+.0123456789")
+    )
 
 
 def _is_unicode(text: str) -> bool:

@@ -12,6 +12,7 @@ LAUNCH_FILE = ".launch"
 
 FINAL_DIRECTORY = "final"
 BEST_DIRECTORY = "best"
+BEST_EVALUATION_FILE = "best.json"  # in the directory of the best model
 SCORES_DIRECTORY = "scores"  # of a study: further evaluations of the run, as JSON
 
 CHECKPOINTS_DIRECTORY = "checkpoints"

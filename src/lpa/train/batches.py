@@ -28,7 +28,8 @@ class TrainingData:
     """The tokens of a run: the stream to train on and the validation split.
 
     Raises:
-        UserError: the directory is no prepared one, or damaged, or its tokenizer is not the manifest's.
+        UserError: the directory is no prepared one, or damaged, or its tokenizer is not the manifest's, or
+            the machines have different copies of it.
     """
 
     def __init__(self, config: DataConfig, seed: int, world: World) -> None:
@@ -46,12 +47,34 @@ class TrainingData:
                 manifest=self.manifest,
             )
         )
+        self._check_same_on_all_ranks(world)
         has_validation = "validation" in self.manifest.splits
-        splits = ["train"] * config.verify + ["validation"] * has_validation
-        _verify_shards(path, self.manifest, splits, world)
         self.validation = run_on_all_ranks(
             lambda: TokenSplit(path, "validation", self.manifest) if has_validation else None
         )
+        splits = ["train"] * config.verify + ["validation"] * has_validation
+        _verify_shards(path, self.manifest, splits, world)
+
+    def _check_same_on_all_ranks(self, world: World) -> None:
+        """Each machine may have its own copy of the directory; what a run reads of them must be the same."""
+        validation = self.manifest.splits.get("validation")
+        own = self.fingerprints | {
+            "validation": [shard.sha256 for shard in validation.shards] if validation else None,
+            "vocab_size": self.manifest.vocab_size,
+            "bos_token_id": self.manifest.bos_token_id,
+            "eos_token_id": self.manifest.eos_token_id,
+        }
+        first = all_gather_objects(own)[0]
+
+        def check() -> None:
+            different = [name for name, value in own.items() if value != first[name]]
+            if different:
+                raise UserError(
+                    f"data.path: got {self._path}, which on rank {world.rank} differs from that on rank 0 in "
+                    f"{', '.join(different)}; expected the same data on all machines"
+                )
+
+        run_on_all_ranks(check)
 
     @property
     def document_end(self) -> int | None:
@@ -68,6 +91,12 @@ class TrainingData:
             )
 
     @property
+    def validation_fingerprint(self) -> str | None:
+        """The hash of the validation split; None where there is none."""
+        split = self.manifest.splits.get("validation")
+        return "+".join(shard.sha256 for shard in split.shards) if split else None
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """Field -> hash of what is trained on; the same tokens in another directory are the same."""
         return {
@@ -77,22 +106,36 @@ class TrainingData:
 
 
 def _verify_shards(path: Path, manifest: Manifest, splits: list[str], world: World) -> None:
-    """Verify the shards that have changed since they were verified, each by one process.
+    """Verify the shards that have changed since they were verified, each by one process that sees it.
 
-    The processes meet after each shard: none waits for another longer than one shard takes.
+    Processes share the work where they see the same files; each copy of the data is verified. All processes
+    meet after each shard: none waits for another longer than one shard takes.
     """
     shards = [shard for split in splits for shard in manifest.split(split).shards]
-    own_unverified = run_on_all_ranks(lambda: unverified_shards(path, shards))
-    unverified = all_gather_objects(own_unverified)[0]
-    is_long = sum(shard.tokens for shard in unverified) > _TOKENS_IN_SECONDS
+    seen = run_on_all_ranks(lambda: (_file_ids(path, shards), unverified_shards(path, shards)))
+    seen_by_rank = all_gather_objects(seen)
+    sharing = [rank for rank, (files, _) in enumerate(seen_by_rank) if files == seen[0]]
+    names = {shard.name for rank in sharing for shard in seen_by_rank[rank][1]}
+    unverified = [shard for shard in shards if shard.name in names]
+    own = unverified[sharing.index(world.rank) :: len(sharing)]
+    by_rank = all_gather_objects(own)
+    is_long = sum(shard.tokens for share in by_rank for shard in share) > _TOKENS_IN_SECONDS
     with console.progress_display(visible=world.is_main and is_long) as display:
-        bar = display.add_task("verifying shards", total=len(unverified), status="")
-        for start in range(0, len(unverified), world.size):
-            own = unverified[start + world.rank :][:1]
-            run_on_all_ranks(partial(_verify_all, path, manifest, own))
-            display.update(bar, advance=min(world.size, len(unverified) - start))
-    if world.is_main and unverified:
+        bar = display.add_task("verifying shards", total=sum(map(len, by_rank)), status="")
+        for turn in range(max(map(len, by_rank))):
+            run_on_all_ranks(partial(_verify_all, path, manifest, own[turn : turn + 1]))
+            display.update(bar, advance=sum(turn < len(share) for share in by_rank))
+    if world.rank == sharing[0] and unverified:
         remember_verified(path, unverified)
+
+
+def _file_ids(path: Path, shards: list[Shard]) -> list[tuple[int, int]]:
+    """Equal for two processes only where they see the same files, be it from different machines.
+
+    Copies may by chance have the same inode numbers, but no program that copies sets the time of change.
+    """
+    found = [(path / shard.name).stat() for shard in shards]
+    return [(status.st_ino, status.st_ctime_ns) for status in found]
 
 
 def _verify_all(path: Path, manifest: Manifest, shards: list[Shard]) -> None:
@@ -154,6 +197,7 @@ class BatchReader:
             rank=dp_rank,
             world_size=dp_size,
             num_workers=num_workers,
+            pin_memory=device.type == "cuda",
         )
 
     def next_step(self) -> list[MicroBatch]:

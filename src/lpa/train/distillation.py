@@ -65,7 +65,7 @@ class Distiller:
         self.teacher.requires_grad_(False).to(device)
         self.fingerprints = {"distill.weights": sha256}
         self._vocab_size = manifest.vocab_size
-        rows = self.teacher.get_output_embeddings().weight.shape[0]
+        rows = self.teacher.get_output_embeddings().out_features
         if rows < self._vocab_size:
             raise UserError(
                 f"distill.teacher {config.teacher}: has {rows} tokens and the data {self._vocab_size}; "

@@ -105,7 +105,7 @@ def plan_run(config: RunConfig, processes: int | None = None) -> RunPlan:
     Raises:
         UserError: a field that the run would refuse.
     """
-    config = with_source_seq_len(config)
+    config = with_source_seq_len(config.checked())
     shape = RunShape.of(config, processes)
     settings, layout = config.train, shape.layout
     with fake_process_group(shape.processes):

@@ -1,6 +1,5 @@
 """The model that a run starts with: drawn from its seed, or taken from a Hugging Face directory."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lpa.model.loading import generation_fields, model_directory, open_config
 from lpa.model.modeling_lpa import LPAForCausalLM
 from lpa.model.weight_checks import as_user_error, silence_loading
 from lpa.model.weights import Weights, open_weights
-from lpa.storage.files import write_text_atomic
+from lpa.storage.files import write_json
 from lpa.storage.records import read_json
 from lpa.storage.run_directory import INITIAL_WEIGHTS_FILE
 from lpa.train.config import RunConfig
@@ -67,7 +66,7 @@ class InitialWeights:
         return cls(weights.sha256(), config.to_dict(), generation)
 
     def save(self, run: Path) -> None:
-        write_text_atomic(run / INITIAL_WEIGHTS_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        write_json(run / INITIAL_WEIGHTS_FILE, asdict(self))
 
     @classmethod
     def load(cls, run: Path) -> "InitialWeights":
@@ -207,7 +206,11 @@ def check_same_tokenizer(field: str, directory: Path, data: Path) -> None:
 def check_same_vocabulary(
     field: str, path: Path, model_tokenizer: dict[str, int] | None, data: Path
 ) -> None:
-    """The same of tokens and their numbers, None where the model has none."""
+    """Refuse a model whose tokens or their numbers are not those of the data.
+
+    Args:
+        model_tokenizer: token -> number; None where the model has no tokenizer, and nothing is known.
+    """
     data_tokenizer = load_vocabulary(data / TOKENIZER_DIRECTORY)
     if (
         model_tokenizer is not None
@@ -274,7 +277,7 @@ def _meta_model(
     if config.optim.trainable == "factors":
         freeze_all_but_factors(model)
     if settings.compile:
-        compile_layers(model)
+        compile_layers(model, world.device)
     apply_activation_checkpointing(model, settings.activation_checkpointing)
     return model
 
@@ -320,7 +323,7 @@ def _has_own_head(weights: Weights) -> bool:
 
 
 def _check_fit(model: LPAForCausalLM, config: LPAConfig, weights: Weights) -> None:
-    """Before memory is taken: every parameter has a tensor of its shape, and every tensor a parameter."""
+    """Check that every parameter has a tensor of its shape, and every tensor a parameter."""
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for name, tensor in weights.tensors.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:

@@ -1,5 +1,6 @@
 """A run from its beginning, or from where it was left."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -11,6 +12,7 @@ from lpa.errors import LPAWarning, UserError
 from lpa.storage.files import write_text_atomic
 from lpa.storage.locks import lock_directory, read_holder
 from lpa.storage.outputs import (
+    MARKER_FILE,
     MODEL,
     Marker,
     check_output_directory,
@@ -35,6 +37,7 @@ from lpa.storage.run_directory import (
     TEST_FILE,
 )
 from lpa.train.checkpoint import store
+from lpa.train.checkpoint.best_model import holds_best, remove_best
 from lpa.train.checkpoint.resume_checks import (
     check_restarts,
     check_same_config,
@@ -42,11 +45,11 @@ from lpa.train.checkpoint.resume_checks import (
     read_saved_config,
     with_saved_choices,
 )
+from lpa.train.checkpoint.selection import find_intact, list_candidates
 from lpa.train.config import RunConfig
 from lpa.train.distributed.launch import agent_id
 from lpa.train.distributed.process_group import (
     LostRankError,
-    OtherRankFailedError,
     World,
     all_gather_objects,
     barrier,
@@ -55,11 +58,11 @@ from lpa.train.distributed.process_group import (
     is_of_an_exchange,
     missing_ranks,
     run_on_all_ranks,
+    run_on_main,
 )
 from lpa.train.init_weights import with_source_seq_len
 from lpa.train.logging.samples import drop_samples_after
 from lpa.train.result import RunResult, RunStopped
-from lpa.train.state import TrainState
 from lpa.train.trainer import Trainer
 
 # A run directory as its marker tells it: `--overwrite` removes these files, and refuses to with any other.
@@ -133,8 +136,7 @@ def train(
     if allow_change and not resume:
         raise UserError("--allow-change: works only with --resume")
     out = Path(out)
-    if not isinstance(config, RunConfig):
-        config = RunConfig.load(Path(config))
+    config = config.checked() if isinstance(config, RunConfig) else RunConfig.load(config)
     if isinstance(resume, str):
         resume = Path(resume)
     parallel = config.parallel
@@ -146,7 +148,7 @@ def train(
         restarted = _any_rank_finds(lambda: not _recorded_agents(out).isdisjoint(agents))
         with _lock_run(out, world, resume=bool(resume), restarted=restarted):
             if restarted:
-                resume = _any_rank_finds(lambda: bool(store.resumable_checkpoints(out)))
+                resume = _any_rank_finds(lambda: _can_resume(out))
                 overwrite = True
             if resume:
                 return _resume_run(config, out, world, agents, resume, allow_change, show_bar)
@@ -216,9 +218,9 @@ def _start_run(
     trainer = Trainer(config, out, world, show_bar=show_bar)
     barrier()  # nobody looks at `out` any more
     if world.is_main:
-        remove(content_of(out))
-        _record_launch(out, agents)
+        _remove_content(out)
         _MARKER.save(out)
+        _record_launch(out, agents)
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
         if trainer.initial_weights is not None:
             trainer.initial_weights.save(out)
@@ -234,35 +236,33 @@ def _resume_run(
     allow_change: Collection[str],
     show_bar: bool,
 ) -> RunResult | RunStopped:
-    saved = run_on_all_ranks(lambda: read_saved_config(out / CONFIG_FILE))
+    saved = run_on_main(lambda: read_saved_config(out / CONFIG_FILE))
+    config = run_on_all_ranks(lambda: with_source_seq_len(with_saved_choices(config, saved)))
 
-    def check() -> tuple[RunConfig, RunResult | None]:
-        resumed = with_source_seq_len(with_saved_choices(config, saved))
+    def find_work() -> RunResult | list[Path]:
         # From a checkpoint that is named, a finished run trains again.
-        asked = isinstance(checkpoint, Path)
-        result = None if asked else _finished_result(out, resumed.train.steps)
-        if result is None:
-            _checkpoints_to_try(out, checkpoint)
-            _check_models(out)
-        check_same_config(saved, resumed, allowed=allow_change)
-        return resumed, result
+        result = None if isinstance(checkpoint, Path) else _finished_result(out)
+        if result is not None and result.steps == config.train.steps:
+            return result
+        candidates = list_candidates(out, checkpoint)
+        _check_models(out)
+        return candidates
 
-    config, finished = run_on_all_ranks(check)
-    if finished is not None:
-        return finished
+    work = run_on_main(find_work)
+    run_on_all_ranks(lambda: check_same_config(saved, config, allowed=allow_change))
+    if isinstance(work, RunResult):
+        return work
     trainer = Trainer(config, out, world, resumed=True, show_bar=show_bar)
-    path = _load_checkpoint(trainer, out, checkpoint, allow_change)
+    path = _load_intact(trainer, work, allow_change)
     run_on_all_ranks(lambda: _check_steps(trainer.state.step, config.train.steps, path))
     run_on_all_ranks(lambda: check_restarts(saved, config, trainer.state.step))
-    forget_best = config.checkpoint.keep_best and _any_rank_finds(
-        lambda: not _holds_best(out, trainer.state)
-    )
-    if forget_best:
-        trainer.state.forget_best()
+    has_best = _check_best(trainer)
     barrier()
     if world.is_main:
-        if forget_best:
-            _remove_model(out / BEST_DIRECTORY)
+        if (
+            not has_best and config.checkpoint.keep_best
+        ):  # or it stays, and says of which step it is
+            remove_best(out)
         # What was found of the model before it is trained further.
         for found in (RESULT_FILE, TEST_FILE, f"{SCORES_DIRECTORY}/*.json"):
             remove(set(out.glob(found)))
@@ -275,23 +275,25 @@ def _resume_run(
     return trainer.run()
 
 
-def _holds_best(out: Path, state: TrainState) -> bool:
-    """Whether `best/` is the model that a checkpoint's best loss is of.
-
-    It is not where no such model was kept, or where the run goes back from a future that had a better one.
-    """
-    newest = [store.read_manifest(path).state for path in store.resumable_checkpoints(out)[:1]]
-    if any(
-        (after.best_step, after.best_loss) != (state.best_step, state.best_loss) for after in newest
-    ):
-        return False
-    return state.best_step is None or (out / BEST_DIRECTORY).is_dir()
+def _can_resume(out: Path) -> bool:
+    """Whether there is a checkpoint, or the result of a run that needed none."""
+    return bool(store.resumable_checkpoints(out)) or _finished_result(out) is not None
 
 
-def _remove_model(directory: Path) -> None:
-    """If it is one of ours; `_check_models` has looked into it."""
-    if directory.is_dir() and read_marker(directory) is not None:
-        remove([directory])
+def _check_best(trainer: Trainer) -> bool:
+    """Whether `best/` is the model of the best loss so far; forget a loss that no later one compares with."""
+    state, data = trainer.state, trainer.data.validation_fingerprint
+    if state.best_data not in (None, data):
+        if trainer.world.is_main:
+            _warn(
+                f"--resume: the validation split is not that of the best loss so far, of step "
+                f"{state.best_step}; the next evaluation is the first that counts"
+            )
+        state.forget_best()
+    has_best = run_on_main(lambda: holds_best(trainer.out, state))
+    if not has_best and trainer.config.checkpoint.keep_best:
+        state.forget_best()
+    return has_best
 
 
 def _check_steps(done: int, steps: int, checkpoint: Path) -> None:
@@ -310,19 +312,18 @@ def _with_dtype_for_all_ranks(config: RunConfig, world: World) -> RunConfig:
     return config.with_dtype(found.pop() if len(found) == 1 else "float32")
 
 
-def _finished_result(out: Path, steps: int) -> RunResult | None:
-    """The result of a run that has made so many steps and whose model is there; None where it has not."""
+def _finished_result(out: Path) -> RunResult | None:
+    """The result of a finished run whose model is there; None where there is none."""
     if not (out / RESULT_FILE).exists() or read_marker(out / FINAL_DIRECTORY) is None:
         return None
-    result = RunResult.load(out)
-    return result if result.steps == steps else None
+    return RunResult.load(out)
 
 
-def _load_checkpoint(
-    trainer: Trainer, out: Path, checkpoint: bool | Path, allow_change: Collection[str]
-) -> Path:
-    """Load the checkpoint asked for, or the latest that is intact, if it is one of this run."""
-    path, fingerprints = _find_intact(trainer, out, checkpoint)
+def _load_intact(trainer: Trainer, candidates: list[Path], allow_change: Collection[str]) -> Path:
+    """Load the first checkpoint that is intact, if what it was trained on is what the run trains on now."""
+    for left in store.unfinished_checkpoints(trainer.out) if trainer.world.is_main else []:
+        _warn(f"{left}: is no complete checkpoint and is ignored")
+    path, fingerprints = find_intact(candidates, trainer.world)
     current = trainer.fingerprints
     run_on_all_ranks(
         lambda: check_unchanged(
@@ -337,50 +338,6 @@ def _load_checkpoint(
     return path
 
 
-def _find_intact(
-    trainer: Trainer, out: Path, checkpoint: bool | Path
-) -> tuple[Path, dict[str, str]]:
-    """The checkpoint to load and its identity; say loudly what was passed over."""
-    is_main = trainer.world.is_main
-    for left in store.unfinished_checkpoints(out) if is_main else []:
-        _warn(f"{left}: is no complete checkpoint and is ignored")
-    candidates = _checkpoints_to_try(out, checkpoint)
-    for path in candidates:
-        try:
-            return path, trainer.checkpointer.verify(path)
-        except (store.DamagedCheckpointError, OtherRankFailedError) as error:
-            if path == candidates[-1]:
-                raise
-            if isinstance(error, store.DamagedCheckpointError):
-                _warn(f"{error}; resuming from the checkpoint before it")
-    raise AssertionError("the last candidate is intact or raises")
-
-
-def _checkpoints_to_try(out: Path, checkpoint: bool | Path) -> list[Path]:
-    """Best first.
-
-    Raises:
-        UserError: there is none, or the one asked for is not of this run.
-    """
-    if isinstance(checkpoint, Path):
-        if checkpoint.resolve().parent != store.checkpoints_directory(
-            out
-        ).resolve() or not store.is_checkpoint_name(checkpoint):
-            raise UserError(
-                f"--resume: got {checkpoint}; expected a checkpoint of the run, such as "
-                f"{store.checkpoint_path(out, 100)}"
-            )
-        if not checkpoint.is_dir():
-            raise UserError(f"--resume: {checkpoint}: no such checkpoint")
-        return [checkpoint]
-    found = store.resumable_checkpoints(out)
-    if not found:
-        raise UserError(
-            f"--resume: {out}: has no checkpoint that is complete; start a new run with another --out"
-        )
-    return found
-
-
 def _check_run_directory(out: Path, overwrite: bool) -> None:
     if not overwrite and (out / CONFIG_FILE).exists():
         raise UserError(
@@ -389,6 +346,21 @@ def _check_run_directory(out: Path, overwrite: bool) -> None:
         )
     check_output_directory(out, _MARKER.kind, overwrite=overwrite)
     _check_models(out)
+
+
+# No content of a run directory: what a process that was killed left there is no file of the user.
+_REMOVED = ".lpa.removed"
+
+
+def _remove_content(out: Path) -> None:
+    """Remove an earlier run but its marker, so that one that was removed in part can be removed again."""
+    removed = out / _REMOVED
+    remove(out.glob(_REMOVED))
+    for entry in list(content_of(out)):
+        if entry.name != MARKER_FILE:
+            # Whole: a directory without its files would not be known as one of a run.
+            os.replace(entry, removed)
+            remove([removed])
 
 
 def _check_models(out: Path) -> None:

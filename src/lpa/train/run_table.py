@@ -1,6 +1,7 @@
 """The results of the runs below a directory, or how far they are."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +73,18 @@ def list_runs(
     """
     if sort not in SORT_FIELDS:
         raise UserError(f"--sort: got {sort!r}; {expected_one_of(sort, SORT_FIELDS)}")
-    # Absolute only to find the same run once where one directory is within another.
     given = [directories] if isinstance(directories, str | Path) else directories
-    runs = {run.resolve(): run for root in given for run in find_runs(Path(root))}
+    found = [run for root in given for run in find_runs(Path(root))]
+    # The same run once where one directory is within another, or a link leads to it; not by the link's name.
+    found.sort(key=Path.is_symlink, reverse=True)
+    runs = {run.resolve(): run for run in found}
     return sort_runs([read_run(run, str(run)) for run in runs.values()], sort)
 
 
 def find_runs(root: Path) -> list[Path]:
-    """The run directories at or below `root`; nothing inside one is searched.
+    """The run directories at or below `root`, and those that links there lead to.
+
+    Nothing inside a run is searched, nor below a link that leads to another directory.
 
     Raises:
         UserError: `root` does not exist or holds none.
@@ -93,7 +98,7 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def _find(directory: Path) -> Iterator[Path]:
-    if (directory / CONFIG_FILE).exists():
+    if _is_run(directory):
         yield directory
         return
     try:
@@ -103,19 +108,37 @@ def _find(directory: Path) -> Iterator[Path]:
     except PermissionError:
         return
     for path in subdirectories:
-        if path.is_dir() and not path.is_symlink():  # a link could lead round in a circle
+        if path.is_symlink():  # not searched, as it could lead around in a circle
+            if _is_run(path):
+                yield path
+        elif path.is_dir():
             yield from _find(path)
 
 
+def _is_run(directory: Path) -> bool:
+    try:
+        return (directory / CONFIG_FILE).exists()
+    except PermissionError:
+        return False
+
+
 def sort_runs(rows: list[RunRow], field: str) -> list[RunRow]:
-    """By a field of `SORT_FIELDS`, upwards; rows without it come last."""
+    """Sort by a field of `SORT_FIELDS`, ascending; rows without it come last."""
 
     def key(row: RunRow) -> tuple[bool, Any]:
         value = getattr(row, field)
         missing = value is None or (isinstance(value, float) and math.isnan(value))
+        if field in ("rank", "state") and not missing:
+            value = _split_numbers(value)
         return missing, "" if missing else value
 
     return sorted(rows, key=key)
+
+
+def _split_numbers(text: str) -> list[str | int]:
+    """Text and the numbers in it, in turns: what orders `8` before `16`."""
+    parts = re.split(r"(\d[\d,]*)", text)
+    return [int(part.replace(",", "")) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def read_run(run: Path, name: str) -> RunRow:
@@ -207,7 +230,7 @@ def _read_config(run: Path, row: RunRow) -> None:
 
 
 def _source_model(file: Path) -> _ShownModel:
-    """Of the model that a run started from."""
+    """What is shown of the model that a run started from."""
     config = parse_value(
         read_json(file, dict[str, Any]).get("config"), dict[str, Any], where=file, field="config"
     )

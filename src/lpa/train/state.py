@@ -21,7 +21,10 @@ class TrainState:
         best_loss, best_step: the lowest validation loss so far and where it was.
         best_eval_tokens: the `train.eval_tokens` of that evaluation, 0 for the whole split; None where an
             earlier version did not say.
-        evaluation_pending: whether a signal ended the run within the evaluation of this step.
+        best_data: the hash of the validation split of that evaluation; None where an earlier version did not
+            say.
+        evaluation_pending: whether the evaluation of this step is still due: a signal came first, or it is
+            the final one, which follows the checkpoint of the last step.
         sample_pending: whether the text of `train.sample_every` is still due after this step.
         pending_loss, pending_distill_loss, pending_steps, pending_tokens, pending_seconds: sums since
             the last record in the metrics, so that a resumed run leaves the same records as one
@@ -38,6 +41,7 @@ class TrainState:
     best_loss: float | None = None
     best_step: Count | None = None
     best_eval_tokens: Count | None = None
+    best_data: str | None = None
     evaluation_pending: bool = False
     sample_pending: bool = False
     pending_loss: float = 0.0
@@ -62,6 +66,11 @@ class TrainState:
             return False
         return self.best_eval_tokens not in (None, limit) or not self.best_loss <= loss
 
+    def set_best(self, loss: float, limit: int, data: str | None) -> None:
+        """Remember the evaluation of this step as the best; `data` is the hash of the validation split."""
+        self.best_loss, self.best_step = loss, self.step
+        self.best_eval_tokens, self.best_data = limit, data
+
     def forget_best(self) -> None:
         """Begin anew with the next evaluation."""
-        self.best_loss = self.best_step = self.best_eval_tokens = None
+        self.best_loss = self.best_step = self.best_eval_tokens = self.best_data = None

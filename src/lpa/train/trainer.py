@@ -12,6 +12,7 @@ from lpa.scoring.perplexity import ValidationPerplexity
 from lpa.storage.run_directory import BEST_DIRECTORY, FINAL_DIRECTORY
 from lpa.train.batches import BatchReader, MicroBatch, TrainingData
 from lpa.train.checkpoint import store
+from lpa.train.checkpoint.best_model import BestEvaluation
 from lpa.train.checkpoint.checkpointer import Checkpointer
 from lpa.train.checkpoint.export import export_model
 from lpa.train.checkpoint.run_card import run_card
@@ -65,6 +66,7 @@ class Trainer:
         resumed: bool = False,
         show_bar: bool = False,
     ) -> None:
+        self._clock = RunClock(config.train.max_seconds)  # first, so that all that follows counts
         self.out = out
         self.world = world or World.single_process(config.train.device)
         self.dtype = resolve_dtype(config.train.dtype, self.world.device.type)
@@ -118,7 +120,6 @@ class Trainer:
         )
         self._flops_per_token = config.training_flops_per_token(self.model_config)
         self.timer = PhaseTimer()
-        self._clock = RunClock(config.train.max_seconds)
         self._stop_requests = StopRequests(self.world, self._clock.is_time_up)
         self._run_log = RunLog(config, out, is_main=self.world.is_main, show_bar=show_bar)
         self._reader: BatchReader | None = None  # from the first step on
@@ -126,7 +127,7 @@ class Trainer:
         self._grad_norm = 0.0  # of the last step
 
     def load(self, path: Path) -> None:
-        """Take up a checkpoint that `checkpointer.verify` has found intact."""
+        """Take up a checkpoint that is intact (`find_intact`)."""
         self.state = self.checkpointer.load(path)
         self._clock.resume(self.state)
         self._reader = None
@@ -304,7 +305,7 @@ class Trainer:
         stopping = self._stop_requests.should_stop or state.step == last
         if self._is_due(settings.log_every) or is_done:
             self._log_metrics()
-        # The last evaluation is that of the whole split, in _finish.
+        # The last evaluation is that of the whole split, in `_finish_run`.
         if self._is_due(settings.eval_every) and not is_done:
             if self._stop_requests.signal:
                 state.evaluation_pending = True
@@ -379,9 +380,8 @@ class Trainer:
         self._run_log.validation(state.step, result)
         if state.is_best(result.loss, limit, self.config.train.eval_tokens):
             keeps = self.config.checkpoint.keep_best
-            if not keeps or self.export(BEST_DIRECTORY, result, required=False):
-                state.best_loss, state.best_step = result.loss, state.step
-                state.best_eval_tokens = limit
+            if not keeps or self.export(BEST_DIRECTORY, result):
+                state.set_best(result.loss, limit, self.data.validation_fingerprint)
         return result
 
     def sample(self) -> None:
@@ -425,14 +425,15 @@ class Trainer:
         self._run_log.info(f"finished: the model is in {self.out / FINAL_DIRECTORY}")
         return result
 
-    def export(
-        self, name: str, validation: ValidationPerplexity | None, required: bool = True
-    ) -> bool:
+    def export(self, name: str, validation: ValidationPerplexity | None) -> bool:
         """Write the model as it is now, with what it scored, to a directory in the run's (`export_model`)."""
         card = run_card(self.config, self.model_config, self.data.manifest, self.state, validation)
         data, out = self.config.data.path, self.out / name
+        best = None
+        if name == BEST_DIRECTORY and validation:
+            best = BestEvaluation(self.state.step, validation.loss)
         return export_model(
             *(self.model, self.model_config, data, self.data.manifest, out, self.world, card),
             generation=self.initial_weights.generation if self.initial_weights else {},
-            required=required,
+            best=best,
         )

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from lpa.cli.bench import _print
+from lpa.cli.bench import _figures, _print
 from lpa.study.bench.benchmark import BenchResult, ModelMeasurements
 from lpa.study.bench.timing import median_ratio, time_interleaved
 
@@ -53,6 +53,13 @@ def test_what_rounds_differ_by_is_shown_where_there_are_several(half_iqr, cells,
     _print("nano", BenchResult(models, [], {"flops": 128, "measured": 64}))
     [row] = [line for line in capsys.readouterr().out.splitlines() if "step / dense" in line]
     assert " ".join(re.sub("[│|]", " ", row).split()) == f"step / dense {cells}"
+
+
+def test_json_has_the_verdict_on_each_low_rank_model():
+    ours = ModelMeasurements(step_ratio=0.9, step_ratio_half_iqr=0.01, flops_ratio=0.8)
+    models = _figures(BenchResult({"none": ModelMeasurements(), "all": ours}, {}, {}))["models"]
+    assert models["all"]["verdict"] == ours.verdict
+    assert "verdict" not in models["none"]
 
 
 @pytest.mark.slow

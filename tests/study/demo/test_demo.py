@@ -10,7 +10,7 @@ from helpers.study_runs import fork_workers
 from lpa.data import Manifest
 from lpa.errors import UserError
 from lpa.model import parameter_count, preset_config, training_flops_per_token
-from lpa.study.demo.demo import LEARNING_RATES, demo_config, train_both
+from lpa.study.demo.demo import LEARNING_RATES, PROMPT, demo_config, train_both
 from lpa.train.config import RunConfig
 
 KEYS = {
@@ -41,7 +41,10 @@ def demo(lpa, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_json_is_all_that_it_prints_and_holds_the_figures_of_both(demo):
     figures = json.loads((demo / "stdout.json").read_text())
-    assert set(figures) == {"dense", "lpa"}
+    assert set(figures) == {"dense", "lpa", "out", "report", "samples"}
+    assert (figures["out"], figures["report"]) == (str(demo), str(demo / "report.html"))
+    assert set(figures["samples"]) == {"dense", "lpa"}
+    assert all(text.startswith(PROMPT) for text in figures["samples"].values())
     assert set(figures["dense"]) == set(figures["lpa"]) == KEYS
     for name, placement in (("dense", "none"), ("lpa", "attention")):
         config = preset_config(
@@ -102,6 +105,14 @@ def test_the_report_stands_alone(demo):
         assert f"{figures[name]['parameters'] / 1e6:.2f}M" in page
     ratio = figures["lpa"]["test_perplexity"] / figures["dense"]["test_perplexity"]
     assert f"<td>{ratio:.3f}</td>" in page
+
+
+def test_nothing_is_overwritten_that_is_not_named(lpa, tmp_path):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    finished = lpa("demo", "--overwrite", cwd=tmp_path)
+    assert finished.code == 2
+    assert finished.stderr == "lpa: error: --overwrite: works only with --out\n"
+    assert not list((tmp_path / "runs" / "demo").iterdir())
 
 
 def test_a_directory_that_exists_is_spared(lpa, tmp_path):

@@ -12,10 +12,13 @@ import torch
 from helpers.small_runs import small_config, small_trainer
 from safetensors import safe_open
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.utils.data import DataLoader
 
 from lpa.errors import LPAWarning, UserError
 from lpa.model import LPAForCausalLM
 from lpa.train.checkpoint import store
+from lpa.train.checkpoint.checkpointer import Checkpointer
+from lpa.train.distributed.process_group import World
 from lpa.train.run import train
 
 
@@ -290,6 +293,74 @@ def test_a_checkpoint_from_before_any_update_is_loaded(prepared, tmp_path):
         trainer.train_step()
     for name, weight in weights(first).items():
         assert torch.equal(weight, weights(again)[name]), name
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_run_on_the_cpu_resumes_to_the_same_bits_where_a_gpu_is_visible(
+    prepared, tmp_path, monkeypatch, async_save
+):
+    fields = {"model": {"resid_pdrop": 0.1}, "checkpoint": {"async_save": async_save}}
+    first = started(prepared, tmp_path, **fields)
+    advance(first, 1)
+    first.save()
+    first.checkpointer.wait()
+    advance(first, 1)
+    touched = show_gpu(monkeypatch)
+    again = started(prepared, tmp_path, **fields)
+    again.load(store.list_checkpoints(tmp_path)[0])
+    advance(again, 1)
+    for name, weight in weights(first).items():
+        assert torch.equal(weight, weights(again)[name]), name
+    again.save()
+    again.checkpointer.wait()
+    assert touched == []
+
+
+def test_a_run_that_moves_from_the_cpu_to_a_gpu_keeps_its_random_numbers(
+    prepared, tmp_path, monkeypatch
+):
+    trainer = started(prepared, tmp_path)
+    trainer.save()
+    expected = torch.get_rng_state()
+    touched = show_gpu(monkeypatch)
+    checkpointer = Checkpointer(
+        tmp_path,
+        World(0, 1, torch.device("cuda")),
+        trainer.model,
+        trainer.optimizers,
+        rng_stream=0,
+        keep_latest_k=1,
+        async_save=False,
+    )
+    torch.manual_seed(7)
+    checkpointer.load(store.list_checkpoints(tmp_path)[0])
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert touched == ["get_rng_state"]  # which was not saved
+
+
+def show_gpu(monkeypatch) -> list[str]:
+    """Let torch say that there is a GPU; which of its functions are called."""
+    touched: list[str] = []
+
+    def get_rng_state() -> torch.Tensor:
+        touched.append("get_rng_state")
+        return torch.zeros(16, dtype=torch.uint8)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda _: touched.append("set_rng_state"))
+    monkeypatch.setattr(DataLoader, "__init__", without_pinning(DataLoader.__init__, touched))
+    return touched
+
+
+def without_pinning(initialize, touched: list[str]):
+    """Pinning needs a GPU, so it is noted and left out."""
+
+    def wrapper(self, *arguments, pin_memory=False, **keywords):
+        touched.extend(["pin_memory"] * pin_memory)
+        initialize(self, *arguments, **keywords)
+
+    return wrapper
 
 
 def test_a_run_that_ends_by_its_loss_has_completed_what_it_saved(prepared, tmp_path, monkeypatch):

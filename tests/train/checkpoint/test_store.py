@@ -135,9 +135,8 @@ def test_a_directory_in_the_way_gets_another_name(tmp_path):
         (lambda f: f.write_bytes(b"weighty"), r"shard.safetensors: its content is not what was"),
         (lambda f: f.write_bytes(b"weight"), r"shard.safetensors: has 6 bytes of 7"),
         (lambda f: f.write_bytes(b""), r"shard.safetensors: has 0 bytes of 7"),
-        (lambda f: f.unlink(), r"shard.safetensors: is missing"),
     ],
-    ids=["flipped", "truncated", "empty", "missing"],
+    ids=["flipped", "truncated", "empty"],
 )
 def test_a_damaged_file_is_named(tmp_path, damage, message):
     path = write_checkpoint(tmp_path, 10)
@@ -146,6 +145,22 @@ def test_a_damaged_file_is_named(tmp_path, damage, message):
     expected = store.read_manifest(path).files[file.name]
     with pytest.raises(store.DamagedCheckpointError, match=message):
         store.check_file(file, expected)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    path = write_checkpoint(tmp_path, 10)
+    (path / "shard.safetensors").unlink()
+    with pytest.raises(store.DamagedCheckpointError, match=r"shard.safetensors: is missing"):
+        store.check_names(path, store.read_manifest(path).files)
+
+
+def test_files_that_the_main_process_does_not_see_complete_no_checkpoint(tmp_path):
+    partial = store.partial_path(tmp_path, 10)
+    store.create_partial(partial)
+    files = {"shard.safetensors": store.StoredFile(7, "of another machine")}
+    with pytest.raises(OSError, match=r"shard.safetensors: is missing; expected a directory that"):
+        store.write_manifest(tmp_path, partial, {}, files)
+    assert store.list_checkpoints(tmp_path) == []
 
 
 @pytest.mark.parametrize("place", range(0, 400, 40))

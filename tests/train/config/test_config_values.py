@@ -1,12 +1,17 @@
 """Configurations from plain values: what is accepted, what is turned into what, what is named."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
+from helpers.small_runs import small_config
 
 from lpa.errors import UserError
-from lpa.train.config import RunConfig
+from lpa.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from lpa.train.dry_run import plan_run
+from lpa.train.run import train
 
 
 def test_a_configuration_comes_back_from_its_own_yaml():
@@ -56,3 +61,59 @@ def test_what_does_not_fit_is_named(section, values, message):
 def test_an_unknown_section_is_named():
     with pytest.raises(UserError, match="section: got optimizer; expected one of data, model"):
         RunConfig.from_dict({"data": {"path": "data"}, "optimizer": {}})
+
+
+def choices() -> list[tuple[str, type, str]]:
+    """Section, its class and name of each field that has choices."""
+    return [
+        (section, kind, field.name)
+        for section, kind in get_type_hints(RunConfig).items()
+        for field in fields(kind)
+        if Literal in map(get_origin, [field.type, *get_args(field.type)])
+    ]
+
+
+def test_fields_with_choices_are_found():
+    assert len(choices()) > 8
+
+
+@pytest.mark.parametrize(("section", "kind", "name"), choices())
+def test_a_wrong_choice_is_refused_in_python(section, kind, name):
+    with pytest.raises(UserError, match=rf"{section}.{name}: got 'cosin'; expected one of"):
+        kind(**{name: "cosin"})
+
+
+def test_values_of_another_type_are_refused_in_python():
+    with pytest.raises(UserError, match=r"train.compile: got 'false'; expected true or false"):
+        TrainConfig(compile="false")
+    with pytest.raises(UserError, match=r"optim.lr: got 'fast'; expected a number"):
+        OptimConfig(lr="fast")
+    with pytest.raises(UserError, match=r"data.path: got 5; expected a path"):
+        DataConfig(path=5)
+    assert OptimConfig(lr=1).lr == 1
+
+
+def test_a_field_that_was_set_is_checked_before_anything_is_written(prepared, tmp_path):
+    config = small_config(prepared)
+    config.optim.trainable = "factor"
+    for run in (lambda: train(config, tmp_path / "run"), lambda: plan_run(config)):
+        with pytest.raises(UserError, match=r"optim.trainable: got 'factor'; .*mean factors"):
+            run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokens_that_were_set_decide_the_steps(prepared, tmp_path):
+    config = small_config(prepared)
+    config.train.tokens = 3 * config.train.batch_size * config.data.seq_len
+    assert config.train.steps != 3
+    assert plan_run(config).steps == 3
+    assert train(config, tmp_path / "run").steps == 3
+    assert RunConfig.load(tmp_path / "run" / "config.yaml").train.steps == 3
+
+
+def test_configurations_that_share_a_section_do_not_change_each_other():
+    shared = TrainConfig(tokens=4096, batch_size=4)
+    short = RunConfig(data=DataConfig(Path("data"), seq_len=32), train=shared)
+    long = RunConfig(data=DataConfig(Path("data"), seq_len=64), train=shared)
+    assert (short.train.steps, long.train.steps) == (32, 16)
+    assert shared == TrainConfig(tokens=4096, batch_size=4)

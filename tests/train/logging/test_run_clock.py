@@ -2,8 +2,12 @@ import time
 
 import pytest
 import torch
+from helpers.small_runs import small_config
 
+from lpa.train import trainer as trainer_module
 from lpa.train.logging.run_clock import RunClock
+from lpa.train.result import RunStopped
+from lpa.train.run import train
 from lpa.train.state import TrainState
 
 
@@ -35,3 +39,16 @@ def test_a_resumed_run_continues_its_wall_time(now):
     assert not clock.is_time_up()
     now[0] += 1.0
     assert clock.is_time_up()
+
+
+def test_the_wall_time_of_a_run_begins_before_its_data_is_verified(prepared, tmp_path, monkeypatch):
+    open_data, perf_counter, passed = trainer_module.TrainingData, time.perf_counter, [0.0]
+
+    def slowly(*arguments):
+        passed[0] += 3600.0
+        return open_data(*arguments)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: perf_counter() + passed[0])
+    monkeypatch.setattr(trainer_module, "TrainingData", slowly)
+    config = small_config(prepared, steps=4, max_seconds=3000.0, loggers=[])
+    assert train(config, tmp_path / "run") == RunStopped(1, "train.max_seconds")

@@ -1,6 +1,6 @@
 """As ranks of one world: which shards each process verifies at the start of a run.
 
-verification.py DATA OUT
+verification.py DATA... OUT    (several directories are copies, each of as many ranks in a row)
 """
 
 import json
@@ -18,8 +18,9 @@ from lpa.train.distributed.process_group import (
 
 
 def main() -> None:
-    data, out = sys.argv[1:]
+    *copies, out = sys.argv[1:]
     world = init_process_group("cpu", timeout=60, long_timeout=60)
+    data = copies[world.rank * len(copies) // world.size]
     names = []
 
     def record(path, manifest, shard):

@@ -31,7 +31,7 @@ def take_first_steps(
     torch.manual_seed(0)
     model = LPAForCausalLM(config).to(tokens.device).train()
     if compiled:
-        compile_layers(model)
+        compile_layers(model, tokens.device)
     step = _training_step(model, tokens, dtype)
     for _ in range(2):
         step()

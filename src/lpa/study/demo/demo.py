@@ -37,7 +37,7 @@ LEARNING_RATES = {"dense": 4e-3, "lpa": 4e-3}
 
 @dataclass
 class DemoFigures:
-    """The figures of one model: the keys of `lpa demo --json`."""
+    """The figures of one model, by whose name `lpa demo --json` prints them."""
 
     parameters: int
     train_flops_per_token: int

@@ -5,7 +5,7 @@ and another number of processes, or another layout, reads back what it needs. No
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +30,7 @@ from lpa.train.distributed.process_group import (
     is_of_an_exchange,
     new_host_group,
     run_on_all_ranks,
+    run_on_main,
 )
 from lpa.train.optim.optimizers import Optimizers
 from lpa.train.state import TrainState
@@ -85,7 +86,10 @@ class Checkpointer:
             lambda: store.create_partial(partial) if self._world.is_main else None
         )
         content = {"state": asdict(state), "fingerprints": fingerprints, "torch": torch.__version__}
-        written = self._write(HuggingFaceStorageWriter(str(partial), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        if self._world.device.type != "cuda":  # or torch copies through any GPU that it sees
+            writer.per_thread_copy_ahead = 0
+        written = self._write(writer)
         self._pending = self._thread.submit(self._complete, written, partial, content)
         if not self._async_save:
             self.wait()
@@ -152,24 +156,8 @@ class Checkpointer:
 
         run_on_all_ranks(wrapped)
 
-    def verify(self, path: Path) -> dict[str, str]:
-        """Compare the files of a checkpoint with their checksums, every process some of them.
-
-        Returns:
-            The identity that the checkpoint was saved with.
-
-        Raises:
-            DamagedCheckpointError: a file of it is not what was written, by name.
-        """
-        manifest = store.read_manifest(path)
-        files = manifest.files
-        run_on_all_ranks(lambda: store.check_names(path, files))
-        own_files = sorted(files)[self._world.rank :: self._world.size]
-        run_on_all_ranks(lambda: store.check_files(path, {name: files[name] for name in own_files}))
-        return manifest.fingerprints
-
     def load(self, path: Path) -> TrainState:
-        """Take up a checkpoint that is intact: fill model and optimizers, set the random numbers.
+        """Take up a checkpoint that is intact (`find_intact`): model, optimizers and random numbers.
 
         Optimizer states that it does not have, or has in another shape, start fresh, and a warning says so.
 
@@ -191,10 +179,8 @@ class Checkpointer:
         if fresh and self._world.is_main:
             _warn_of_fresh_states(path, fresh)
         tensors = self._tensors()
-        random = [name for name in tensors if name.startswith("random/")]
-        missing = [name for name in random if name not in saved]
-        for name in missing:
-            # More streams than were saved: this one is new, as it would be in a run of that size.
+        # This process's stream is new where fewer were saved, and that of a GPU where a CPU saved them.
+        for name in [name for name in tensors if name.startswith("random/") and name not in saved]:
             tensors.pop(name)
         dcp.load(
             tensors,
@@ -202,9 +188,8 @@ class Checkpointer:
             process_group=self._group,
             no_dist=self._group is None,
         )
-        if not missing:
-            _restore_rng_states({name.rsplit("/", 1)[1]: tensors[name] for name in random})
-        return store.read_manifest(path).state
+        self._restore_rng_states(tensors)
+        return run_on_main(lambda: store.read_manifest(path)).state
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that is saved, by name; a tied weight under its first."""
@@ -215,9 +200,18 @@ class Checkpointer:
             for member in self._optimizers.members:
                 for key, value in member.state.get(parameter, {}).items():
                     tensors[f"optimizer/{key}/{name}"] = value
-        for device, state in _rng_states().items():
-            tensors[f"random/{self._rng_stream}/{device}"] = state
+        tensors[f"random/{self._rng_stream}/cpu"] = torch.get_rng_state()
+        if self._world.device.type == "cuda":
+            tensors[f"random/{self._rng_stream}/cuda"] = torch.cuda.get_rng_state()
         return tensors
+
+    def _restore_rng_states(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore the random states of this process that were saved."""
+        cpu, cuda = (tensors.get(f"random/{self._rng_stream}/{name}") for name in ("cpu", "cuda"))
+        if cpu is not None:
+            torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
 
 
 def _root_cause(error: BaseException) -> str:
@@ -252,16 +246,3 @@ def _init_optimizer_states(optimizers: Optimizers) -> None:
         member.zero_grad(set_to_none=True)
         for group, rate in zip(member.param_groups, rates, strict=True):
             group["lr"] = rate
-
-
-def _rng_states() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _restore_rng_states(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from lpa.errors import LPAWarning, UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.hub.model_card import CardContent
 from lpa.model.hub.model_directory import save_model
+from lpa.storage.files import write_json
 from lpa.storage.outputs import MODEL, atomic_directory
+from lpa.storage.run_directory import BEST_EVALUATION_FILE
 from lpa.train.checkpoint import store
+from lpa.train.checkpoint.best_model import BestEvaluation
 from lpa.train.distributed.meta_init import build_meta_model
-from lpa.train.distributed.process_group import World, all_gather_objects, run_on_all_ranks
+from lpa.train.distributed.process_group import World, run_on_main
 
 
 def export_model(
@@ -32,7 +35,7 @@ def export_model(
     card: CardContent,
     *,
     generation: Mapping[str, Any],
-    required: bool = True,
+    best: BestEvaluation | None = None,
 ) -> bool:
     """Write model and tokenizer to `out`, in place of what is there; every process takes part.
 
@@ -43,7 +46,8 @@ def export_model(
         card: what the model's card says, but for its title, the name of the run.
         generation: fields of the generation configuration of the model that the run started from, empty
             where there is none.
-        required: whether it is an error if they cannot be written, rather than a warning.
+        best: of the model in `best/`, and written beside it. The run can do without that model, so it is a
+            warning if it cannot be written.
 
     Returns:
         Whether they were written, the same in every process.
@@ -62,7 +66,7 @@ def export_model(
         except (OSError, UserError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             said = f"{out}: the model could not be written ({reason})"
-            if required:
+            if best is None:
                 raise UserError(
                     f"{said}; {store.last_complete(out.parent)}, so --resume"
                 ) from error
@@ -78,8 +82,10 @@ def export_model(
         with atomic_directory(out, MODEL, overwrite=True) as directory:
             save_model(plain, directory, replace(card, title=out.resolve().parent.name))
             copy_tokenizer(data / TOKENIZER_DIRECTORY, directory, config.max_position_embeddings)
+            if best is not None:
+                write_json(directory / BEST_EVALUATION_FILE, asdict(best))
 
-    return any(all_gather_objects(run_on_all_ranks(lambda: world.is_main and try_to_write())))
+    return run_on_main(try_to_write)
 
 
 def _generation_config(config: LPAConfig, generation: Mapping[str, Any]) -> GenerationConfig:

@@ -210,7 +210,15 @@ def write_manifest(
         partial: started with `create_partial`, its files written and synced.
         content: what the manifest says beside the files; JSON.
         files: name -> what `file_checksum` says of it.
+
+    Raises:
+        OSError: this process does not see one of the files.
     """
+    for name in files:
+        if not (partial / name).is_file():
+            raise FileNotFoundError(
+                f"{partial / name}: is missing; expected a directory that all machines share"
+            )
     expected_file = {name: asdict(file) for name, file in files.items()}
     manifest = {"format": _FORMAT, **content, "files": expected_file}
     write_text_atomic(
@@ -229,7 +237,7 @@ def write_manifest(
 
 
 def go_back_to(run: Path, step: int) -> None:
-    """Make a checkpoint the one that the run goes on from; those that do not lead to it count no more."""
+    """Make a checkpoint the latest of its run, and abandon those that do not lead to it."""
     steps = set(map(step_of, list_checkpoints(run)))
     leading = set(map(step_of, resumable_checkpoints(run)))
     # Of what leads to a checkpoint of an abandoned future, nothing is known.
@@ -304,7 +312,7 @@ def read_manifest(path: Path) -> CheckpointManifest:
 
 
 def check_names(path: Path, names: Iterable[str]) -> None:
-    """Refuse files that a checkpoint may not have: outside of it, links, or not in its manifest.
+    """Refuse a checkpoint without all the files of its manifest, or with others: outside of it, or links.
 
     Raises:
         DamagedCheckpointError: naming the file.
@@ -318,6 +326,8 @@ def check_names(path: Path, names: Iterable[str]) -> None:
             )
         if (path / name).is_symlink():
             raise DamagedCheckpointError(f"{path / name}: is a link; expected a file")
+        if not (path / name).is_file():
+            raise DamagedCheckpointError(f"{path / name}: is missing; the checkpoint is damaged")
     for entry in path.iterdir():
         if entry.name not in names | {CHECKPOINT_MANIFEST_FILE}:
             raise DamagedCheckpointError(f"{entry}: does not belong to the checkpoint; remove it")
@@ -327,10 +337,8 @@ def check_file(path: Path, expected: StoredFile) -> None:
     """Compare a file with what its checkpoint's manifest says.
 
     Raises:
-        DamagedCheckpointError: it is missing, shorter or longer, or has other content.
+        DamagedCheckpointError: it is shorter or longer, or has other content.
     """
-    if not path.is_file():
-        raise DamagedCheckpointError(f"{path}: is missing; the checkpoint is damaged")
     if path.stat().st_size != expected.bytes:
         raise DamagedCheckpointError(
             f"{path}: has {path.stat().st_size:,} bytes of {expected.bytes:,}; "

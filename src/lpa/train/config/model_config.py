@@ -7,7 +7,7 @@ from typing import Literal
 from lpa.errors import UserError
 from lpa.model.configuration_lpa import LPAConfig
 from lpa.model.presets import preset_config
-from lpa.train.config.field_ranges import require
+from lpa.train.config.field_ranges import check_types, require
 
 
 @dataclass
@@ -78,6 +78,7 @@ class ModelConfig:
     from_: Path | None = None
 
     def __post_init__(self) -> None:
+        check_types("model", self)
         self.from_ = None if self.from_ is None else Path(self.from_)
         for known in fields(self):
             value = getattr(self, known.name)

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lpa.train.config.field_ranges import MIN_FLOAT32, check_integer, check_positive, require
+from lpa.train.config.field_ranges import (
+    MIN_FLOAT32,
+    check_integer,
+    check_positive,
+    check_types,
+    require,
+)
 
 # Settings of single optimizers.
 _OPTIMIZERS_WITH = {
@@ -69,6 +75,7 @@ class OptimConfig:
     decay_fraction: float = 0.2
 
     def __post_init__(self) -> None:
+        check_types("optim", self)
         # Products of two of them must still have a float32; a clip without effect may be large.
         check_positive("optim", self, "lr", "eps", "down_lr_scale", "up_lr_scale", maximum=1e6)
         check_positive("optim", self, "max_grad_norm", maximum=1e30)

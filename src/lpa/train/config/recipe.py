@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lpa.errors import UserError
+from lpa.errors import UserError, expected_one_of
 from lpa.storage.records import parse_value, read_yaml
 from lpa.train.config import RunConfig, TrainConfig
 from lpa.train.config.sections import DEFAULT_SEQ_LEN
@@ -13,7 +13,7 @@ from lpa.train.config.sections import DEFAULT_SEQ_LEN
 def check_recipe(path: Path, settled: Collection[str] = ()) -> None:
     """Whether a file is a recipe whose values are of the declared types; options may add what it lacks.
 
-    Names of sections and fields are left to the parser of the command line.
+    Names of fields are left to the parser of the command line.
 
     Args:
         settled: fields of `train` that options decide, whatever the recipe says.
@@ -22,7 +22,11 @@ def check_recipe(path: Path, settled: Collection[str] = ()) -> None:
         UserError: naming the file and the field.
     """
     recipe = read_yaml(path, dict[str, Any])
-    for section, kind in get_type_hints(RunConfig).items():
+    sections = get_type_hints(RunConfig)
+    for name in recipe:
+        if name not in sections:
+            raise UserError(f"{path}: section: got {name}; {expected_one_of(name, sections)}")
+    for section, kind in sections.items():
         values = parse_value(recipe.get(section, {}), dict[str, Any], where=path, field=section)
         declared = get_type_hints(kind, include_extras=True)
         for name, value in values.items():

@@ -1,6 +1,6 @@
 """A whole run as its sections; what `config.yaml` holds."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -39,6 +39,9 @@ class RunConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
+        # As another configuration may share a section, and a field may have been set since it was checked.
+        for section in fields(self):
+            setattr(self, section.name, replace(getattr(self, section.name)))
         if not self.data.seq_len and self.model.from_ is None:
             self.data = replace(self.data, seq_len=DEFAULT_SEQ_LEN)
         if self.data.seq_len:
@@ -52,7 +55,7 @@ class RunConfig:
             )
 
     def training_flops_per_token(self, model: LPAConfig) -> int:
-        """Of a forward and a backward pass; matrices that are not trained have no gradient."""
+        """FLOPs of a forward and a backward pass; matrices that are not trained have no gradient."""
         return training_flops_per_token(model, self.data.seq_len, trainable=self.optim.trainable)
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,17 +67,25 @@ class RunConfig:
         sections["distill"]["teacher"] = None if teacher is None else str(teacher)
         return sections
 
+    def checked(self) -> "RunConfig":
+        """Copy the configuration, its fields checked and lengths resolved again, as some may have been set.
+
+        Raises:
+            UserError: a value that is not accepted.
+        """
+        return replace(self)
+
     def with_dtype(self, dtype: str) -> "RunConfig":
-        """The same run in another precision, which takes the place of `auto`."""
+        """Copy the configuration with another precision, which takes the place of `auto`."""
         if dtype == self.train.dtype:
             return self
         return replace(self, train=replace(self.train, dtype=dtype))  # type: ignore[arg-type]
 
     def with_seq_len(self, seq_len: int) -> "RunConfig":
-        """The same run with so many tokens per sample, where it says none."""
+        """Copy the configuration with so many tokens per sample, where it says none."""
         if self.data.seq_len:
             return self
-        return replace(self, data=replace(self.data, seq_len=seq_len), train=replace(self.train))
+        return replace(self, data=replace(self.data, seq_len=seq_len))
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "RunConfig":

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpa.train.config.field_ranges import MAX_PROCESSES, check_integer, check_positive, require
+from lpa.train.config.field_ranges import (
+    MAX_PROCESSES,
+    check_integer,
+    check_positive,
+    check_types,
+    require,
+)
 
 # Of a run that says no `data.seq_len`, without `model.from`; and the most that one with it takes.
 DEFAULT_SEQ_LEN = 256
@@ -31,6 +37,7 @@ class DataConfig:
     verify: bool = True
 
     def __post_init__(self) -> None:
+        check_types("data", self)
         self.path = Path(self.path)  # which Python code may give as text
         check_integer("data", self, "seq_len", minimum=0)
         check_integer("data", self, "num_workers", minimum=0, maximum=MAX_PROCESSES)
@@ -59,6 +66,7 @@ class ParallelConfig:
     long_timeout: float = 7200.0
 
     def __post_init__(self) -> None:
+        check_types("parallel", self)
         check_integer("parallel", self, "replicate", "shard", "tensor", maximum=2**20)
         check_positive("parallel", self, "timeout", "long_timeout", maximum=1e8)
 
@@ -82,6 +90,7 @@ class CheckpointConfig:
     async_save: bool = False
 
     def __post_init__(self) -> None:
+        check_types("checkpoint", self)
         check_integer("checkpoint", self, "every", minimum=0)
         check_integer("checkpoint", self, "keep_latest_k")
 
@@ -105,6 +114,7 @@ class DistillConfig:
     weight: float = 0.5
 
     def __post_init__(self) -> None:
+        check_types("distill", self)
         self.teacher = None if self.teacher is None else Path(self.teacher)
         check_positive("distill", self, "temperature", maximum=1e6)
         require(0 <= self.weight <= 1, "distill.weight", self.weight, "from 0 to 1")

@@ -10,6 +10,7 @@ from lpa.train.config.field_ranges import (
     MAX_PROCESSES,
     check_integer,
     check_positive,
+    check_types,
     require,
 )
 
@@ -80,6 +81,7 @@ class TrainConfig:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        check_types("train", self)
         check_integer("train", self, "steps", "batch_size", "log_every", "sample_tokens")
         check_integer("train", self, "batch_tokens", "micro_batch_size", "stop_at")
         check_integer("train", self, "tokens", maximum=2**63 - 1)
@@ -140,7 +142,7 @@ class TrainConfig:
             resolved = TrainConfig(**given)
             if seq_len:
                 resolved.resolve_length(seq_len)
-        except UserError:  # options may mend it; the whole configuration is checked later
+        except UserError:  # options may replace it; the whole configuration is checked later
             return
         for name, other in SAME_LENGTHS:
             if not {name, other} <= given.keys() or {name, other} & set(settled):

@@ -192,6 +192,17 @@ def run_on_all_ranks(function: Callable[[], T], group: dist.ProcessGroup | None 
     raise OtherRankFailedError
 
 
+def run_on_main(function: Callable[[], T]) -> T:
+    """Do work that may fail in the main process alone; all get its result, a small plain value.
+
+    Raises:
+        OtherRankFailedError: `function` failed, and this is not the main process.
+    """
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    results = all_gather_objects(run_on_all_ranks(lambda: function() if is_main else None))
+    return results[0]  # type: ignore[return-value]
+
+
 # In what gloo, NCCL and torch's store say of an exchange that failed.
 _OF_EXCHANGES = re.compile(r"gloo|nccl|c10d|socket|connection|timed? ?out", re.IGNORECASE)
 
