@@ -1,6 +1,7 @@
 """A GGUF file as a model of transformers, for what is to be done with it in torch."""
 
 import copy
+import math
 import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from transformers.modeling_gguf_pytorch_utils import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lpa.data.document_limits import begin_with_bos
-from lpa.data.tokenizer import as_generic, check_vocabulary, from_pretrained, vocabulary_size
+from lpa.data.model_tokenizer import check_model_tokenizer
+from lpa.data.tokenizer import as_generic, from_pretrained
 from lpa.errors import UserError
 from lpa.model.weight_checks import (
     as_user_error,
@@ -49,6 +51,21 @@ _KEEPS_WORDS = (
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
     *("jina-v5-nano", "tekken"),
 )
+# Keys of the metadata -> the fields of configurations that hold them, one for each architecture. transformers
+# reads a key for some architectures and leaves the others their defaults.
+_FIELDS = {
+    "attention.layer_norm_epsilon": (
+        *("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
+    ),
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
+    "attention.sliding_window": ("sliding_window",),
+    "attention.shared_kv_layers": ("num_kv_shared_layers",),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
+    "ssm.dt_b_c_rms": (),  # norms without weights, of Falcon Mamba
+}
+# Layers of those releases of Gemma whose queries llama.cpp scales by another width than a head's.
+_GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
 # Divisors of the frequencies of RoPE, one for each pair of features.
 _ROPE_DIVISORS = "rope_freqs.weight"
 # Keys of `{architecture}.rope.scaling` -> fields of transformers' `rope_parameters`.
@@ -107,6 +124,8 @@ def load_gguf(path: Path, field: str = "model") -> tuple[PreTrainedModel, PreTra
         _check_splitting(reader)
         tokenizer = _apply_splitting(from_pretrained(**source), reader)
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+        _set_fields(config, reader)
+        _set_rope(config, reader)
         _set_rope_scaling(config, reader)
         model, found = AutoModelForCausalLM.from_pretrained(
             **source,
@@ -119,7 +138,7 @@ def load_gguf(path: Path, field: str = "model") -> tuple[PreTrainedModel, PreTra
         check_missing_keys(model, found, UserError)
         _check_all_are_read(model, reader)
     _forget_quantization(model)
-    check_vocabulary(vocabulary_size(tokenizer), model.config, f"{where}: its tokenizer")
+    check_model_tokenizer(tokenizer, model.config, f"{where}: its tokenizer")
     return model.eval(), tokenizer
 
 
@@ -210,6 +229,66 @@ def _apply_splitting(tokenizer: Any, reader: Any) -> Any:
         if not is_said and tokenizer.bos_token is not None:
             begin_with_bos(tokenizer)
     return as_generic(tokenizer)
+
+
+def _set_fields(config: PreTrainedConfig, reader: Any) -> None:
+    """Write into a configuration what the metadata says and transformers does not read.
+
+    Raises:
+        UserError: the configuration cannot say it.
+    """
+    architecture = _content(reader, "general.architecture")
+    for key, fields in _FIELDS.items():
+        value = _content(reader, f"{architecture}.{key}")
+        if not value:  # zero: without
+            continue
+        field = next((field for field in fields if hasattr(config, field)), None)
+        if field is None:
+            raise UserError(f"{key}: got {value}, which is not read for {config.model_type}")
+        if not math.isclose(value, getattr(config, field) or 0, rel_tol=1e-6):  # of float32
+            setattr(config, field, value)
+    pattern = _content(reader, f"{architecture}.attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        layers = getattr(config, "layer_types", None) or []
+        if [bool(slides) for slides in pattern] != [kind == "sliding_attention" for kind in layers]:
+            raise UserError(
+                f"attention.sliding_window_pattern: got {pattern}; expected that of {layers}"
+            )
+    if hasattr(config, "query_pre_attn_scalar"):  # no key says it
+        is_27b = config.num_hidden_layers == _GEMMA_27B.get(config.model_type)
+        width = config.hidden_size // config.num_attention_heads if is_27b else config.head_dim
+        config.query_pre_attn_scalar = width
+
+
+def _set_rope(config: PreTrainedConfig, reader: Any) -> None:
+    """Write into a configuration the base of RoPE and how many features of a head it rotates.
+
+    Raises:
+        UserError: another number of features than the architecture can rotate.
+    """
+    rope = getattr(config, "rope_parameters", None)
+    if not rope:
+        return
+    prefix = f"{_content(reader, 'general.architecture')}.rope"
+    by_name = {
+        "freq_base": rope.get("full_attention", rope),
+        "freq_base_swa": rope.get("sliding_attention"),
+    }
+    for name, parameters in by_name.items():
+        base = _content(reader, f"{prefix}.{name}")
+        if base and parameters:
+            parameters["rope_theta"] = base
+    count = _content(reader, f"{prefix}.dimension_count")
+    if not count or "full_attention" in rope:
+        return
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if "partial_rotary_factor" in rope:
+        rope["partial_rotary_factor"] = count / width
+    rotated = int(width * rope.get("partial_rotary_factor", 1))
+    if count != rotated:
+        raise UserError(
+            f"rope.dimension_count: got {count}; expected {rotated}, which {config.model_type} rotates"
+        )
 
 
 def _set_rope_scaling(config: PreTrainedConfig, reader: Any) -> None:

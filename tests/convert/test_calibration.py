@@ -7,11 +7,11 @@ from helpers.architectures import tiny
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from lpa.convert.calibration import capture_layer_inputs, find_decoder_layers, input_moments
+from lpa.convert.calibration import capture_layer_inputs, input_moments
 from lpa.convert.factorize import factorize
 from lpa.convert.factorize_layers import factorize_layers
 from lpa.errors import UserError
-from lpa.model.surgery.projections import find_projections
+from lpa.model.surgery.projections import find_decoder_layers, find_projections
 
 pytestmark = pytest.mark.filterwarnings("ignore::lpa.errors.LPAWarning")
 

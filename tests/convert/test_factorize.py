@@ -184,6 +184,13 @@ def test_a_budget_by_command_line_plans_and_merges(lpa, source, tmp_path):
     )
     assert done.code == 0, done.stderr
     figures = done.json
+    # All of a text that is shorter than the default asks for, and the card says so.
+    tokens = figures["calibration_tokens"]
+    assert tokens % 32 == 0
+    assert 0 < tokens < 32768
+    assert f"text.txt: got {tokens:,} tokens; expected 32,768" in done.stderr
+    card = (tmp_path / "factorized" / "README.md").read_text()
+    assert f"svd-llm-update, with {tokens:,} tokens of text.txt" in card
     model = load(tmp_path / "factorized")
     assert model.num_parameters() == figures["parameters"] < figures["parameters_dense"]
     assert parameter_breakdown(model.config)["total"] == figures["parameters"]
@@ -206,6 +213,26 @@ def factorized_by(source, out, *flags):
         kind: [config.projection_rank(kind, layer) for layer in range(2)]
         for kind in config.projections
     }, load(out)
+
+
+def test_without_text_no_tokenizer_is_needed(source, tmp_path):
+    """As of a model that PEFT has merged, which its own `save_pretrained` wrote."""
+    tiny("gpt2").save_pretrained(tmp_path / "alone")
+    result = lpa.factorize(tmp_path / "alone", rank=4, out=tmp_path / "out")
+    assert result.calibration_tokens == 0
+    assert load(tmp_path / "out").num_parameters() == result.parameters
+    assert not list((tmp_path / "out").glob("*token*"))
+    text = ("--rank", 4, "--calibration-data", source / "text.txt")
+    assert "the directory has no tokenizer.json" in refused(tmp_path / "alone", *text)
+
+
+def test_calibration_text_with_tokens_that_a_live_model_has_not_is_refused(source):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source / "gpt2")
+    model = tiny("gpt2")
+    model.resize_token_embeddings(200)
+    options = {"calibration_data": source / "text.txt", "tokenizer": tokenizer, "seq_len": 32}
+    with pytest.raises(UserError, match=r"text\.txt: the text has tokens up to id \d+; expected"):
+        lpa.factorize(model, rank=4, **options)
 
 
 def test_a_budget_allocated_by_loss_is_kept(source, tmp_path):

@@ -3,13 +3,14 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.small_models import save_small_bloom
+from helpers.small_models import save_small_bloom, small_llama
+from helpers.tokenizer_kinds import word_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
 from lpa.data import bundled_corpus, prepare, read_documents
 from lpa.data.tokenizer import load_tokenizer, tokenizer_hash
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.eval.compare import compare, verdict
 from lpa.eval.perplexity import evaluate_perplexity
 
@@ -123,6 +124,26 @@ def test_too_little_text_is_refused(run, tmp_path):
     (tmp_path / "text.txt").write_text("Only a few words.")
     with pytest.raises(UserError, match="expected at least 10 to tell two models apart"):
         compare(run, run, tmp_path / "text.txt", device="cpu")
+
+
+def test_no_verdict_over_unknown_tokens_of_one_of_two_tokenizers(tmp_path):
+    (tmp_path / "lines.txt").write_text("the cat sat\n" * 40)
+    lines = f"{tmp_path / 'lines.txt'}#boundary=line"
+    texts = {"whole": ["the cat sat"], "other": ["sat the cat"], "poor": ["the cat"]}
+    tokenizers = {name: word_tokenizer(*text) for name, text in texts.items()}
+    model = small_llama(5)
+
+    def compared(a, b):
+        return compare(model, model, lines, tokenizer_a=tokenizers[a], tokenizer_b=tokenizers[b])
+
+    assert compared("whole", "other").measure == "bits_per_byte"
+    for a, b in (("whole", "poor"), ("poor", "whole")):
+        with pytest.raises(
+            UserError, match=r"40 of 160 tokens \(25\.00%\) of one are unknown ones"
+        ):
+            compared(a, b)
+    with pytest.warns(LPAWarning, match="unknown ones"):
+        assert compared("poor", "poor").change == 0
 
 
 @pytest.mark.parametrize(

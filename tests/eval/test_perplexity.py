@@ -1,17 +1,19 @@
 import json
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.small_models import save_small_bloom, small_llama
 from helpers.small_runs import small_config
-from transformers import AutoTokenizer
+from helpers.tokenizer_kinds import word_tokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from lpa.convert.merge import merge_directory
 from lpa.data import Manifest, load_split_tokens, prepare, read_documents
 from lpa.data.sources.source import bundled_corpus
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.perplexity import evaluate_perplexity
 from lpa.train.run import train
@@ -135,3 +137,44 @@ def test_a_context_beyond_the_models_is_refused(run, prepared, seq_len):
 def test_a_batch_of_nothing_is_refused(run, prepared):
     with pytest.raises(UserError, match="--batch-size: got 0; expected at least 1"):
         evaluate_perplexity(run, prepared, batch_size=0, device="cpu")
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_unknown_tokens_are_warned_of(tmp_path, is_prepared):
+    model, tokenizer = small_llama(8), word_tokenizer("the cat sat", "on a mat")
+    (tmp_path / "text.txt").write_text("the cat saw a dog")
+    source = f"{tmp_path / 'text.txt'}"
+    if is_prepared:
+        tokenizer.save_pretrained(tmp_path / "tokenizer")
+        prepare(
+            [source], tmp_path / "data", tokenizer=tmp_path / "tokenizer", validation_fraction=0
+        )
+        source = str(tmp_path / "data")
+    split = "train" if is_prepared else None
+    with pytest.warns(LPAWarning, match=r"2 of 6 tokens \(33\.33%\) are unknown ones"):
+        evaluate_perplexity(model, source, split=split, tokenizer=tokenizer)
+    (tmp_path / "text.txt").write_text("the cat sat on a mat")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LPAWarning)
+        evaluate_perplexity(model, tmp_path / "text.txt", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: word_tokenizer("the cat", eos_token=None), "has no end-of-text token"),
+        (ByT5Tokenizer, "is a ByT5Tokenizer, which the tokenizers library does not run"),
+    ],
+)
+def test_the_tokenizer_of_a_live_model_is_checked(make, message, held_out):
+    with pytest.raises(UserError, match=rf"^tokenizer: {message}"):
+        evaluate_perplexity(small_llama(8), held_out, tokenizer=make())
+
+
+def test_tokens_of_a_text_that_a_live_model_has_not(tmp_path):
+    tokenizer = word_tokenizer("the cat sat", "on a mat")
+    (tmp_path / "text.txt").write_text("the cat sat on a cat")
+    path = tmp_path / "text.txt"
+    assert evaluate_perplexity(small_llama(7), path, tokenizer=tokenizer).tokens == 6
+    with pytest.raises(UserError, match=r"text\.txt: the text has tokens up to id 6; .* at most 5"):
+        evaluate_perplexity(small_llama(6), path, tokenizer=tokenizer)

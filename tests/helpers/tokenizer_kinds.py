@@ -13,7 +13,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lpa.data import bundled_corpus, read_documents
 
@@ -54,6 +54,17 @@ def tokenizer_kind(name: str) -> Tokenizer:
     )
     tokenizer.train_from_iterator(read_documents([bundled_corpus("test")]), trainer)
     return tokenizer
+
+
+def word_tokenizer(*texts: str, eos_token: str | None = "<end>") -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words: `<unk>` is 0, `<end>` 1, and the words of the texts follow."""
+    words = ["<unk>", "<end>", *" ".join(texts).split()]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token=eos_token
+    )
 
 
 def save_with_bos(source: Path, directory: Path, bos: str = "<s>") -> int:

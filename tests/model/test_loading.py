@@ -22,7 +22,14 @@ from transformers import (
 import lpa
 from lpa.errors import LPAWarning, UserError
 from lpa.eval.loading import load_with_tokenizer
-from lpa.model.loading import load_model, model_directory, open_causal_config
+from lpa.lowrank import LowRankLinear
+from lpa.model.loading import (
+    load_model,
+    model_directory,
+    new_model,
+    open_causal_config,
+    open_config,
+)
 from lpa.model.weight_checks import limit_model_size
 
 sys.path.append(str(Path(__file__).parents[1] / "convert"))
@@ -239,6 +246,43 @@ def test_pairs_that_the_weights_do_not_have(factorized, ranks, message):
     with pytest.raises(UserError, match=message) as error:
         lpa.load(factorized)
     assert str(factorized) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("classify", [False, True])
+def test_a_new_model_has_pairs_where_the_saved_one_has(name, classify, tmp_path):
+    model = tiny(name)
+    lpa.factorize(model, "all", rank=4)
+    model.save_pretrained(tmp_path)
+    saved = load_model(tmp_path, classify=classify, dtype="float32")
+    torch.manual_seed(3)
+    new = new_model(tmp_path, open_config(tmp_path), classify=classify)
+    pairs = {n: m for n, m in new.named_modules() if isinstance(m, LowRankLinear)}
+    assert len(pairs) == len([m for m in saved.modules() if isinstance(m, LowRankLinear)]) > 0
+    theirs = dict(saved.named_parameters())
+    assert {n: p.shape for n, p in new.named_parameters()} == {
+        n: p.shape for n, p in theirs.items()
+    }
+    torch.manual_seed(3)
+    dense = dict(type(new)(tiny(name).config).named_parameters())
+    for path, pair in pairs.items():
+        assert not torch.equal(pair.down.weight, theirs[f"{path}.down.weight"])
+        # As large as the dense projection would be: GPT-2 draws some smaller than others.
+        expected = dense[f"{path}.weight"].std().item()
+        assert pair.to_dense().weight.std().item() == pytest.approx(expected, rel=0.3)
+        if pair.up.bias is not None:
+            assert torch.equal(pair.up.bias, dense[f"{path}.bias"])
+
+
+def test_a_new_model_is_not_drawn_where_the_weights_are_quantized(llama, tmp_path):
+    llama.save_pretrained(tmp_path)
+    quantized = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    edit_json(tmp_path / "config.json", quantized)
+    message = (
+        r"config\.json: quantization_config\.quant_method: got 'gptq'; expected low_rank or no"
+    )
+    with pytest.raises(UserError, match=message):
+        new_model(tmp_path, open_config(tmp_path), classify=True)
 
 
 def test_a_limit_of_size_ends_with_its_block(llama):

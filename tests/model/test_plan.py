@@ -166,6 +166,7 @@ def test_the_command_line_plans_presets_files_and_runs(lpa, run):
     for source in (run, run / "final" / "config.json"):
         assert lpa("plan", source, "--json").json["parameters"]["total"] == trained
     none = lpa("plan", run, "--placement", "none", "--json").json
+    assert (plan.json["seq_len"], none["seq_len"], none["dense"]["seq_len"]) == (2048, 32, 32)
     assert none["parameters"] == none["dense"]["parameters"]
 
 

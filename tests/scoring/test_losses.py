@@ -3,6 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_flash_attention_utils import _is_packed_sequence
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lpa.model import LPAConfig, LPAForCausalLM
 from lpa.scoring.losses import batch_nlls, token_losses
@@ -76,6 +78,31 @@ def test_losses_one_by_one_add_up_to_the_total(stride):
     total = batch_nlls(model, map(collate_windows, batches), device=torch.device("cpu")).sum()
     # The same float32 losses, from logits here and from the chunked head there.
     assert losses.sum() == pytest.approx(total, rel=1e-5)
+
+
+def flash_stand_in(module, query, key, value, attention_mask, *, position_ids, **kwargs):
+    """As transformers calls flash attention: it sees no mask, and the documents of a batch of one alone."""
+    mask = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
+    if _is_packed_sequence(position_ids, query.shape[0]):
+        documents = (position_ids[0] == 0).cumsum(0)
+        mask = mask & (documents[:, None] == documents)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return attended.transpose(1, 2), None
+
+
+def test_flash_attention_keeps_documents_of_a_batch_apart(monkeypatch):
+    torch.manual_seed(0)
+    config = LPAConfig(**SIZES, rank=4, intra_document_mask=True)
+    model = LPAForCausalLM(config).eval()
+    tokens = np.random.default_rng(0).integers(1, 50, 30)
+    tokens[[5, 13, 27]] = 0  # what ends a document
+    batch = list(sequence_windows(tokens, seq_len=10))
+    expected = token_losses(model, batch, eos_token_id=0)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", flash_stand_in)
+    model.config._attn_implementation = "flash_attention_2"
+    found = token_losses(model, batch, eos_token_id=0)
+    for row, expected_row in zip(found, expected, strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-5)
 
 
 def test_a_total_that_is_given_up_is_none():

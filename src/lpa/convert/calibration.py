@@ -14,6 +14,7 @@ from lpa.data.sources.documents import read_documents
 from lpa.data.sources.source import Source
 from lpa.data.text_encoder import TextEncoder
 from lpa.errors import UserError
+from lpa.model.surgery.projections import find_decoder_layers
 
 _BATCH_SIZE = (
     4  # windows at once; a layer's activations of them are all that is held beside the streams
@@ -48,23 +49,6 @@ def calibration_windows(text: str | Path, tokenizer: Any, *, tokens: int, seq_le
         )
     count = len(ids) // seq_len
     return torch.tensor(ids[: count * seq_len]).view(count, seq_len)
-
-
-def find_decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The decoder layers of a model and their name: its longest list of modules that is in no other.
-
-    A list within a list is part of a layer, as the experts of a mixture are.
-
-    Raises:
-        UserError: it has none.
-    """
-    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    if not lists:
-        raise UserError(
-            f"model: {type(model).__name__} has no list of layers to stream text through"
-        )
-    outer = [item for item in lists if not any(item[0].startswith(f"{n}.") for n, _ in lists)]
-    return max(outer, key=lambda item: len(item[1]))
 
 
 class _StopError(Exception):

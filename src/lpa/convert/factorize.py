@@ -1,6 +1,7 @@
 """A dense checkpoint as a model with low-rank projections."""
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,19 @@ from lpa.convert.factorize_layers import check_method, factorize_layers
 from lpa.convert.merge import TOKENIZER_FILES
 from lpa.convert.rank_budget import RankBudget, ranks_for_budget
 from lpa.convert.to_lpa import to_lpa_config, to_lpa_model
-from lpa.errors import UserError
+from lpa.data.model_tokenizer import load_model_tokenizer
+from lpa.data.tokenizer import (
+    check_vocabulary,
+    from_pretrained,
+    has_tokenizer,
+    tokenizer_hash,
+)
+from lpa.errors import LPAWarning, UserError
 from lpa.gguf_import import is_gguf, load_gguf
 from lpa.model.hub.model_card import CardContent, facts_of_card, short_name
 from lpa.model.hub.model_directory import save_model
 from lpa.model.loading import load_model, model_directory, open_config, positions_of
-from lpa.model.surgery.factorize import record_low_rank_modules
+from lpa.model.surgery.factorize import check_recordable, record_low_rank_modules
 from lpa.model.surgery.projections import (
     check_finite,
     check_not_quantized,
@@ -44,6 +52,7 @@ class FactorizeResult:
         relative_error: by kind of projection, √(Σ‖(W - B A) x‖² / Σ‖W x‖²) over layers and calibration
             text, or of the matrices themselves where there was no text.
         ranks: by projection; what is missing stayed dense.
+        calibration_tokens: how many were read, in whole windows; 0 without text.
     """
 
     model_class: str
@@ -53,6 +62,7 @@ class FactorizeResult:
     kv_bytes_per_token: int
     relative_error: dict[str, float]
     ranks: dict[str, int]
+    calibration_tokens: int
 
 
 def factorize(
@@ -64,6 +74,7 @@ def factorize(
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> tuple[PreTrainedModel, FactorizeResult]:
     """Factorize a model (in place) and give it the class that holds the result; see `factorize_layers`."""
+    check_recordable(model, ranks)
     before = model.num_parameters()
     cache = _full_cache_bytes(model)
     config = to_lpa_config(model, ranks)
@@ -85,13 +96,14 @@ def factorize(
         after,
         errors,
         dict(ranks),
+        0 if windows is None else windows.numel(),
     )
     return factorized_model, summary
 
 
 @torch.no_grad()
 def _full_cache_bytes(model: Any) -> int:
-    """Of the keys and values of one token, which may differ between layers; 0 where none are kept."""
+    """Bytes of the keys and values of one token in all layers; 0 where none are kept."""
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     cache = model(token, use_cache=True).get("past_key_values")
     kept = [
@@ -138,23 +150,23 @@ def factorize_directory(
 ) -> FactorizeResult:
     """Factorize the model of a Hugging Face directory or a GGUF file into a new directory.
 
-    Tokenizer, generation configuration and chat template come along. `out` appears once it is whole.
+    Tokenizer, generation configuration and chat template come along where there are any. `out` appears
+    once it is whole.
 
     Raises:
         UserError: bad input of any kind; nothing is written then.
     """
     check_output_directory(out, MODEL, overwrite=overwrite)
-    method = config.method or ("svd" if config.calibration_data is None else "svd-llm")
-    check_method(method, config.calibration_data is not None)
+    has_text = config.calibration_data is not None
+    method = config.method or ("svd-llm" if has_text else "svd")
+    check_method(method, has_text)
     check_ranks_given(config)
-    model, tokenizer = load_dense(source)
+    model, tokenizer = load_dense(source, needs_tokenizer=has_text)
     model.to(device)
     found = find_projections(model, config.placement, config.projections)
     for name, tensor in model.named_parameters():
         check_finite(name.removesuffix(".weight"), tensor.detach())
-    windows = None
-    if config.calibration_data is not None:
-        windows = windows_for(model, tokenizer, config)
+    windows = windows_for(model, tokenizer, config) if has_text else None
     ranks = choose_ranks(model, found, config, windows, method, on_progress=on_progress)
     factorized_model, summary = factorize(model, ranks, method, windows, on_progress=on_progress)
     with atomic_directory(out, MODEL, overwrite=overwrite) as directory:
@@ -166,14 +178,17 @@ def factorize_directory(
 def _save_tokenizer(tokenizer: Any, source: Path, directory: Path) -> None:
     """Write a tokenizer beside a model, in the files of its source unless these become another one there.
 
+    Without a tokenizer, the other files of the source are copied alone.
+
     transformers chooses the class of a tokenizer by the type of the model beside it, so the files of a
     Mistral, for one, can be read in another way beside an LPA model.
     """
-    tokenizer.save_pretrained(directory)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
     for file in _COPIED_FILES if source.is_dir() else ():
         if (source / file).is_file():
             shutil.copy(source / file, directory)
-    if _is_read_back(tokenizer, directory):
+    if tokenizer is None or _is_read_back(tokenizer, directory):
         return
     tokenizer.save_pretrained(directory)
     if not _is_read_back(tokenizer, directory):
@@ -184,8 +199,6 @@ def _save_tokenizer(tokenizer: Any, source: Path, directory: Path) -> None:
 
 def _is_read_back(tokenizer: Any, directory: Path) -> bool:
     """Whether transformers makes the same tokenizer of a directory."""
-    from lpa.data.tokenizer import from_pretrained, tokenizer_hash
-
     try:
         return tokenizer_hash(from_pretrained(directory)) == tokenizer_hash(tokenizer)
     # Of another library: the settings beside a SentencePiece model may ask for code.
@@ -200,7 +213,7 @@ def _card(
     text = ""
     if config.calibration_data is not None:
         text = (
-            f", with {config.calibration_tokens:,} tokens of {Path(config.calibration_data).name}"
+            f", with {summary.calibration_tokens:,} tokens of {Path(config.calibration_data).name}"
         )
     errors = ", ".join(f"{name} {error:.3f}" for name, error in summary.relative_error.items())
     return CardContent(
@@ -246,6 +259,7 @@ def choose_ranks(
 ) -> dict[str, int]:
     """The rank of each projection as the configuration says it; those that stay dense are missing."""
     if config.budget is not None:
+        check_recordable(model, dict.fromkeys(found, 1))
         return ranks_for_budget(
             model, found, config.budget, windows, method, on_progress=on_progress
         )
@@ -255,7 +269,13 @@ def choose_ranks(
 
 
 def windows_for(model: Any, tokenizer: Any, config: FactorizeConfig) -> Tensor:
-    """The calibration text in windows; (windows, context)."""
+    """The calibration text in windows; (windows, context).
+
+    Warns where there is less text than asked for.
+
+    Raises:
+        UserError: settings that do not fit the model, a text that is too short, or tokens that it has not.
+    """
     positions = positions_of(model.config)
     seq_len = min(512, positions or 512) if config.seq_len is None else config.seq_len
     if seq_len < 1 or (positions is not None and seq_len > positions):
@@ -266,24 +286,37 @@ def windows_for(model: Any, tokenizer: Any, config: FactorizeConfig) -> Tensor:
             f"--calibration-tokens: got {config.calibration_tokens}; expected at least a context of {seq_len}"
         )
     assert config.calibration_data is not None
-    return calibration_windows(
+    windows = calibration_windows(
         config.calibration_data, tokenizer, tokens=config.calibration_tokens, seq_len=seq_len
     )
+    text = f"--calibration-data {config.calibration_data}"
+    check_vocabulary(int(windows.max()) + 1, model.config, f"{text}: the text")
+    # Less than a window may be lost at the end of a text that is long enough.
+    if windows.numel() <= config.calibration_tokens - seq_len:
+        warnings.warn(
+            f"{text}: got {windows.numel():,} tokens; expected {config.calibration_tokens:,} "
+            "(--calibration-tokens); moments of few tokens are noisy, so give more text",
+            LPAWarning,
+            stacklevel=2,
+        )
+    return windows
 
 
-def load_dense(source: Path) -> tuple[Any, Any]:
+def load_dense(source: Path, *, needs_tokenizer: bool = True) -> tuple[Any, Any]:
     """The model, in its own dtype, and the tokenizer of a directory or a GGUF file.
+
+    Args:
+        needs_tokenizer: refuse a directory without one, in whose place None is returned otherwise.
 
     Raises:
         UserError: there is none, it cannot be loaded, or its weights are quantized.
     """
     if is_gguf(source):
         return load_gguf(source)
-    from lpa.data.tokenizer import load_model_tokenizer
-
     directory = model_directory(source)
     config = open_config(directory)
     check_quantization(config)
     model = load_model(directory, config=config)
     check_not_quantized(model)
-    return model, load_model_tokenizer(directory, model.config)
+    has_none = not needs_tokenizer and not has_tokenizer(directory)
+    return model, None if has_none else load_model_tokenizer(directory, model.config)

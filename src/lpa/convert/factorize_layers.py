@@ -13,13 +13,12 @@ from lpa.convert.calibration import (
     InputMoment,
     capture_layer_inputs,
     cross_moments,
-    find_decoder_layers,
     input_moments,
 )
 from lpa.errors import UserError, expected_one_of
 from lpa.lowrank import refit_up, squared_error, svd_factors, whitened_factors
 from lpa.model.surgery.low_rank_modules import dense_weight, low_rank_like, set_factors
-from lpa.model.surgery.projections import check_finite
+from lpa.model.surgery.projections import check_finite, find_decoder_layers
 
 METHODS = ("svd", "svd-llm", "svd-llm-update")
 

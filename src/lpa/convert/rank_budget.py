@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lpa.callbacks import ProgressCallback
-from lpa.convert.calibration import capture_layer_inputs, find_decoder_layers, input_moments
+from lpa.convert.calibration import capture_layer_inputs, input_moments
 from lpa.convert.rank_allocation import allocate_ranks
 from lpa.convert.to_lpa import to_lpa_config
 from lpa.errors import UserError, expected_one_of
 from lpa.lowrank import break_even_rank, svd_factors, tail_energies, whitened_factors
 from lpa.model.surgery.low_rank_modules import dense_weight, low_rank_like, set_factors
+from lpa.model.surgery.projections import find_decoder_layers
 
 QUANTITIES = ("parameters", "flops", "kv")
 CRITERIA = ("spectra", "loss")

@@ -143,6 +143,12 @@ def _is_found(backend: Any, token: str, number: int) -> bool:
     return any(number in encoding.ids for encoding in encodings)
 
 
+def unknown_token_id(backend: Any) -> int | None:
+    """What a tokenizer makes of text that it cannot express; None where it has no such token."""
+    unknown = _unknown_token(json.loads(backend.to_str())["model"])
+    return None if unknown is None else backend.token_to_id(unknown)
+
+
 def _unknown_token(model: dict[str, Any]) -> str | None:
     if model.get("unk_id") is not None:
         unknown: str = model["vocab"][model["unk_id"]][0]

@@ -161,9 +161,31 @@ def load_tokenizer(path: str | Path) -> Any:
             documents with.
     """
     tokenizer = _load(path)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer {path}: has no end-of-text token (eos_token)")
+    check_encodes_documents(tokenizer, f"tokenizer {path}")
     return tokenizer
+
+
+def check_encodes_documents(tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that `TextEncoder` cannot take, or without a token to end documents with.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        UserError: naming it.
+    """
+    _check_backend(tokenizer, name)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: has no end-of-text token (eos_token)")
+
+
+def _check_backend(tokenizer: Any, name: str) -> None:
+    from tokenizers import Tokenizer
+
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise UserError(
+            f"{name}: is a {type(tokenizer).__name__}, which the tokenizers library does not run"
+        )
 
 
 def verify_tokenizer(data: Path, manifest: Manifest) -> None:
@@ -212,20 +234,6 @@ def load_data_tokenizer(data: Path, manifest: Manifest) -> Any:
     return load_tokenizer(data / TOKENIZER_DIRECTORY)
 
 
-def load_model_tokenizer(directory: Path, config: Any) -> Any:
-    """The tokenizer of a model's directory, as `load_tokenizer`.
-
-    Args:
-        config: the model's.
-
-    Raises:
-        UserError: it cannot be loaded, or has tokens that the model has not.
-    """
-    tokenizer = load_tokenizer(directory)
-    check_vocabulary(vocabulary_size(tokenizer), config, f"model {directory}: its tokenizer")
-    return tokenizer
-
-
 def check_vocabulary(size: int, config: Any, whose: str) -> None:
     """Refuse tokens that a model has not.
 
@@ -246,12 +254,12 @@ def check_vocabulary(size: int, config: Any, whose: str) -> None:
 
 
 def _load(path: str | Path) -> Any:
-    """As `load_tokenizer`, with or without an end-of-text token."""
+    """Load a tokenizer as `load_tokenizer` does, with or without an end-of-text token."""
     from transformers import PreTrainedTokenizerFast
 
     location = Path(path)
     if location.is_dir():
-        if not _has_tokenizer(location):
+        if not has_tokenizer(location):
             raise UserError(f"tokenizer {path}: the directory has no {_BACKEND_FILE}; {_EXPECTED}")
         if not (location / _BACKEND_FILE).exists():
             location = location / "tokenizer.model"
@@ -276,7 +284,8 @@ def _load(path: str | Path) -> Any:
     return _settled(tokenizer, path)
 
 
-def _has_tokenizer(directory: Path) -> bool:
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds a file that transformers makes a tokenizer from."""
     return any(_TOKENIZER_FILE.fullmatch(file.name) for file in directory.iterdir())
 
 
@@ -308,12 +317,7 @@ def as_generic(tokenizer: Any) -> Any:
 
 
 def _settled(tokenizer: Any, path: str | Path) -> Any:
-    from tokenizers import Tokenizer
-
-    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
-        raise UserError(
-            f"tokenizer {path}: is a {type(tokenizer).__name__}, which the tokenizers library does not run"
-        )
+    _check_backend(tokenizer, f"tokenizer {path}")
     disable_truncation_and_dropout(tokenizer.backend_tokenizer)
     try:  # transformers looks at many a setting only when it is used
         tokenizer.decode(tokenizer("a")["input_ids"])
@@ -360,7 +364,7 @@ def load_vocabulary(directory: Path) -> dict[str, int] | None:
     Raises:
         UserError: it has one that cannot be loaded.
     """
-    if not directory.is_dir() or not _has_tokenizer(directory):
+    if not directory.is_dir() or not has_tokenizer(directory):
         return None
     tokenizer = load_fast_tokenizer(directory) or _load(directory)
     found: dict[str, int] = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)

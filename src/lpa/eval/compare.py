@@ -96,7 +96,8 @@ def compare(
         Both evaluations, the change from B to A with its 95% interval, and a verdict.
 
     Raises:
-        UserError: as `evaluate_perplexity`; or the text has too few parts to draw from.
+        UserError: as `evaluate_perplexity`; the text has too few parts to draw from; or the tokenizers
+            differ and one cannot express the text.
 
     Example:
         comparison = lpa.compare("runs/lpa", "runs/dense", "data")
@@ -127,8 +128,15 @@ def _compare(
     window_args = [window_config.resolve(count) for count in positions]
     texts, same = _load_texts(data, split, tokenizers)
     evaluations, scores = [], []
+    for model, text in zip(models, texts, strict=True):
+        if text.unknown_tokens and not same:
+            raise UserError(
+                f"--data {data}: the models have different tokenizers, and {text.unknown_share} of one are "
+                "unknown ones, which stand for any text, so bits per byte do not tell the models apart; "
+                "expected tokenizers that can express the whole text"
+            )
+        check_scorable(data, text, model.config)
     for model_index, (model, text, args) in enumerate(zip(models, texts, window_args, strict=True)):
-        check_scorable(data, text)
 
         def half(done: int, total: int, model_index: int = model_index) -> None:
             on_progress(model_index * total + done, 2 * total)

@@ -5,6 +5,7 @@ from typing import Any
 
 from lpa.data.document_limits import encode_prompt
 from lpa.data.text_encoder import decode_continuation
+from lpa.data.tokenizer import check_vocabulary
 from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
 from lpa.model.loading import positions_of
@@ -65,6 +66,7 @@ def generate_text(
             raise UserError(f"--{name.replace('_', '-')}: got {value}; expected {accepted}")
     model, tokenizer = load_with_tokenizer(model_path, device, dtype=dtype)
     ids = encode_prompt(tokenizer, prompt)
+    check_vocabulary(max(ids) + 1, model.config, "--prompt: the text")
     positions = positions_of(model.config)
     if max_new_tokens is None:
         room = _MAX_NEW_TOKENS if positions is None else positions - len(ids)

@@ -1,14 +1,16 @@
 """Trained models with their tokenizers, on a device."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lpa.data.document_limits import document_bos_token
-from lpa.data.tokenizer import load_model_tokenizer
+from lpa.data.model_tokenizer import load_model_tokenizer
 from lpa.device import resolve_device, resolve_dtype
 from lpa.errors import LPAWarning
-from lpa.model.loading import load_model, model_directory
+from lpa.eval.tokenized_text import check_text
+from lpa.model.loading import load_model, model_directory, open_causal_config
 
 
 def load_with_tokenizer(
@@ -40,3 +42,22 @@ def load_with_tokenizer(
             stacklevel=2,
         )
     return model.to(target), tokenizer
+
+
+def check_texts(models: Sequence[Path], sources: Sequence[str], split: str | None) -> None:
+    """Refuse what would end the scoring of texts one after another, before any is scored.
+
+    Args:
+        models: run directories or Hugging Face directories.
+        sources: see `check_text`.
+        split: of prepared data directories.
+
+    Raises:
+        UserError: a text or a tokenizer cannot be read, or they do not fit.
+    """
+    tokenizers = []
+    for path in models:
+        directory = model_directory(path)
+        tokenizers.append(load_model_tokenizer(directory, open_causal_config(directory)))
+    for source in sources:
+        check_text(source, split, tokenizers)

@@ -1,6 +1,7 @@
 """Perplexity of a trained model on prepared data or on text, with its standard error."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lpa.callbacks import StepCallback
-from lpa.errors import UserError
+from lpa.data.tokenizer import check_encodes_documents, check_vocabulary
+from lpa.errors import LPAWarning, UserError
 from lpa.eval.bootstrap import bootstrap
 from lpa.eval.loading import load_with_tokenizer
 from lpa.eval.text_scores import Scores, score
@@ -87,6 +89,8 @@ def evaluate_perplexity(
     Raises:
         UserError: no model or no data there, or the data was made with another tokenizer.
 
+    Warns where the text has unknown tokens.
+
     Example:
         evaluation = lpa.evaluate_perplexity("runs/lpa", "data")
         print(evaluation.perplexity, evaluation.standard_error)
@@ -97,7 +101,7 @@ def evaluate_perplexity(
         windows = WindowConfig(mode, seq_len, stride, batch_size)
         window_args = windows.resolve(positions_of(scored.config))
         text = load_text(data, split, its_tokenizer)
-        check_scorable(data, text)
+        check_scorable(data, text, scored.config)
         scores = score(scored, text, on_progress=on_progress, **window_args)
     return summarize(text, scores, window_args)
 
@@ -119,7 +123,8 @@ def open_for_scoring(
         name: what an error calls the tokenizer.
 
     Raises:
-        UserError: a live model without a tokenizer, a path with one, or something else.
+        UserError: a live model without a tokenizer that documents can be encoded with, a path with one, or
+            something else.
     """
     if not isinstance(model, PreTrainedModel | str | Path):
         raise UserError(
@@ -133,6 +138,7 @@ def open_for_scoring(
         return
     if tokenizer is None:
         raise UserError(f"{name}: got none; expected that of the live {type(model).__name__}")
+    check_encodes_documents(tokenizer, name)
     training = model.training
     try:
         yield model.eval(), tokenizer
@@ -140,10 +146,26 @@ def open_for_scoring(
         model.train(training)
 
 
-def check_scorable(data: str | Path, text: TokenizedText) -> None:
+def check_scorable(data: str | Path, text: TokenizedText, config: Any) -> None:
+    """Refuse a text that a model cannot be scored on, and warn of one that flatters it.
+
+    Args:
+        config: the model's.
+
+    Raises:
+        UserError: the text has no token to predict, or one that the model has not.
+    """
     if len(text.tokens) < 2:
         raise UserError(
             f"{data}: got {len(text.tokens)} token; expected at least 2, one to predict from"
+        )
+    check_vocabulary(int(text.tokens.max()) + 1, config, f"{data}: the text")
+    if text.unknown_tokens:
+        warnings.warn(
+            f"{data}: {text.unknown_share} are unknown ones, which are cheap to predict and stand for any "
+            "text; do not compare word perplexity and bits per byte with those of another tokenizer",
+            LPAWarning,
+            stacklevel=2,
         )
 
 

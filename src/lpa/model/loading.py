@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpa.errors import UserError
+from lpa.model.auto import QUANT_METHOD
 from lpa.model.weight_checks import (
     as_user_error,
     check_missing_keys,
     check_unexpected_keys,
     is_quantized,
     limit_model_size,
+    quantization_method,
     silence_loading,
     ties_embeddings,
 )
@@ -139,13 +141,24 @@ def open_config(path: Path, field: str = "model", **changes: Any) -> "PreTrained
 
 
 def open_causal_config(path: Path, field: str = "model") -> "PreTrainedConfig":
-    """The same of a directory that holds a causal language model.
+    """Open a configuration as `open_config` does, of a directory that holds a causal language model.
 
     Raises:
         UserError: as `open_config`, or it holds another kind of model.
     """
     config = open_config(path, field)
     _auto_class(config, False, path, field)
+    return config
+
+
+def open_classifier_config(path: Path, **changes: Any) -> "PreTrainedConfig":
+    """Open a configuration as `open_config` does, of a model of which there is a sequence classifier.
+
+    Raises:
+        UserError: as `open_config`, or there is none.
+    """
+    config = open_config(path, **changes)
+    _auto_class(config, True, path, "model")
     return config
 
 
@@ -250,9 +263,12 @@ def new_model(directory: Path, config: "PreTrainedConfig", *, classify: bool = F
     """A model of a configuration that `open_config` gave for a directory, its weights newly drawn.
 
     Raises:
-        UserError: there is no such model, or it does not fit into memory.
+        UserError: there is no such model, its weights are quantized, or it does not fit into memory.
     """
+    from lpa.model.surgery.factorize import draw_low_rank_modules
+
     auto = _auto_class(config, classify, directory, "model")
+    check_drawable(directory, config)
     where = f"{_where(directory, 'model')}: cannot be built"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with (
@@ -260,7 +276,25 @@ def new_model(directory: Path, config: "PreTrainedConfig", *, classify: bool = F
         silence_loading(),
         limit_model_size(memory // 4, 2**20, _CONFIG, "the memory of this machine holds"),
     ):
-        return auto.from_config(config, dtype="float32", trust_remote_code=False)
+        model = auto.from_config(config, dtype="float32", trust_remote_code=False)
+        # Only `from_pretrained` looks at it.
+        if quantization_method(config) == QUANT_METHOD:
+            draw_low_rank_modules(model, config.quantization_config.get("ranks"))
+    return model
+
+
+def check_drawable(directory: Path, config: "PreTrainedConfig") -> None:
+    """Refuse a configuration of quantized weights, of which `new_model` could make a dense model alone.
+
+    Raises:
+        UserError: naming the method.
+    """
+    if is_quantized(config):
+        raise UserError(
+            f"{_where(directory, 'model')}: quantization_config.quant_method: got "
+            f"{quantization_method(config)!r}; expected {QUANT_METHOD} or no quantization_config, as new "
+            "weights are not quantized"
+        )
 
 
 def _auto_class(config: Any, classify: bool, directory: Path, field: str) -> Any:

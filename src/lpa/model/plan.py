@@ -46,6 +46,7 @@ class Plan:
     """Costs of one model; the keys of `lpa plan --json`.
 
     Attributes:
+        seq_len: tokens per sequence.
         parameters: `total`, and by part: `embedding`, `attention`, `ffn`, `norms`, `head`.
         flops_per_token: `forward`, and `training` (forward and backward), over `seq_len` tokens.
         kv_cache_bytes_per_token: `plain` (keys and values) and `latent` (as `LatentCache` holds them).
@@ -54,6 +55,7 @@ class Plan:
             `activations` (of one device's sequences).
     """
 
+    seq_len: int
     parameters: dict[str, int]
     flops_per_token: dict[str, int]
     kv_cache_bytes_per_token: dict[str, int]
@@ -141,6 +143,7 @@ def plan_model(
     parts = parameter_breakdown(config)
     shard = -(-parts["total"] * _MASTER_BYTES // devices)
     return Plan(
+        seq_len=seq_len,
         parameters=parts,
         flops_per_token={
             "forward": forward_flops_per_token(config, seq_len),

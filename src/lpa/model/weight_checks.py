@@ -103,7 +103,7 @@ def ties_embeddings(model: Any) -> bool:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return bool(
         getattr(model.config.get_text_config(), "tie_word_embeddings", False)
-        and (head is None or head.weight is embedding.weight)
+        and (head is None or getattr(head, "weight", None) is embedding.weight)
     )
 
 

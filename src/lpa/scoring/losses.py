@@ -26,6 +26,10 @@ def token_losses(
             (`intra_document_mask` of its configuration) reads them so.
     """
     keeps_apart = getattr(model.config, "intra_document_mask", False)
+    if keeps_apart and len(batch) > 1 and "flash" in (model.config._attn_implementation or ""):
+        # transformers then finds where documents begin in a batch of one alone.
+        found = [token_losses(model, [window], eos_token_id=eos_token_id) for window in batch]
+        return [row for rows in found for row in rows]
     collated = collate_windows(batch, eos_token_id=eos_token_id if keeps_apart else None)
     tensors = {name: tensor.to(model.device) for name, tensor in collated.items()}
     labels = tensors.pop("shift_labels")

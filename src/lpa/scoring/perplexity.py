@@ -17,7 +17,7 @@ class Perplexity:
         perplexity: exp(loss).
         word_perplexity: exp(total / words), words being runs without whitespace.
         bits_per_byte: total in bits / bytes of UTF-8. This and word_perplexity do not depend on
-            the tokenizer; nan where the amount of text is unknown.
+            the tokenizer if it can express the text; nan where the amount of text is unknown.
     """
 
     tokens: Count

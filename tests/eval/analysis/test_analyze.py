@@ -112,6 +112,29 @@ def test_a_bad_value_is_refused_and_nothing_written(run, prepared, tmp_path, fie
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data": "typo.txt"}, "typo.txt: no such file"),
+        ({"split": "tset"}, "split: the data has no 'tset'"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_refused_before_the_spectra(
+    run, prepared, tmp_path, fields, message
+):
+    steps = []
+    with pytest.raises(UserError, match=message):
+        analyze(
+            run,
+            tmp_path / "out",
+            **({"data": prepared} | fields),
+            device="cpu",
+            on_progress=lambda what, done, total: steps.append(what),
+        )
+    assert not steps
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     "fields", [{"ranks": [4]}, {"tokens": 99}, {"split": "test"}, {"seq_len": 9}]
 )
 def test_what_concerns_a_text_is_refused_without_one(run, tmp_path, fields):

@@ -6,12 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoTokenizer, TrainingArguments
+from helpers.damaged_models import edit_json
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from lpa.convert.merge import merge_directory
 from lpa.errors import LPAWarning, UserError
-from lpa.eval.glue.finetune import FineTuningConfig, _keep_to
+from lpa.eval.glue.examples import load_examples
+from lpa.eval.glue.finetune import FineTuningConfig, _keep_to, fine_tune
 from lpa.eval.glue.run_glue import run_glue
+from lpa.eval.glue.tasks import TASKS
+from lpa.model.loading import load_model
+from lpa.model.surgery.factorize import factorize
 from lpa.storage.locks import lock_directory
 
 # In one worker: they share what takes long to make.
@@ -98,6 +103,23 @@ def test_kept_scores_of_another_metric_are_refused(result, run, data, tmp_path, 
         )
 
 
+def test_scores_of_a_dense_model_in_the_place_of_pairs_are_refused(run, data, tmp_path):
+    """Earlier versions built such a model from scratch without its pairs."""
+    merge_directory(run / "final", tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    factorize(model, rank=4)
+    model.save_pretrained(tmp_path / "model")
+    options = {"data": data, "seeds": 1, "from_scratch": True, "settings": QUICK, "device": "cpu"}
+    found = run_glue([tmp_path / "model"], ["sst2"], **options)
+    assert run_glue([tmp_path / "model"], ["sst2"], **options) == found
+    [path] = tmp_path.rglob("from-scratch/sst2-seed0.json")
+    kept = json.loads(path.read_text())
+    hashes = {"config.json": kept["request"]["model"]["config.json"]}
+    path.write_text(json.dumps(kept | {"request": kept["request"] | {"model": hashes}}))
+    with pytest.raises(UserError, match=r"something else \(model was .*choose another --out"):
+        run_glue([tmp_path / "model"], ["sst2"], **options)
+
+
 def test_the_same_seed_gives_the_same_scores(result, run, data, tmp_path):
     found, _ = result
     again = run_glue(
@@ -172,10 +194,40 @@ def test_a_merged_model_is_a_stock_llama_and_scores_beside_the_original(run, dat
     }
 
 
-def test_without_a_padding_token_the_end_of_text_pads(run, data, tmp_path):
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_the_separator_of_a_stock_model_learns(merged, data, monkeypatch, from_scratch):
+    """Where it pads too: stock classes give the token that pads no gradient, and start it at zero."""
+    before, models = [], []
+    train = Trainer.train
+
+    def keep_and_train(trainer):
+        models.append(trainer.model)
+        before.append(trainer.model.get_input_embeddings().weight.detach().clone())
+        return train(trainer)
+
+    monkeypatch.setattr(Trainer, "train", keep_and_train)
+    fine_tune(
+        merged,
+        TASKS["stsb"],
+        load_examples("stsb", TASKS["stsb"], data),
+        replace(QUICK, weight_decay=0),
+        seed=0,
+        from_scratch=from_scratch,
+        device="cpu",
+    )
+    [embeddings], [model] = before, models
+    end = model.config.pad_token_id
+    assert end == AutoTokenizer.from_pretrained(merged).eos_token_id
+    assert embeddings[end].std().item() == pytest.approx(embeddings.std().item(), rel=0.5)
+    assert not torch.equal(model.get_input_embeddings().weight[end], embeddings[end])
+
+
+@pytest.mark.parametrize("pad_token", [None, "<beyond the rows>"])
+@pytest.mark.filterwarnings("ignore:.*special tokens:lpa.errors.LPAWarning")
+def test_without_a_padding_token_the_end_of_text_pads(run, data, tmp_path, pad_token):
     shutil.copytree(run / "final", tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    tokenizer.pad_token = None
+    tokenizer.pad_token = pad_token
     tokenizer.save_pretrained(tmp_path / "model")
     with pytest.warns(LPAWarning, match="has no padding token"):
         run_glue([tmp_path / "model"], ["sst2"], data=data, seeds=1, settings=QUICK, device="cpu")
@@ -215,6 +267,86 @@ def test_two_processes_do_not_score_a_model_on_one_task(result, run, data):
         again = run_glue([run], ["stsb"], **arguments)
     assert again["stsb"].models[run.name] == found["stsb"].models[run.name]
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == before
+
+
+def _without_tokenizer(model):
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+
+
+def _without_weights(model):
+    (model / "model.safetensors").unlink()
+
+
+def _without_classifier(model):
+    edit_json(model / "config.json", {"model_type": "codegen"})
+
+
+def _quantized(model):
+    edit_json(model / "config.json", {"quantization_config": {"quant_method": "gptq"}})
+
+
+@pytest.mark.parametrize(
+    ("damage", "from_scratch", "message"),
+    [
+        (_without_tokenizer, False, "tokenizer .*second: the directory has no tokenizer.json"),
+        (_without_weights, False, "second: has no model.safetensors"),
+        (_without_classifier, False, "codegen: transformers has no sequence classifier of it"),
+        (_quantized, True, "quantization_config.quant_method: got 'gptq'; expected low_rank or no"),
+    ],
+)
+def test_nothing_is_trained_where_a_later_model_is_refused(
+    merged, data, tmp_path, damage, from_scratch, message
+):
+    for name in ("first", "second"):
+        shutil.copytree(merged, tmp_path / name)
+    damage(tmp_path / "second")
+    steps = []
+    with pytest.raises(UserError, match=message):
+        run_glue(
+            [tmp_path / "first", tmp_path / "second"],
+            ["sst2"],
+            data=data,
+            seeds=1,
+            from_scratch=from_scratch,
+            settings=QUICK,
+            device="cpu",
+            on_progress=lambda what, done, total: steps.append(what),
+        )
+    assert not steps
+    assert not list(tmp_path.rglob("*-seed0.json"))
+
+
+def test_nothing_is_trained_where_a_later_score_is_of_something_else(result, run, data, tmp_path):
+    _, out = result
+    shutil.copytree(out, tmp_path / "out")
+    [path] = (tmp_path / "out").rglob("from-scratch/stsb-seed1.json")
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"request": kept["request"] | {"epochs": 2}}))
+    for missing in (tmp_path / "out").rglob("sst2-seed*.json"):
+        missing.unlink()
+    with pytest.raises(UserError, match=r"stsb-seed1.json: .*epochs was 2, now 1"):
+        run_glue(
+            [run],
+            ["sst2", "stsb"],
+            data=data,
+            seeds=2,
+            from_scratch=True,
+            settings=QUICK,
+            out=tmp_path / "out",
+            device="cpu",
+        )
+    assert not list((tmp_path / "out").rglob("sst2-seed*.json"))
+
+
+def test_scores_that_are_all_kept_need_no_tokenizer(result, run, data, tmp_path):
+    found, out = result
+    shutil.copytree(run, tmp_path / run.name)
+    _without_tokenizer(tmp_path / run.name / "final")
+    again = run_glue(
+        [tmp_path / run.name], ["sst2"], data=data, seeds=2, settings=QUICK, out=out, device="cpu"
+    )
+    assert again["sst2"].models[run.name] == found["sst2"].models[run.name]
 
 
 def test_no_such_task_and_no_seed(run, data):

@@ -2,7 +2,8 @@ import json
 
 import pytest
 import torch
-from helpers.small_models import save_small_bloom
+from helpers.small_models import save_small_bloom, small_llama
+from helpers.tokenizer_kinds import word_tokenizer
 
 from lpa.errors import UserError
 from lpa.eval.loading import load_with_tokenizer
@@ -96,6 +97,18 @@ def test_a_model_that_states_no_positions_reads_every_sentence(run, pairs_file, 
     long = dict(PAIRS[0], sentence_good="He was here " * 20)
     score = evaluate_minimal_pairs(bloom, pairs=pairs_file([*PAIRS, long]), device="cpu")
     assert (sum(score.pairs.values()), score.left_out) == (len(PAIRS) + 1, 0)
+
+
+def test_the_tokenizer_of_a_live_model_is_checked(pairs_file):
+    pairs = pairs_file([dict(PAIRS[0], sentence_good="the cat", sentence_bad="cat mat")])
+    tokenizer = word_tokenizer("the cat sat on a mat")  # mat is 7
+    score = evaluate_minimal_pairs(small_llama(8), pairs=pairs, tokenizer=tokenizer)
+    assert score.pairs == {"agreement": 1}
+    with pytest.raises(UserError, match=r"pairs: a sentence has tokens up to id 7; .* at most 6"):
+        evaluate_minimal_pairs(small_llama(7), pairs=pairs, tokenizer=tokenizer)
+    unending = word_tokenizer("the cat sat on a mat", eos_token=None)
+    with pytest.raises(UserError, match="tokenizer: has no end-of-text token"):
+        evaluate_minimal_pairs(small_llama(8), pairs=pairs, tokenizer=unending)
 
 
 @pytest.mark.parametrize(

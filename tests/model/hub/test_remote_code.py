@@ -115,6 +115,11 @@ for directory in directories:
     model.save_pretrained(root / "again" / directory.name)
     again = auto.from_pretrained(root / "again" / directory.name, trust_remote_code=True).eval()
     assert torch.equal(again(ids)[0], model(ids)[0])
+    given = {{n: t / 2 if t.is_floating_point() else t for n, t in model.state_dict().items()}}
+    model.save_pretrained(root / "given" / directory.name, state_dict=dict(given))
+    saved = auto.from_pretrained(root / "given" / directory.name, trust_remote_code=True)
+    lost = [n for n, t in saved.state_dict().items() if not torch.equal(t, given[n])]
+    assert not lost, (directory, lost)
 """
 
 

@@ -113,6 +113,22 @@ def test_saved_again_it_is_refused_as_before(directories, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_weights_that_saving_is_given_are_those_that_are_saved(directories, tmp_path, loaded):
+    """An average of weights, or what DeepSpeed and FSDP gather."""
+    model = lpa.load(directories / "gpt2") if loaded else factorized("gpt2")
+    given = {name: tensor / 2 for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "named", state_dict=given)
+    model.save_pretrained(tmp_path / "placed", True, given)
+    for name in ("named", "placed"):
+        saved = lpa.load(tmp_path / name).state_dict()
+        assert saved.keys() == given.keys()
+        assert all(torch.equal(saved[key], given[key]) for key in given)
+    model.save_pretrained(tmp_path / "again")
+    again = lpa.load(tmp_path / "again")(tokens()).logits
+    assert torch.equal(again, factorized("gpt2")(tokens()).logits)
+
+
 def test_the_weights_of_the_file_go_into_a_live_model(directories):
     model = factorized("gpt2")
     with torch.no_grad():

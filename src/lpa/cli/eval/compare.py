@@ -1,13 +1,10 @@
 """`lpa eval compare`."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from lpa.cli.eval.eval_common import (
-    add_text_arguments,
-    print_json,
-    score_each_text,
-    scoring_options,
-)
+from lpa.cli.eval.eval_common import add_text_arguments, score_each_text, scoring_options
 from lpa.cli.parsing import Parser, add_device_argument, add_dtype_argument, add_json_flag
 
 
@@ -37,11 +34,11 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
-    from lpa.display.units import format_count
     from lpa.eval.compare import compare
 
-    results = score_each_text(
-        arguments.data,
+    score_each_text(
+        arguments,
+        [arguments.a, arguments.b],
         lambda source, on_progress: compare(
             arguments.a,
             arguments.b,
@@ -49,19 +46,19 @@ def main(argv: list[str]) -> None:
             **scoring_options(arguments),
             on_progress=on_progress,
         ),
+        partial(_print, arguments.a, arguments.b),
     )
-    if arguments.json:
-        print_json(results)
-        return
-    for source, result in results.items():
-        if len(results) > 1:
-            print(f"{source}:")
-        for path, one in ((arguments.a, result.a), (arguments.b, result.b)):
-            print(
-                f"{path}: perplexity {one.perplexity:.2f} ± {one.standard_error:.2f}, "
-                f"{one.bits_per_byte:.4f} bits per byte, {format_count(one.tokens)} tokens"
-            )
+
+
+def _print(a: Path, b: Path, result: Any) -> None:
+    from lpa.display.units import format_count
+
+    for path, one in ((a, result.a), (b, result.b)):
         print(
-            f"{result.to_sentence(str(arguments.a), str(arguments.b))}; "
-            f"bootstrap over {result.parts} {result.a.resampling_unit}"
+            f"{path}: perplexity {one.perplexity:.2f} ± {one.standard_error:.2f}, "
+            f"{one.bits_per_byte:.4f} bits per byte, {format_count(one.tokens)} tokens"
         )
+    print(
+        f"{result.to_sentence(str(a), str(b))}; "
+        f"bootstrap over {result.parts} {result.a.resampling_unit}"
+    )

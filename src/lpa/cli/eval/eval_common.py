@@ -1,7 +1,9 @@
-"""What the commands share that score held-out text: its options, its progress, its JSON."""
+"""What the commands share that score held-out text: its options, its progress, its results."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +57,49 @@ def scoring_options(arguments: Any) -> dict[str, Any]:
 
 
 def score_each_text(
-    sources: list[str], score: Callable[[str, StepCallback], Any]
-) -> dict[str, Any]:
-    """The result of `score(source, report)` for each text, with a progress bar for each."""
+    arguments: Any,
+    models: list[Path],
+    score: Callable[[str, StepCallback], Any],
+    print_result: Callable[[Any], None],
+) -> None:
+    """Score each text of `--data` and print its result before the next is scored.
+
+    With `--json` all results are printed at the end, as one object. Where a text is refused, these are the
+    results of the texts before it.
+
+    Args:
+        models: all that read the texts.
+        score: called with a text and a function to report progress with.
+        print_result: called with what `score` returned, without `--json`.
+    """
     from lpa.display import console
+    from lpa.eval.loading import check_texts
 
     console.silence_transformers()
+    sources = list(dict.fromkeys(arguments.data))
+    if later := sources[1:]:  # the first is refused before anything is scored in any case
+        check_texts(models, later, arguments.split)
     results = {}
-    with console.progress_display() as display:
-        report_each = console.bar_per_task(display)
+    try:
         for source in sources:
+            results[source] = score_with_bar(source, partial(score, source))
+            if arguments.json:
+                continue
+            if len(sources) > 1:
+                print(f"{source}:")
+            print_result(results[source])
+            sys.stdout.flush()
+    finally:
+        if arguments.json and results:
+            by_source = {source: asdict(result) for source, result in results.items()}
+            # For one text its result alone, as most have it.
+            print(to_json(by_source if len(sources) > 1 else by_source[sources[0]]))
 
-            def on_progress(done: int, total: int, source: str = source) -> None:
-                report_each(f"scoring {Path(source).name}", done, total)
 
-            results[source] = score(source, on_progress)
-    return results
+def score_with_bar(source: str, score: Callable[[StepCallback], Any]) -> Any:
+    """The result of `score(report)`, with a progress bar that names the source."""
+    from lpa.display import console
 
-
-def print_json(results: dict[str, Any]) -> None:
-    """One object for one text, as most have it; else an object for each, by name."""
-    by_source = {source: asdict(result) for source, result in results.items()}
-    print(to_json(by_source if len(by_source) > 1 else next(iter(by_source.values()))))
+    with console.progress_display() as display:
+        report = console.bar_per_task(display)
+        return score(partial(report, f"scoring {Path(source).name}"))

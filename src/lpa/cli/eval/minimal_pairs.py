@@ -1,10 +1,11 @@
 """`lpa eval minimal-pairs`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lpa.cli.eval.eval_common import add_split_argument, print_json, score_each_text
-from lpa.cli.parsing import Count, Parser, add_json_flag, add_model_arguments
+from lpa.cli.eval.eval_common import add_split_argument, score_with_bar
+from lpa.cli.parsing import Count, Parser, add_json_flag, add_model_arguments, to_json
 
 
 def build_parser() -> Parser:
@@ -45,11 +46,13 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     arguments = build_parser().parse_args(argv)
 
+    from lpa.display import console
     from lpa.eval.minimal_pairs.evaluate import evaluate_minimal_pairs
 
-    results = score_each_text(
-        [str(arguments.data or arguments.pairs)],
-        lambda source, on_progress: evaluate_minimal_pairs(
+    console.silence_transformers()
+    result = score_with_bar(
+        str(arguments.data or arguments.pairs),
+        lambda on_progress: evaluate_minimal_pairs(
             arguments.model,
             arguments.data,
             pairs=arguments.pairs,
@@ -62,9 +65,8 @@ def main(argv: list[str]) -> None:
         ),
     )
     if arguments.json:
-        print_json(results)
-        return
-    for result in results.values():
+        print(to_json(asdict(result)))
+    else:
         _print(result)
 
 

@@ -2,12 +2,7 @@
 
 from typing import Any
 
-from lpa.cli.eval.eval_common import (
-    add_text_arguments,
-    print_json,
-    score_each_text,
-    scoring_options,
-)
+from lpa.cli.eval.eval_common import add_text_arguments, score_each_text, scoring_options
 from lpa.cli.parsing import Parser, add_json_flag, add_model_arguments
 
 
@@ -33,22 +28,17 @@ def main(argv: list[str]) -> None:
 
     from lpa.eval.perplexity import evaluate_perplexity
 
-    results = score_each_text(
-        arguments.data,
+    score_each_text(
+        arguments,
+        [arguments.model],
         lambda source, on_progress: evaluate_perplexity(
             arguments.model,
             source,
             **scoring_options(arguments),
             on_progress=on_progress,
         ),
+        _print,
     )
-    if arguments.json:
-        print_json(results)
-        return
-    for source, result in results.items():
-        if len(results) > 1:
-            print(f"{source}:")
-        _print(result)
 
 
 def _print(result: Any) -> None:

@@ -137,14 +137,15 @@ def analyze(
     if tokens < 2:
         raise UserError(f"--tokens: got {tokens}; expected at least 2")
     with atomic_directory(out, "an analysis", overwrite=overwrite) as folder:
+        # First of all: a text that cannot be read should not cost the time of the spectra.
+        text = None if data is None else _first_tokens(load_text(data, split, tokenizer), tokens)
         projections = list_projections(model)
         spectra = []
         for done, projection in enumerate(projections, 1):
             spectra.append(Spectrum.from_projection(projection))
             on_progress("spectra", done, len(projections))
         result = Analysis(model=str(model_path), spectra=spectra)
-        if data is not None:
-            text = _first_tokens(load_text(data, split, tokenizer), tokens)
+        if text is not None:
             result.data, result.tokens = str(data), len(text.tokens)
             result.seq_len = window_args["seq_len"]
             result.heads = head_stats(

@@ -16,7 +16,14 @@ from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.metrics import score_logits
 from lpa.eval.glue.tasks import Task, metric_prefix
 from lpa.eval.glue.tokenization import TextPairEncoder, ensure_pad_token
-from lpa.model.loading import load_model, new_model, open_config, positions_of
+from lpa.model.loading import (
+    check_drawable,
+    load_model,
+    new_model,
+    open_classifier_config,
+    positions_of,
+)
+from lpa.model.weights import open_weights
 
 
 @dataclass(frozen=True)
@@ -87,19 +94,12 @@ def fine_tune(
         set_seed,
     )
 
-    from lpa.data.tokenizer import load_model_tokenizer
-
     target = resolve_device(device)
-    config = _config(directory, task)
-    tokenizer = load_model_tokenizer(directory, config)
-    ensure_pad_token(tokenizer)
+    config, tokenizer = open_classifier(directory, task, from_scratch=from_scratch)
+    ensure_pad_token(tokenizer, config)
     config.pad_token_id = tokenizer.pad_token_id
     set_seed(seed)
-    model: Any = (
-        new_model(directory, config, classify=True)
-        if from_scratch
-        else load_model(directory, config=config, classify=True, dtype="float32")
-    )
+    model = _build_classifier(directory, config, from_scratch=from_scratch)
     positions = positions_of(model.config)
     max_length = settings.max_length if positions is None else min(settings.max_length, positions)
     encoder = TextPairEncoder(tokenizer, max_length)
@@ -154,21 +154,48 @@ def fine_tune(
     return scores
 
 
+def open_classifier(directory: Path, task: Task, *, from_scratch: bool) -> tuple[Any, Any]:
+    """The configuration and the tokenizer of a model that can be fine-tuned on a task.
+
+    Raises:
+        UserError: as `fine_tune`, of all that is known before weights are read.
+    """
+    from lpa.data.model_tokenizer import load_model_tokenizer
+
+    config = open_classifier_config(
+        directory,
+        num_labels=len(task.labels) or 1,
+        problem_type="single_label_classification" if task.labels else "regression",
+        use_cache=False,  # it would come back with the logits of every batch
+    )
+    if from_scratch:
+        check_drawable(directory, config)
+    else:
+        open_weights(directory)
+    return config, load_model_tokenizer(directory, config)
+
+
+def _build_classifier(directory: Path, config: Any, *, from_scratch: bool) -> Any:
+    model: Any = (
+        new_model(directory, config, classify=True)
+        if from_scratch
+        else load_model(directory, config=config, classify=True, dtype="float32")
+    )
+    embeddings = model.get_input_embeddings()
+    # Stock classes start the token that pads at zero and give it no gradient. It may separate texts too.
+    if getattr(embeddings, "padding_idx", None) is not None:
+        embeddings.padding_idx = None
+        if from_scratch:
+            model._init_weights(embeddings)
+    return model
+
+
 def _keep_to(device: torch.device, arguments: Any) -> None:
     """Let the Trainer use one device; by itself it takes all visible GPUs, with a batch for each."""
     arguments._n_gpu = int(device.type == "cuda")
     arguments.__dict__["_setup_devices"] = device  # where it keeps what it has found
     if device.type == "cuda":
         torch.cuda.set_device(device)
-
-
-def _config(directory: Path, task: Task) -> Any:
-    return open_config(
-        directory,
-        num_labels=len(task.labels) or 1,
-        problem_type="single_label_classification" if task.labels else "regression",
-        use_cache=False,  # it would come back with the logits of every batch
-    )
 
 
 def _progress(on_progress: StepCallback) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from lpa.callbacks import ProgressCallback
 from lpa.device import dtype_name, resolve_device, resolve_dtype
 from lpa.errors import UserError, expected_one_of
 from lpa.eval.glue.examples import Examples, load_examples
-from lpa.eval.glue.finetune import FineTuningConfig, fine_tune
+from lpa.eval.glue.finetune import FineTuningConfig, fine_tune, open_classifier
 from lpa.eval.glue.metrics import majority_predictions, score_predictions
 from lpa.eval.glue.score_cache import ScoreCache, score_key
 from lpa.eval.glue.tasks import TASKS, metric_prefix
@@ -98,14 +99,20 @@ def run_glue(
         for folder in {candidate.store.folder: None for candidate in candidates}:
             for task in dict.fromkeys(tasks):
                 held.enter_context(lock_directory(folder, part=task))
-        return _score_all(candidates, examples, settings, seeds, device, on_progress)
+        keys = {
+            name: [score_key(name, task_examples, settings, seed) for seed in range(seeds)]
+            for name, task_examples in examples.items()
+        }
+        for candidate in candidates:
+            candidate.check(keys)
+        return _score_all(candidates, examples, keys, settings, device, on_progress)
 
 
 def _score_all(
     candidates: "list[_Candidate]",
     examples: dict[str, dict[str, Examples]],
+    keys: dict[str, list[dict[str, Any]]],
     settings: FineTuningConfig,
-    seeds: int,
     device: str,
     on_progress: ProgressCallback,
 ) -> dict[str, TaskResult]:
@@ -119,8 +126,8 @@ def _score_all(
         )
         for candidate in candidates:
             by_seed = [
-                candidate.scores(task, task_examples, settings, seed, device, on_progress)
-                for seed in range(seeds)
+                candidate.scores(key, task_examples, settings, device, on_progress)
+                for key in keys[task]
             ]
             results[task].models[candidate.label] = {
                 metric: Score.from_values([scores[metric] for scores in by_seed])
@@ -150,23 +157,36 @@ class _Candidate:
             ),
         )
 
+    def check(self, keys: dict[str, list[dict[str, Any]]]) -> None:
+        """Look for what would end the scoring later.
+
+        Args:
+            keys: task -> the `score_key` of each seed.
+
+        Raises:
+            UserError: a kept score is of something else, or the model cannot be fine-tuned.
+        """
+        kept = {task: [self.store.load(key) for key in by_seed] for task, by_seed in keys.items()}
+        missing = [task for task, by_seed in kept.items() if None in by_seed]
+        if missing:
+            open_classifier(self.directory, TASKS[missing[0]], from_scratch=self.from_scratch)
+
     def scores(
         self,
-        task: str,
+        key: dict[str, Any],
         examples: dict[str, Examples],
         settings: FineTuningConfig,
-        seed: int,
         device: str,
         on_progress: ProgressCallback,
     ) -> dict[str, float]:
-        """Of one task and seed: those kept from earlier, or new ones."""
-        request = score_key(task, examples, settings, seed)
-        scores = self.store.load(request)
+        """Scores of one task and seed: those kept from earlier, or new ones."""
+        scores = self.store.load(key)
         if scores is None:
-            what = f"{TASKS[task].title} {self.label} seed {seed}"
+            task, seed = TASKS[key["task"]], key["seed"]
+            what = f"{task.title} {self.label} seed {seed}"
             scores = fine_tune(
                 self.directory,
-                TASKS[task],
+                task,
                 examples,
                 settings,
                 seed=seed,
@@ -174,7 +194,7 @@ class _Candidate:
                 device=device,
                 on_progress=lambda done, total: on_progress(what, done, total),
             )
-            self.store.save(request, scores)
+            self.store.save(key, scores)
         return scores
 
 

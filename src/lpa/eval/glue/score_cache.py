@@ -10,7 +10,10 @@ from lpa.errors import UserError
 from lpa.eval.glue.examples import Examples
 from lpa.eval.glue.finetune import FineTuningConfig
 from lpa.eval.glue.tasks import TASKS, metric_names
-from lpa.storage.files import file_sha256, write_text_atomic
+from lpa.model.auto import QUANT_METHOD
+from lpa.model.loading import open_config
+from lpa.model.weight_checks import quantization_method
+from lpa.storage.files import file_sha256, write_json
 from lpa.storage.records import read_json
 
 
@@ -38,6 +41,9 @@ class ScoreCache:
         self._model = {
             path.name: file_sha256(path) for path in [directory / "config.json", *weights]
         }
+        if from_scratch and quantization_method(open_config(directory)) == QUANT_METHOD:
+            # Earlier versions scored a dense model here.
+            self._model["pairs"] = "drawn"
 
     def load(self, request: dict[str, Any]) -> dict[str, float] | None:
         """The scores of an earlier run of the same request; None where there was none.
@@ -70,7 +76,7 @@ class ScoreCache:
 
     def save(self, request: dict[str, Any], scores: dict[str, float]) -> None:
         stored = {"request": self._described(request), "scores": scores}
-        write_text_atomic(self._path(request), json.dumps(stored, indent=2) + "\n")
+        write_json(self._path(request), stored)
 
     def _path(self, request: dict[str, Any]) -> Path:
         return self.folder / f"{request['task']}-seed{request['seed']}.json"

@@ -10,13 +10,19 @@ from lpa.errors import LPAWarning
 from lpa.eval.glue.examples import Examples
 
 
-def ensure_pad_token(tokenizer: Any) -> None:
-    """See to it that a tokenizer can pad, at the end; padding is never attended to, so any token does."""
+def ensure_pad_token(tokenizer: Any, config: Any) -> None:
+    """See to it that a tokenizer can pad, at the end; padding is never attended to, so any token does.
+
+    Args:
+        tokenizer: the model's.
+        config: the model's.
+    """
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is None:
+    pad, rows = tokenizer.pad_token_id, config.get_text_config().vocab_size
+    if pad is None or pad >= rows:
         tokenizer.pad_token = tokenizer.eos_token
         warnings.warn(
-            f"the tokenizer has no padding token; {tokenizer.eos_token!r} takes its place",
+            f"the tokenizer has no padding token that the model has; {tokenizer.eos_token!r} takes its place",
             LPAWarning,
             stacklevel=2,
         )

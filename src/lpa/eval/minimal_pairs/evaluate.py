@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lpa.callbacks import StepCallback
 from lpa.data.document_limits import default_bos_token
 from lpa.data.text_encoder import TextEncoder
+from lpa.data.tokenizer import check_vocabulary
 from lpa.errors import UserError
 from lpa.eval.minimal_pairs.pairs import MinimalPair, pairs_from_data, read_pairs
 from lpa.eval.perplexity import open_for_scoring
@@ -124,6 +125,9 @@ def _score(
         if positions is None or max(map(len, both)) - 1 <= positions:
             windows += [Window(ids, len(ids) - 1, len(ids)) for ids in both]
             kept.append(pair)
+    if windows:
+        highest = max(int(window.ids.max()) for window in windows)
+        check_vocabulary(highest + 1, model.config, "pairs: a sentence")
     nlls = _negative_log_likelihoods(
         model, windows, tokenizer.eos_token_id, batch_size, on_progress
     )

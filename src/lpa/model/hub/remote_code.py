@@ -55,9 +55,18 @@ def _save_with_code(
     arguments: tuple[Any, ...],
     options: dict[str, Any],
 ) -> Any:
-    def save(save_directory: Any, is_main_process: bool = True, *others: Any, **named: Any) -> Any:
-        with _with_code(model, save_directory) if is_main_process else nullcontext():
-            return wrapped(save_directory, is_main_process, *others, **named)
+    from lpa.model.surgery.quantizer import saving_state_dict
+
+    def save(
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: Any = None,
+        *others: Any,
+        **named: Any,
+    ) -> Any:
+        code = _with_code(model, save_directory) if is_main_process else nullcontext()
+        with code, saving_state_dict(model, state_dict):
+            return wrapped(save_directory, is_main_process, state_dict, *others, **named)
 
     return save(*arguments, **options)
 

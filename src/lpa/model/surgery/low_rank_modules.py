@@ -82,8 +82,10 @@ def insert_low_rank_modules(model: nn.Module, ranks: Mapping[str, int]) -> list[
             check_rank(rank, in_features, out_features, field=f"quantization_config.ranks.{name}")
         model.set_submodule(own, low_rank_like(module, rank))
         # GPT-2 starts c_proj.weight by way of the block around it, which finds none now; the pair's own
-        # weights come from the file.
-        modules[own.rpartition(".")[0]]._is_hf_initialized = True
+        # weights come from the file. Blocks with buffers, as of GPT-J, have those to start.
+        block: Any = modules[own.rpartition(".")[0]]
+        if next(block.buffers(recurse=False), None) is None:
+            block._is_hf_initialized = True
         names.append(own)
     return names
 

@@ -1,6 +1,7 @@
 """Low-rank pairs in the place of dense projections of a live model, of whatever class."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lpa.errors import UserError
+from lpa.errors import LPAWarning, UserError
 from lpa.lowrank import LowRankLinear, break_even_rank, check_rank
 from lpa.model.surgery.low_rank_modules import dense_weight
 from lpa.model.weight_checks import is_quantized, quantization_method
@@ -16,10 +17,11 @@ from lpa.model.weight_checks import is_quantized, quantization_method
 # Projections by their place in a layer, under the names that decoders of transformers give them. A fused
 # query, key and value matrix is one projection.
 PROJECTION_PATTERNS = {
-    "attention": r"\.\d+\.(self_attn|attn|attention|self_attention)\."
-    r"(q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|c_attn|c_proj|query_key_value|dense)$",
-    "ffn": r"\.\d+\.(mlp\.|feed_forward\.|)"
-    r"(gate_proj|up_proj|gate_up_proj|down_proj|fc1|fc2|c_fc|c_proj|dense_h_to_4h|dense_4h_to_h)$",
+    "attention": r"\.\d+\.(self_attn|attn|attention|self_attention|attn\.attention)\."
+    r"(q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|c_attn|c_proj|Wqkv|query_key_value|dense)$",
+    "ffn": r"\.\d+\.((mlp|feed_forward|ffn)\.(shared_experts?\.)?)?"
+    r"(gate_proj|up_proj|gate_up_proj|down_proj|fc1|fc2|fc_in|fc_out|c_fc|c_proj|w1|w2|w3|"
+    r"dense_h_to_4h|dense_4h_to_h)$",
 }
 
 
@@ -28,19 +30,22 @@ def find_projections(
 ) -> dict[str, nn.Module]:
     """The dense projections of a model, by full name, in the order of its layers.
 
+    Warns where experts that are fused in one tensor stay dense.
+
     Args:
-        placement: `attention`, `ffn` or `all`, by the names in `PROJECTION_PATTERNS`.
-        projections: a regular expression that is looked for in the full names instead.
+        placement: `attention`, `ffn` or `all` of the decoder layers, by the names in
+            `PROJECTION_PATTERNS`.
+        projections: a regular expression that is looked for in the full names instead, inside the
+            decoder layers and outside.
 
     Raises:
-        UserError: there is none; the message says what was looked for and what there is.
+        UserError: there is none, or none of one kind; the message says what was looked for and what
+            there is.
     """
     if placement not in (*PROJECTION_PATTERNS, "all"):
         raise UserError(f"placement: got {placement!r}; expected attention, ffn or all")
-    patterns = [
-        PROJECTION_PATTERNS[kind]
-        for kind in (PROJECTION_PATTERNS if placement == "all" else [placement])
-    ]
+    kinds = list(PROJECTION_PATTERNS) if placement == "all" else [placement]
+    patterns = [PROJECTION_PATTERNS[kind] for kind in kinds]
     if projections is not None:
         try:
             re.compile(projections)
@@ -49,29 +54,75 @@ def find_projections(
                 f"--projections: got {projections!r}; expected a regular expression ({error})"
             ) from error
         patterns = [projections]
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-    low_rank_prefixes = tuple(
-        f"{n}." for n, m in model.named_modules() if isinstance(m, LowRankLinear)
-    )
+    modules = dict(model.named_modules())
+    pairs = [n for n, m in modules.items() if isinstance(m, LowRankLinear)]
+    in_pairs = tuple(f"{n}." for n in pairs)
     linear = {
         n: m
-        for n, m in linear.items()
-        if not (low_rank_prefixes and n.startswith(low_rank_prefixes))
+        for n, m in modules.items()
+        if isinstance(m, nn.Linear | Conv1D) and not n.startswith(in_pairs)
     }
     found = {n: m for n, m in linear.items() if any(re.search(p, n) for p in patterns)}
-    pairs = [prefix.removesuffix(".") for prefix in low_rank_prefixes]
+    if found and projections is None:
+        layers, _ = find_decoder_layers(model)
+        found = {n: m for n, m in found.items() if n.startswith(f"{layers}.")}
     if not found and any(re.search(pattern, name) for name in pairs for pattern in patterns):
         raise UserError(
             f"model: the projections of {type(model).__name__} are low-rank pairs already; expected a dense "
             "model, or another placement"
         )
-    if not found:
-        present = sorted({re.sub(r"\d+", "N", name) for name in linear})[:12]
+    present = ", ".join(sorted({_kind(name) for name in linear})[:12])
+    choices = f"name them with --projections REGEX; its linear maps: {present or 'none'}"
+    missing = [p for p in patterns if not any(re.search(p, n) for n in (*found, *pairs))]
+    if missing:
         raise UserError(
-            f"model: {type(model).__name__} has no projection that matches {' or '.join(patterns)}; name "
-            f"them with --projections REGEX; its linear maps: {', '.join(present) or 'none'}"
+            f"model: {type(model).__name__} has no projection that matches {' or '.join(missing)}; {choices}"
         )
+    if projections is None and "attention" in kinds and any(map(_LATENT_KEYS.search, linear)):
+        raise UserError(
+            f"model: the attention of {type(model).__name__} has projections of low rank already, to the "
+            f"latents of keys and values; {choices}"
+        )
+    if projections is None and "ffn" in kinds:
+        _warn_of_fused_experts(model)
     return found
+
+
+# Multi-head latent attention (DeepSeek-V2), of which `PROJECTION_PATTERNS` know the output alone.
+_LATENT_KEYS = re.compile(r"\.kv_b_proj$")
+
+
+def _warn_of_fused_experts(model: nn.Module) -> None:
+    experts = {_kind(n) for n, p in model.named_parameters() if ".experts." in n and p.ndim == 3}
+    if experts:
+        warnings.warn(
+            f"model: {type(model).__name__} keeps its experts dense: {', '.join(sorted(experts))} hold "
+            "those of a layer in one tensor, which is not factorized",
+            LPAWarning,
+            stacklevel=3,
+        )
+
+
+def _kind(name: str) -> str:
+    """A name without the numbers of layers."""
+    return re.sub(r"\d+", "N", name)
+
+
+def find_decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The decoder layers of a model and their name: its longest list of modules that is in no other.
+
+    A list within a list is part of a layer, as the experts of a mixture are.
+
+    Raises:
+        UserError: it has none.
+    """
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        raise UserError(
+            f"model: {type(model).__name__} has no list of layers to stream text through"
+        )
+    outer = [item for item in lists if not any(item[0].startswith(f"{n}.") for n, _ in lists)]
+    return max(outer, key=lambda item: len(item[1]))
 
 
 def resolve_ranks(
@@ -118,7 +169,7 @@ def resolve_ranks(
                 module_rank,
                 in_features,
                 out_features,
-                field=f"rank of {re.sub(r'[0-9]+', 'N', name)}",
+                field=f"rank of {_kind(name)}",
             )
             result[name] = module_rank
     if not result:

@@ -11,6 +11,8 @@ of another shape under the name of each dense weight.
 """
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +50,9 @@ class LowRankConfig(QuantizationConfigMixin):
 class LowRankQuantizer(HfQuantizer):
     """Puts empty pairs where the checkpoint has pairs, and dense modules back on request."""
 
+    # What `save_pretrained` was given to write; None: the weights of the model.
+    given_state_dict: Mapping[str, Any] | None = None
+
     def update_attn_implementation(self, config: "PreTrainedConfig") -> "PreTrainedConfig":
         """Remove the request from the configuration: this quantizer holds what it asks for."""
         _remove_request(config)
@@ -72,8 +77,10 @@ class LowRankQuantizer(HfQuantizer):
         self, model: "PreTrainedModel"
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """What `save_pretrained` writes: the weights, and a placeholder for each dense one."""
+        given = self.given_state_dict
+        weights = dict(model.state_dict() if given is None else given)
         ranks = self.quantization_config.ranks
-        return model.state_dict() | {f"{name}.weight": torch.zeros(1) for name in ranks}, {}
+        return weights | {f"{name}.weight": torch.zeros(1) for name in ranks}, {}
 
     def _dequantize(self, model: "PreTrainedModel", dtype: Any = None) -> "PreTrainedModel":
         insert_dense_modules(model)
@@ -93,6 +100,27 @@ class LowRankQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+@contextmanager
+def saving_state_dict(
+    model: "PreTrainedModel", state_dict: Mapping[str, Any] | None
+) -> Iterator[None]:
+    """Let `save_pretrained` write the weights that it is given, if any.
+
+    transformers asks the quantizer of a model for its weights instead.
+    """
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    # Not by its class, of which each copy of this file has one (see `remote_loading`).
+    if not hasattr(quantizer, "given_state_dict"):
+        yield
+        return
+    before = quantizer.given_state_dict
+    quantizer.given_state_dict = state_dict
+    try:
+        yield
+    finally:
+        quantizer.given_state_dict = before
 
 
 def attach_quantization_config(model: "PreTrainedModel", ranks: dict[str, int]) -> None:

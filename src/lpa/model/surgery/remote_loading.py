@@ -16,18 +16,27 @@ from transformers.models.auto import modeling_auto
 from transformers.quantizers import auto as quantizers_auto
 
 from lpa.model.auto import QUANT_METHOD
-from lpa.model.surgery.quantizer import LowRankConfig, LowRankQuantizer
+from lpa.model.surgery.quantizer import LowRankConfig, LowRankQuantizer, saving_state_dict
 
 
-def save_with_code(model: Any, save_directory: Any, *args: Any, **options: Any) -> None:
+def save_with_code(
+    model: Any,
+    save_directory: Any,
+    is_main_process: bool = True,
+    state_dict: Any = None,
+    *args: Any,
+    **options: Any,
+) -> None:
     """`save_pretrained` of a model that this file opened: this file is copied."""
     Path(save_directory).mkdir(parents=True, exist_ok=True)
     shutil.copy(__file__, save_directory)
     # Names that say in which repository they are stand for this file too.
     auto_map = {auto: name.rpartition("--")[2] for auto, name in model.config.auto_map.items()}
     model.config.auto_map = auto_map
-    with as_new_files(model, [Path(__file__).name]):
-        type(model).save_pretrained(model, save_directory, *args, **options)
+    with as_new_files(model, [Path(__file__).name]), saving_state_dict(model, state_dict):
+        type(model).save_pretrained(
+            model, save_directory, is_main_process, state_dict, *args, **options
+        )
 
 
 @contextmanager
