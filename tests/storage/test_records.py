@@ -65,7 +65,8 @@ def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
     return {"sha256": store.content_digest(content), "content": content}
 
 
-NOTHING = hashlib.sha256().hexdigest()
+MODEL = '{"model_type": "gpt2"}'
+MODEL_FILES = {"config.json": hashlib.sha256(MODEL.encode()).hexdigest()}
 
 CHECKPOINT_MANIFEST = {
     "format": 2,
@@ -104,8 +105,8 @@ class File:
 
 
 def scores(folder: Path) -> Any:
-    """Of a model that has no files."""
-    (folder / "config.json").touch()
+    """Of a model that has nothing but a configuration."""
+    (folder / "config.json").write_text(MODEL)
     return ScoreCache(folder, folder, from_scratch=True).load({"task": "sst2", "seed": 0})
 
 
@@ -148,7 +149,7 @@ FILES = [
     File(
         "from-scratch/sst2-seed0.json",
         {
-            "request": {"task": "sst2", "seed": 0, "model": {"config.json": NOTHING}},
+            "request": {"task": "sst2", "seed": 0, "model": MODEL_FILES},
             "scores": {"accuracy": 0.5},
         },
         scores,
