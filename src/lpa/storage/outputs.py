@@ -29,6 +29,8 @@ MARKER_FILE = ".lpa-output.json"
 MODEL = "a model directory"
 # Names of ours in an output directory that are no part of its content: locks and unfinished work.
 _HIDDEN = ".lpa."
+# The name of content that is being removed.
+_REMOVED = f"{_HIDDEN}removed"
 # What a file system itself puts into its root directory.
 _SYSTEM_ENTRIES = {"lost+found"}
 
@@ -401,3 +403,17 @@ def remove(entries: Iterable[Path]) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def remove_content(directory: Path) -> None:
+    """Remove the content of a directory of ours but its marker.
+
+    A process that is killed meanwhile leaves a directory that is still known as ours.
+    """
+    removed = directory / _REMOVED
+    remove(directory.glob(_REMOVED))
+    for entry in list(content_of(directory)):
+        if entry.name != MARKER_FILE:
+            # Whole: a model directory without some of its files would not be known as ours.
+            os.replace(entry, removed)
+            remove([removed])

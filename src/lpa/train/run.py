@@ -1,6 +1,5 @@
 """A run from its beginning, or from where it was left."""
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -12,13 +11,12 @@ from lpa.errors import LPAWarning, UserError
 from lpa.storage.files import write_text_atomic
 from lpa.storage.locks import lock_directory, read_holder
 from lpa.storage.outputs import (
-    MARKER_FILE,
     MODEL,
     Marker,
     check_output_directory,
-    content_of,
     read_marker,
     remove,
+    remove_content,
 )
 from lpa.storage.run_directory import (
     BEST_DIRECTORY,
@@ -218,7 +216,7 @@ def _start_run(
     trainer = Trainer(config, out, world, show_bar=show_bar)
     barrier()  # nobody looks at `out` any more
     if world.is_main:
-        _remove_content(out)
+        remove_content(out)
         _MARKER.save(out)
         _record_launch(out, agents)
         write_text_atomic(out / CONFIG_FILE, config.to_yaml())
@@ -346,21 +344,6 @@ def _check_run_directory(out: Path, overwrite: bool) -> None:
         )
     check_output_directory(out, _MARKER.kind, overwrite=overwrite)
     _check_models(out)
-
-
-# No content of a run directory: what a process that was killed left there is no file of the user.
-_REMOVED = ".lpa.removed"
-
-
-def _remove_content(out: Path) -> None:
-    """Remove an earlier run but its marker, so that one that was removed in part can be removed again."""
-    removed = out / _REMOVED
-    remove(out.glob(_REMOVED))
-    for entry in list(content_of(out)):
-        if entry.name != MARKER_FILE:
-            # Whole: a directory without its files would not be known as one of a run.
-            os.replace(entry, removed)
-            remove([removed])
 
 
 def _check_models(out: Path) -> None:

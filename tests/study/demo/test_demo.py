@@ -10,7 +10,10 @@ from helpers.study_runs import fork_workers
 from lpa.data import Manifest
 from lpa.errors import UserError
 from lpa.model import parameter_count, preset_config, training_flops_per_token
-from lpa.study.demo.demo import LEARNING_RATES, PROMPT, demo_config, train_both
+from lpa.storage import outputs as outputs_module
+from lpa.storage.outputs import check_output_directory
+from lpa.study.demo import demo as demo_module
+from lpa.study.demo.demo import LEARNING_RATES, PROMPT, demo_config, run_demo, train_both
 from lpa.train.config import RunConfig
 
 KEYS = {
@@ -138,3 +141,26 @@ def test_no_steps_are_refused(lpa, tmp_path):
     assert finished.code == 2
     assert "--steps: got 0; expected a whole number from 1 to" in finished.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_demonstration_that_was_removed_in_part_can_be_overwritten(tmp_path, monkeypatch):
+    """Removing it ends at each of its entries in turn."""
+    out = tmp_path / "out"
+    files = ("data/manifest.json", "dense/config.yaml", "lpa/config.yaml", "result.json")
+    remove = outputs_module.remove
+    for number in range(len(files)):
+        demo_module._MARKER.save(out)
+        for name in files:
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text("")
+        calls = iter(range(number + 1))  # the first is of what an earlier process left
+
+        def remove_some(entries, calls=calls):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            remove(entries)
+
+        monkeypatch.setattr(outputs_module, "remove", remove_some)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(out, overwrite=True)
+        check_output_directory(out, demo_module._MARKER.kind, overwrite=True)

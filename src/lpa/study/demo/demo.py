@@ -9,7 +9,7 @@ from lpa.eval.generate import generate_text
 from lpa.eval.perplexity import Evaluation
 from lpa.storage.files import write_json, write_text_atomic
 from lpa.storage.locks import lock_directory
-from lpa.storage.outputs import Marker, check_output_directory, content_of, remove
+from lpa.storage.outputs import Marker, check_output_directory, remove_content
 from lpa.study.bundled_data import prepare_bundled
 from lpa.study.demo.demo_report import write_demo_report
 from lpa.study.execution.job import FAILURE_SUFFIX, Job, read_test
@@ -114,7 +114,7 @@ def run_demo(
     check_output_directory(out, _MARKER.kind, overwrite=overwrite)
     with lock_directory(out):
         check_output_directory(out, _MARKER.kind, overwrite=overwrite)
-        remove(content_of(out))
+        remove_content(out)
         _MARKER.save(out)
         return _run_demo(out, steps, seed)
 
