@@ -13,6 +13,15 @@ from lpa.data.preparation.splitting import num_copies
 WORDS = [f"word{n}" for n in range(500)]
 
 
+def words_by_split(data, tokenizer):
+    """The words of the text of each split: train, validation, test."""
+    decode = load_tokenizer(tokenizer).decode
+    return [
+        decode(load_split_tokens(data, split)).replace("<|endoftext|>", " ").split()
+        for split in ("train", "validation", "test")
+    ]
+
+
 def prose(characters, seed):
     """Words on one line."""
     chance = random.Random(seed)
@@ -80,13 +89,7 @@ def test_held_out_text_is_no_training_text_of_any_weight(tmp_path, tokenizer):
             test_fraction=0.01,
             overwrite=True,
         )
-        train, validation, test = (
-            load_tokenizer(tokenizer)
-            .decode(load_split_tokens(tmp_path / "out", split))
-            .replace("<|endoftext|>", " ")
-            .split()
-            for split in ("train", "validation", "test")
-        )
+        train, validation, test = words_by_split(tmp_path / "out", tokenizer)
         assert set(train) & set(words) <= set(words) - set(validation) - set(test)
         assert validation + test == words[-len(validation + test) :]
 
@@ -170,13 +173,7 @@ def test_nothing_is_held_out_of_documents_that_occur_twice(tmp_path, tokenizer, 
         validation_fraction=0.1,
         test_fraction=0.1,
     )
-    train, validation, test = (
-        load_tokenizer(tokenizer)
-        .decode(load_split_tokens(tmp_path / "out", split))
-        .replace("<|endoftext|>", " ")
-        .split()
-        for split in ("train", "validation", "test")
-    )
+    train, validation, test = words_by_split(tmp_path / "out", tokenizer)
     assert validation + test == texts["a"].split()[-len(validation + test) :]
     assert len(validation) == pytest.approx(200, rel=0.05)
     assert not set(validation + test) & set(train)

@@ -23,6 +23,8 @@ PROJECTION_PATTERNS = {
     r"(gate_proj|up_proj|gate_up_proj|down_proj|fc1|fc2|fc_in|fc_out|c_fc|c_proj|w1|w2|w3|"
     r"dense_h_to_4h|dense_4h_to_h)$",
 }
+# Multi-head latent attention (DeepSeek-V2), of which `PROJECTION_PATTERNS` know the output alone.
+_LATENT_KEYS = re.compile(r"\.kv_b_proj$")
 
 
 def find_projections(
@@ -86,10 +88,6 @@ def find_projections(
     if projections is None and "ffn" in kinds:
         _warn_of_fused_experts(model)
     return found
-
-
-# Multi-head latent attention (DeepSeek-V2), of which `PROJECTION_PATTERNS` know the output alone.
-_LATENT_KEYS = re.compile(r"\.kv_b_proj$")
 
 
 def _warn_of_fused_experts(model: nn.Module) -> None:
